@@ -1,0 +1,261 @@
+//! What is recorded about actions: keys, results, and which inputs an earlier run read.
+//!
+//! Plain data. How a key is computed and what a root is replaced by is the business of the
+//! `wrapper` crate; this file only fixes what is written to the index.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Record;
+use crate::digest::Digest;
+
+/// Digest of everything that may influence an action's outputs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ActionKey(pub Digest);
+
+impl fmt::Debug for ActionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ActionKey({:?})", self.0)
+    }
+}
+
+/// Digest of what is known of an action before any source is read: arguments, compiler, place.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct InvocationDigest(pub Digest);
+
+impl fmt::Debug for InvocationDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InvocationDigest({:?})", self.0)
+    }
+}
+
+/// Digest of the value an environment variable had, or of its absence.
+pub type EnvHash = Digest;
+
+/// A directory whose path differs between machines and checkouts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Root {
+    /// The directory rustc runs in: the workspace, or the package for one outside it.
+    Cwd = 0,
+    /// `$CARGO_HOME`.
+    CargoHome = 1,
+    /// The mountpoint of the view the outputs go to.
+    View = 2,
+}
+
+impl Root {
+    /// Every root.
+    pub const ALL: [Self; 3] = [Self::Cwd, Self::CargoHome, Self::View];
+}
+
+/// A set of roots: those whose literal path an action's outputs hold.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug, Serialize, Deserialize)]
+pub struct RootSet(u8);
+
+impl RootSet {
+    /// All roots: the result serves only the very same paths.
+    pub fn all() -> Self {
+        let mut all = Self::default();
+        for root in Root::ALL {
+            all.insert(root);
+        }
+        all
+    }
+
+    /// Adds `root`.
+    pub fn insert(&mut self, root: Root) {
+        self.0 |= 1 << root as u8;
+    }
+
+    /// Adds every root of `other`.
+    pub fn extend(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    /// Whether `root` is in the set.
+    pub fn contains(self, root: Root) -> bool {
+        self.0 & (1 << root as u8) != 0
+    }
+
+    /// Whether no root is in the set: the result serves any checkout.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// One file an action left in its out-dir.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Output {
+    /// File name inside the out-dir; never a path.
+    pub name: String,
+    /// Permission bits as the compiler left them.
+    pub mode: u32,
+    /// The bytes.
+    pub content: OutputContent,
+}
+
+/// The bytes of an output.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum OutputContent {
+    /// Served as they are.
+    Blob {
+        /// Name of the blob.
+        digest: Digest,
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// A small text (dep-info) with root placeholders, rendered for the checkout that gets it.
+    Template(Vec<u8>),
+}
+
+/// What a later action must know of the action that made one of its externs.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Origin {
+    /// File stems (`serde-0123abcd`) of the crate itself and of every crate it was compiled
+    /// against, sorted, without duplicates.
+    pub closure: Vec<String>,
+    /// Whether a proc macro runs when a crate using this one is compiled, or ran for any crate
+    /// in the closure.
+    pub proc_macro: bool,
+}
+
+/// The outcome of a successful action.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ActionResult {
+    /// The crate compiled, for people.
+    pub crate_name: String,
+    /// Files left in the out-dir.
+    pub outputs: Vec<Output>,
+    /// Standard output with root placeholders.
+    pub stdout: Vec<u8>,
+    /// Standard error with root placeholders.
+    pub stderr: Vec<u8>,
+    /// For actions that take the outputs as externs.
+    pub origin: Origin,
+    /// Milliseconds the compiler took.
+    pub compile_ms: u64,
+}
+
+impl ActionResult {
+    /// Bytes a hit refers to.
+    pub fn referenced_bytes(&self) -> u64 {
+        self.outputs
+            .iter()
+            .map(|output| match &output.content {
+                OutputContent::Blob { size, .. } => *size,
+                OutputContent::Template(text) => text.len() as u64,
+            })
+            .sum()
+    }
+}
+
+/// What the action cache holds under a key.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ActionEntry {
+    /// A result that serves whoever computes this key.
+    Result(ActionResult),
+    /// The outputs hold the literal path of these roots: look again under the key that also
+    /// holds the roots' paths.
+    PathBound(RootSet),
+}
+
+impl Record for ActionEntry {
+    const NAME: &'static str = "action entry";
+    const VERSION: u8 = 1;
+}
+
+/// What an earlier run of the same invocation read. Lets an action key be computed without
+/// running the compiler.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InputRecord {
+    /// Source and included files, as path templates, in the order of the dep-info.
+    pub sources: Vec<Vec<u8>>,
+    /// Environment variables the compiler says it read.
+    pub env: Vec<String>,
+    /// Milliseconds since the epoch when the record was made; the oldest go first.
+    pub created_ms: u64,
+}
+
+impl Record for InputRecord {
+    const NAME: &'static str = "input record";
+    const VERSION: u8 = 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{CodecError, decode, encode};
+
+    fn result() -> ActionEntry {
+        ActionEntry::Result(ActionResult {
+            crate_name: "a".into(),
+            outputs: vec![Output {
+                name: "liba.rlib".into(),
+                mode: 0o644,
+                content: OutputContent::Blob {
+                    digest: Digest::of(b"x"),
+                    size: 1,
+                },
+            }],
+            stdout: Vec::new(),
+            stderr: b"w".to_vec(),
+            origin: Origin {
+                closure: vec!["a-1".into()],
+                proc_macro: true,
+            },
+            compile_ms: 300,
+        })
+    }
+
+    #[test]
+    fn action_entry_layout_is_fixed() {
+        let bytes = encode(&result()).expect("encodes");
+        let mut golden = vec![1, 0, 1, b'a', 1, 9];
+        golden.extend_from_slice(b"liba.rlib");
+        golden.extend_from_slice(&[0xa4, 0x03, 0]);
+        golden.extend_from_slice(Digest::of(b"x").as_bytes());
+        golden.extend_from_slice(&[1, 0, 1, b'w', 1, 3, b'a', b'-', b'1', 1, 0xac, 2]);
+        assert_eq!(
+            bytes, golden,
+            "a changed layout needs a new ActionEntry::VERSION"
+        );
+        assert_eq!(decode::<ActionEntry>(&bytes).expect("decodes"), result());
+    }
+
+    #[test]
+    fn readers_refuse_what_they_do_not_know() {
+        let mut bytes = encode(&result()).expect("encodes");
+        bytes[0] = 77;
+        assert!(matches!(
+            decode::<ActionEntry>(&bytes),
+            Err(CodecError::Version { found: 77, .. })
+        ));
+        assert!(decode::<ActionEntry>(&[]).is_err());
+        bytes[0] = ActionEntry::VERSION;
+        bytes.push(0);
+        assert!(
+            decode::<ActionEntry>(&bytes).is_err(),
+            "trailing bytes are damage"
+        );
+    }
+
+    #[test]
+    fn input_record_layout_is_fixed() {
+        let record = InputRecord {
+            sources: vec![b"\0C\0/src/lib.rs".to_vec()],
+            env: vec!["A".into()],
+            created_ms: 5,
+        };
+        let bytes = encode(&record).expect("encodes");
+        let mut golden = vec![1, 1, 14];
+        golden.extend_from_slice(b"\0C\0/src/lib.rs");
+        golden.extend_from_slice(&[1, 1, b'A', 5]);
+        assert_eq!(
+            bytes, golden,
+            "a changed layout needs a new InputRecord::VERSION"
+        );
+        assert_eq!(decode::<InputRecord>(&bytes).expect("decodes"), record);
+    }
+}

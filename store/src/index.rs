@@ -1,0 +1,557 @@
+//! The index: every fact of a store, in RocksDB.
+//!
+//! | column family | key | value |
+//! |---|---|---|
+//! | `meta` | name | schema version, counters, next scratch id |
+//! | `views` | view | [`ViewRecord`] |
+//! | `inodes` | view, ino | [`InodeRecord`] |
+//! | `dentries` | view, parent ino, name | ino |
+//! | `actions` | [`ActionKey`] | [`ActionEntry`] |
+//! | `records` | [`InvocationDigest`], digest of the record | [`InputRecord`] |
+//! | `files` | path | [`FileMemo`] |
+//!
+//! Numbers in keys are big-endian, so iteration follows their order. A [`Batch`] is atomic. A
+//! commit goes through the write-ahead log without a sync: it survives the death of the process,
+//! and a power cut may take back the most recent ones, in order (RocksDB wiki, "WAL").
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    Direction, IteratorMode, Options, WriteBatch,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::action::{ActionEntry, ActionKey, InputRecord, InvocationDigest};
+use crate::codec::{CodecError, Record, decode, encode};
+use crate::digest::Digest;
+use crate::view::{DentryRecord, FileMemo, Ino, InodeRecord, ViewId, ViewRecord};
+
+const META: &str = "meta";
+const VIEWS: &str = "views";
+const INODES: &str = "inodes";
+const DENTRIES: &str = "dentries";
+const ACTIONS: &str = "actions";
+const RECORDS: &str = "records";
+const FILES: &str = "files";
+const FAMILIES: [&str; 7] = [META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES];
+
+const SCHEMA_VERSION: u32 = 1;
+const SCHEMA_KEY: &[u8] = b"schema";
+const COUNTERS_KEY: &[u8] = b"counters";
+const SCRATCH_KEY: &[u8] = b"next-scratch";
+
+/// Input records kept per invocation: enough for the branches one switches between.
+const RECORDS_PER_INVOCATION: usize = 16;
+
+/// An index that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// RocksDB refuses.
+    #[error("index {}: {source}", path.display())]
+    Db {
+        /// The index directory.
+        path: PathBuf,
+        /// What RocksDB says.
+        source: rocksdb::Error,
+    },
+    /// The index was written by another generation of kachefs.
+    #[error("index {}: schema {found}, this kachefs knows {SCHEMA_VERSION}", path.display())]
+    Schema {
+        /// The index directory.
+        path: PathBuf,
+        /// The schema found.
+        found: String,
+    },
+    /// A value that does not decode.
+    #[error("index: {0}")]
+    Codec(#[from] CodecError),
+    /// A key that is not of its column family's form.
+    #[error("index: malformed key in {0}")]
+    Key(&'static str),
+}
+
+/// What is counted over the life of a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Numbers by counter.
+    pub numbers: BTreeMap<Counter, u64>,
+    /// Actions not cached, by the name of the reason.
+    pub uncacheable: BTreeMap<String, u64>,
+}
+
+impl Record for Counters {
+    const NAME: &'static str = "counters";
+    const VERSION: u8 = 1;
+}
+
+/// One thing that is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Counter {
+    /// Actions served without running a compiler.
+    Hits,
+    /// Cacheable actions that ran.
+    Misses,
+    /// Cacheable actions that ran and failed.
+    Failed,
+    /// Bytes that hits referred to.
+    BytesReferenced,
+    /// Bytes new to the CAS.
+    BytesStored,
+    /// Bytes hashed on the way into the CAS, whether new or not.
+    BytesIngested,
+    /// Milliseconds of compiling that hits spared.
+    SavedMs,
+}
+
+/// The facts of one store.
+pub struct Index {
+    db: DB,
+    path: PathBuf,
+    counters: Mutex<Counters>,
+}
+
+/// Changes that become true together.
+pub struct Batch<'a> {
+    index: &'a Index,
+    batch: WriteBatch,
+    counted: bool,
+}
+
+impl Index {
+    /// Opens the index at `path`, making it when it is not there.
+    pub fn open(path: &Path) -> Result<Self, IndexError> {
+        let db_error = |source| IndexError::Db {
+            path: path.to_owned(),
+            source,
+        };
+        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options()));
+        let db = DB::open_cf_descriptors(&db_options(), path, families).map_err(db_error)?;
+        let mut index = Self {
+            db,
+            path: path.to_owned(),
+            counters: Mutex::new(Counters::default()),
+        };
+        index.check_schema()?;
+        if let Some(counters) = index.get(META, COUNTERS_KEY)? {
+            index.counters = Mutex::new(counters);
+        }
+        Ok(index)
+    }
+
+    fn check_schema(&self) -> Result<(), IndexError> {
+        match self.get_raw(META, SCHEMA_KEY)? {
+            None => self
+                .db
+                .put_cf(self.family(META), SCHEMA_KEY, SCHEMA_VERSION.to_be_bytes())
+                .map_err(|source| self.db_error(source)),
+            Some(bytes) if bytes == SCHEMA_VERSION.to_be_bytes() => Ok(()),
+            Some(bytes) => Err(IndexError::Schema {
+                path: self.path.clone(),
+                found: <[u8; 4]>::try_from(bytes.as_slice()).map_or_else(
+                    |_| format!("{bytes:?}"),
+                    |b| u32::from_be_bytes(b).to_string(),
+                ),
+            }),
+        }
+    }
+
+    /// An empty batch.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch {
+            index: self,
+            batch: WriteBatch::default(),
+            counted: false,
+        }
+    }
+
+    /// Every view of the store.
+    pub fn views(&self) -> Result<Vec<(ViewId, ViewRecord)>, IndexError> {
+        self.scan(VIEWS, &[])?
+            .into_iter()
+            .map(|(key, value)| {
+                let id = key
+                    .as_slice()
+                    .try_into()
+                    .map_err(|_| IndexError::Key(VIEWS))?;
+                Ok((ViewId(u32::from_be_bytes(id)), decode(&value)?))
+            })
+            .collect()
+    }
+
+    /// Every inode of a view.
+    pub fn inodes(&self, view: ViewId) -> Result<Vec<(Ino, InodeRecord)>, IndexError> {
+        self.scan(INODES, &view.0.to_be_bytes())?
+            .into_iter()
+            .map(|(key, value)| {
+                let ino = key[4..].try_into().map_err(|_| IndexError::Key(INODES))?;
+                Ok((Ino(u64::from_be_bytes(ino)), decode(&value)?))
+            })
+            .collect()
+    }
+
+    /// Every name of a view.
+    pub fn dentries(&self, view: ViewId) -> Result<Vec<DentryRecord>, IndexError> {
+        self.scan(DENTRIES, &view.0.to_be_bytes())?
+            .into_iter()
+            .map(|(key, value)| {
+                let malformed = || IndexError::Key(DENTRIES);
+                let (parent, name) = key[4..].split_first_chunk::<8>().ok_or_else(malformed)?;
+                let ino = value.as_slice().try_into().map_err(|_| malformed())?;
+                Ok(DentryRecord {
+                    parent: Ino(u64::from_be_bytes(*parent)),
+                    name: name.to_vec(),
+                    ino: Ino(u64::from_be_bytes(ino)),
+                })
+            })
+            .collect()
+    }
+
+    /// What the action cache holds under `key`.
+    pub fn action(&self, key: &ActionKey) -> Result<Option<ActionEntry>, IndexError> {
+        self.get(ACTIONS, key.0.as_bytes())
+    }
+
+    /// The input records of an invocation, newest first.
+    pub fn records(&self, invocation: &InvocationDigest) -> Result<Vec<InputRecord>, IndexError> {
+        let mut records = self
+            .scan(RECORDS, invocation.0.as_bytes())?
+            .into_iter()
+            .map(|(_, value)| Ok(decode::<InputRecord>(&value)?))
+            .collect::<Result<Vec<_>, IndexError>>()?;
+        records.sort_by_key(|record| std::cmp::Reverse(record.created_ms));
+        Ok(records)
+    }
+
+    /// The digest last computed for the file at `path`.
+    pub fn file_memo(&self, path: &[u8]) -> Result<Option<FileMemo>, IndexError> {
+        self.get(FILES, path)
+    }
+
+    /// No scratch id at or above this one was ever given out.
+    pub fn next_scratch(&self) -> Result<u64, IndexError> {
+        match self.get_raw(META, SCRATCH_KEY)? {
+            None => Ok(1),
+            Some(bytes) => Ok(u64::from_be_bytes(
+                bytes
+                    .as_slice()
+                    .try_into()
+                    .map_err(|_| IndexError::Key(META))?,
+            )),
+        }
+    }
+
+    /// Everything counted so far.
+    pub fn counters(&self) -> Counters {
+        self.counters.lock().clone()
+    }
+
+    /// Writes everything held in memory to the disk and waits for it.
+    pub fn sync(&self) -> Result<(), IndexError> {
+        self.db
+            .flush_wal(true)
+            .map_err(|source| self.db_error(source))
+    }
+
+    fn family(&self, name: &'static str) -> &ColumnFamily {
+        self.db
+            .cf_handle(name)
+            .expect("every family of FAMILIES was opened")
+    }
+
+    fn db_error(&self, source: rocksdb::Error) -> IndexError {
+        IndexError::Db {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn get_raw(&self, family: &'static str, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
+        self.db
+            .get_cf(self.family(family), key)
+            .map_err(|source| self.db_error(source))
+    }
+
+    fn get<R: Record>(&self, family: &'static str, key: &[u8]) -> Result<Option<R>, IndexError> {
+        let value = self
+            .db
+            .get_pinned_cf(self.family(family), key)
+            .map_err(|source| self.db_error(source))?;
+        Ok(value.map(|bytes| decode(&bytes)).transpose()?)
+    }
+
+    fn scan(
+        &self,
+        family: &'static str,
+        prefix: &[u8],
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, IndexError> {
+        let mut rows = Vec::new();
+        let mode = IteratorMode::From(prefix, Direction::Forward);
+        for row in self.db.iterator_cf(self.family(family), mode) {
+            let (key, value) = row.map_err(|source| self.db_error(source))?;
+            if !key.starts_with(prefix) {
+                break;
+            }
+            rows.push((key.into_vec(), value.into_vec()));
+        }
+        Ok(rows)
+    }
+}
+
+fn db_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_max_background_jobs(2);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(1 << 20);
+    options.set_max_total_wal_size(64 << 20);
+    options.set_max_open_files(256);
+    options
+}
+
+fn family_options() -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(8 << 20));
+    table.set_bloom_filter(10.0, false);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(8 << 20);
+    options
+}
+
+fn inode_key(view: ViewId, ino: Ino) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&view.0.to_be_bytes());
+    key[4..].copy_from_slice(&ino.0.to_be_bytes());
+    key
+}
+
+fn dentry_key(view: ViewId, parent: Ino, name: &[u8]) -> Vec<u8> {
+    let mut key = inode_key(view, parent).to_vec();
+    key.extend_from_slice(name);
+    key
+}
+
+impl Batch<'_> {
+    /// Stores a view.
+    pub fn put_view(&mut self, view: ViewId, record: &ViewRecord) -> Result<(), IndexError> {
+        self.put(VIEWS, &view.0.to_be_bytes(), record)
+    }
+
+    /// Stores an inode.
+    pub fn put_inode(
+        &mut self,
+        view: ViewId,
+        ino: Ino,
+        record: &InodeRecord,
+    ) -> Result<(), IndexError> {
+        self.put(INODES, &inode_key(view, ino), record)
+    }
+
+    /// Removes an inode.
+    pub fn delete_inode(&mut self, view: ViewId, ino: Ino) {
+        self.batch
+            .delete_cf(self.index.family(INODES), inode_key(view, ino));
+    }
+
+    /// Gives `ino` the name `name` in `parent`, instead of what had it.
+    pub fn put_dentry(&mut self, view: ViewId, parent: Ino, name: &[u8], ino: Ino) {
+        self.batch.put_cf(
+            self.index.family(DENTRIES),
+            dentry_key(view, parent, name),
+            ino.0.to_be_bytes(),
+        );
+    }
+
+    /// Removes a name.
+    pub fn delete_dentry(&mut self, view: ViewId, parent: Ino, name: &[u8]) {
+        self.batch
+            .delete_cf(self.index.family(DENTRIES), dentry_key(view, parent, name));
+    }
+
+    /// Stores what the action cache holds under `key`.
+    pub fn put_action(&mut self, key: &ActionKey, entry: &ActionEntry) -> Result<(), IndexError> {
+        self.put(ACTIONS, key.0.as_bytes(), entry)
+    }
+
+    /// Adds an input record to an invocation; the oldest beyond the limit goes.
+    pub fn put_record(
+        &mut self,
+        invocation: &InvocationDigest,
+        record: &InputRecord,
+    ) -> Result<(), IndexError> {
+        let key = record_key(invocation, record)?;
+        let mut known = self.index.records(invocation)?;
+        known.retain(|old| record_key(invocation, old).is_ok_and(|old| old != key));
+        for old in known.iter().skip(RECORDS_PER_INVOCATION - 1) {
+            self.batch
+                .delete_cf(self.index.family(RECORDS), record_key(invocation, old)?);
+        }
+        self.put(RECORDS, &key, record)
+    }
+
+    /// Remembers the digest of a file on the disk.
+    pub fn put_file_memo(&mut self, path: &[u8], memo: &FileMemo) -> Result<(), IndexError> {
+        self.put(FILES, path, memo)
+    }
+
+    /// Declares that scratch ids below `next` may have been given out.
+    pub fn put_next_scratch(&mut self, next: u64) {
+        self.batch
+            .put_cf(self.index.family(META), SCRATCH_KEY, next.to_be_bytes());
+    }
+
+    /// Adds to counters, and one to the named uncacheable reason.
+    pub fn count(&mut self, add: &[(Counter, u64)], uncacheable: Option<&str>) {
+        self.counted = true;
+        let mut counters = self.index.counters.lock();
+        for (counter, n) in add {
+            *counters.numbers.entry(*counter).or_default() += n;
+        }
+        if let Some(reason) = uncacheable {
+            *counters.uncacheable.entry(reason.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// Makes the changes true, all or none.
+    pub fn commit(mut self) -> Result<(), IndexError> {
+        if self.counted {
+            // Encoded and written under the lock, so an older count never overwrites a newer one.
+            let counters = self.index.counters.lock();
+            let bytes = encode(&*counters)?;
+            self.batch
+                .put_cf(self.index.family(META), COUNTERS_KEY, bytes);
+            return self.write();
+        }
+        self.write()
+    }
+
+    fn write(self) -> Result<(), IndexError> {
+        self.index
+            .db
+            .write(self.batch)
+            .map_err(|source| self.index.db_error(source))
+    }
+
+    fn put<R: Record>(
+        &mut self,
+        family: &'static str,
+        key: &[u8],
+        record: &R,
+    ) -> Result<(), IndexError> {
+        self.batch
+            .put_cf(self.index.family(family), key, encode(record)?);
+        Ok(())
+    }
+}
+
+/// A record is named by what it lists, not by when it was made.
+fn record_key(invocation: &InvocationDigest, record: &InputRecord) -> Result<Vec<u8>, CodecError> {
+    let timeless = encode(&InputRecord {
+        created_ms: 0,
+        ..record.clone()
+    })?;
+    let mut key = invocation.0.as_bytes().to_vec();
+    key.extend_from_slice(Digest::of(&timeless).as_bytes());
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index() -> (tempfile::TempDir, Index) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let index = Index::open(&dir.path().join("index")).expect("opens");
+        (dir, index)
+    }
+
+    #[test]
+    fn names_of_views_do_not_mix() {
+        let (_dir, index) = index();
+        let mut batch = index.batch();
+        batch.put_dentry(ViewId(1), Ino(1), b"a", Ino(2));
+        batch.put_dentry(ViewId(1), Ino(2), b"b", Ino(3));
+        batch.put_dentry(ViewId(256), Ino(1), b"a", Ino(9));
+        batch.commit().expect("commits");
+        let names = index.dentries(ViewId(1)).expect("reads");
+        assert_eq!(
+            names,
+            [
+                DentryRecord {
+                    parent: Ino(1),
+                    name: b"a".to_vec(),
+                    ino: Ino(2)
+                },
+                DentryRecord {
+                    parent: Ino(2),
+                    name: b"b".to_vec(),
+                    ino: Ino(3)
+                },
+            ]
+        );
+        let mut batch = index.batch();
+        batch.delete_dentry(ViewId(1), Ino(1), b"a");
+        batch.commit().expect("commits");
+        assert_eq!(index.dentries(ViewId(1)).expect("reads").len(), 1);
+        assert_eq!(index.dentries(ViewId(256)).expect("reads").len(), 1);
+    }
+
+    #[test]
+    fn oldest_records_go_first() {
+        let (_dir, index) = index();
+        let invocation = InvocationDigest(Digest::of(b"i"));
+        let total = RECORDS_PER_INVOCATION as u64 + 3;
+        for created_ms in 0..total {
+            let mut batch = index.batch();
+            let record = InputRecord {
+                sources: vec![vec![u8::try_from(created_ms).expect("small")]],
+                env: Vec::new(),
+                created_ms,
+            };
+            batch.put_record(&invocation, &record).expect("puts");
+            batch.commit().expect("commits");
+        }
+        let kept: Vec<u64> = index
+            .records(&invocation)
+            .expect("reads")
+            .iter()
+            .map(|r| r.created_ms)
+            .collect();
+        assert_eq!(kept, (3..total).rev().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn counters_survive_reopening() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("index");
+        {
+            let index = Index::open(&path).expect("opens");
+            let mut batch = index.batch();
+            batch.count(&[(Counter::Hits, 2)], Some("unknown-flag"));
+            batch.commit().expect("commits");
+        }
+        let counters = Index::open(&path).expect("opens").counters();
+        assert_eq!(counters.numbers[&Counter::Hits], 2);
+        assert_eq!(counters.uncacheable["unknown-flag"], 1);
+    }
+
+    #[test]
+    fn another_schema_is_refused() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("index");
+        {
+            let index = Index::open(&path).expect("opens");
+            index
+                .db
+                .put_cf(index.family(META), SCHEMA_KEY, 99_u32.to_be_bytes())
+                .expect("puts");
+        }
+        let error = Index::open(&path).err().expect("refused").to_string();
+        assert!(error.contains("schema 99"), "{error}");
+    }
+}

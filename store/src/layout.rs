@@ -1,0 +1,143 @@
+//! Where things are in a store directory, and who owns it.
+//!
+//! ```text
+//! lock            held with flock(2) by the one daemon that owns the store
+//! run/            mode 0700: daemon.sock
+//! daemon.log
+//! blobs/xx/<hex>  the CAS
+//! scratch/<id>    private backing files, on the same file system as the CAS
+//! index/          RocksDB
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::view::ScratchId;
+
+/// The paths of one store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreDir {
+    root: PathBuf,
+}
+
+/// Proof that this process owns the store; the kernel ends it with the process.
+#[derive(Debug)]
+pub struct StoreLock(#[expect(dead_code, reason = "held for its lock")] Flock<File>);
+
+/// A store that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// Another process holds the lock.
+    #[error("store {} is in use by another daemon", .0.display())]
+    InUse(PathBuf),
+    /// A directory or file of the store cannot be made or opened.
+    #[error("store: cannot prepare {}: {source}", path.display())]
+    Io {
+        /// What could not be made.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl StoreDir {
+    /// A store at `root`, which should be an absolute path. Touches nothing.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The store directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run().join("daemon.sock")
+    }
+
+    /// The private run directory.
+    pub fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    /// What the daemon writes for people.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
+    /// The blobs.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    /// The private backing files.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    /// One private backing file.
+    pub fn scratch_file(&self, id: ScratchId) -> PathBuf {
+        self.scratch().join(format!("{:x}", id.0))
+    }
+
+    /// The RocksDB directory.
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    /// Makes the directories that are missing, readable by nobody else.
+    pub fn create(&self) -> Result<(), LayoutError> {
+        for path in [self.root.clone(), self.run(), self.blobs(), self.scratch()] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(|source| LayoutError::Io { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Takes ownership of the store for this process.
+    pub fn lock(&self) -> Result<StoreLock, LayoutError> {
+        let path = self.root.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| LayoutError::Io {
+                path: path.clone(),
+                source,
+            })?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(StoreLock(lock)),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(LayoutError::InUse(self.root.clone())),
+            Err((_, errno)) => Err(LayoutError::Io {
+                path,
+                source: errno.into(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_has_one_owner() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = StoreDir::new(dir.path().join("s"));
+        store.create().expect("creates");
+        let first = store.lock().expect("locks");
+        assert!(matches!(store.lock(), Err(LayoutError::InUse(_))));
+        drop(first);
+        store.lock().expect("free again");
+    }
+}

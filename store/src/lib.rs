@@ -1,0 +1,31 @@
+//! The bytes and facts of kachefs.
+//!
+//! This crate keeps blobs (the [`Cas`]), facts about actions and views (the [`Index`]) and the
+//! record types both are made of. It knows nothing of FUSE, cargo or rustc, and never decides
+//! what a fact means: the `wrapper` crate does that, the `kachefs` daemon ties both together.
+//!
+//! One process owns a store at a time, see [`StoreDir::lock`].
+
+pub mod action;
+pub mod cas;
+pub mod codec;
+pub mod digest;
+pub mod index;
+pub mod layout;
+pub mod scan;
+pub mod view;
+
+pub use action::{
+    ActionEntry, ActionKey, ActionResult, EnvHash, InputRecord, InvocationDigest, Origin, Output,
+    OutputContent, Root, RootSet,
+};
+pub use cas::{Cas, CasError, Ingested};
+pub use codec::CodecError;
+pub use digest::{Digest, Hasher, ParseDigestError};
+pub use index::{Batch, Counter, Index, IndexError};
+pub use layout::{LayoutError, StoreDir, StoreLock};
+pub use scan::RootScanner;
+pub use view::{
+    Content, DentryRecord, FileMemo, Ino, InodeRecord, Kind, ScratchId, Timestamp, ViewId,
+    ViewRecord,
+};

@@ -1,0 +1,210 @@
+//! What is recorded about views: their names, inodes and content pointers.
+//!
+//! Plain data; the file system that gives it meaning lives in the daemon.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::action::ActionKey;
+use crate::codec::Record;
+use crate::digest::Digest;
+
+/// Number of a view; never reused within a store.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct ViewId(pub u32);
+
+/// Number of an inode within its view; never reused, and the node id the kernel sees.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Ino(pub u64);
+
+impl Ino {
+    /// The root directory of every view (`FUSE_ROOT_ID` in `linux/fuse.h`).
+    pub const ROOT: Self = Self(1);
+}
+
+impl fmt::Debug for Ino {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// Number of a private backing file in the store's scratch area.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct ScratchId(pub u64);
+
+/// A point in time: seconds and nanoseconds since the epoch.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize,
+)]
+pub struct Timestamp {
+    /// Whole seconds; negative before 1970.
+    pub secs: i64,
+    /// Nanoseconds past the second, below 1,000,000,000.
+    pub nanos: u32,
+}
+
+/// What kind of file an inode is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Kind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Dir,
+    /// Symbolic link.
+    Symlink,
+    /// Named pipe.
+    Fifo,
+    /// Socket.
+    Socket,
+    /// Character device.
+    CharDevice,
+    /// Block device.
+    BlockDevice,
+}
+
+/// Where the bytes of an inode are.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Content {
+    /// No bytes: directories and special files.
+    None,
+    /// The target of a symbolic link.
+    Link(Vec<u8>),
+    /// A small file, kept in the index itself.
+    Inline(Vec<u8>),
+    /// An immutable blob, shared by any number of inodes.
+    Blob {
+        /// Its name.
+        digest: Digest,
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// A private backing file; its length is that of the file itself.
+    Private(ScratchId),
+}
+
+/// One inode as stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InodeRecord {
+    /// Kind of file.
+    pub kind: Kind,
+    /// Permission bits, `0o7777` at most.
+    pub perm: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names of the inode.
+    pub nlink: u32,
+    /// Device number of a device file, else 0.
+    pub rdev: u32,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Where the bytes are.
+    pub content: Content,
+    /// The action whose output the content is; cleared by any write.
+    pub origin: Option<ActionKey>,
+}
+
+impl Record for InodeRecord {
+    const NAME: &'static str = "inode";
+    const VERSION: u8 = 1;
+}
+
+/// One name in a directory as stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DentryRecord {
+    /// The directory.
+    pub parent: Ino,
+    /// The name, without slashes.
+    pub name: Vec<u8>,
+    /// The inode it names.
+    pub ino: Ino,
+}
+
+/// One view as stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ViewRecord {
+    /// Where the view is mounted: an absolute path.
+    pub path: Vec<u8>,
+    /// Whether the daemon should mount it when it starts.
+    pub mounted: bool,
+    /// No inode at or above this number was ever given out.
+    pub next_ino: u64,
+}
+
+impl Record for ViewRecord {
+    const NAME: &'static str = "view";
+    const VERSION: u8 = 1;
+}
+
+/// The digest a file on the disk had when it had these attributes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileMemo {
+    /// Device number.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Digest of the content.
+    pub digest: Digest,
+}
+
+impl Record for FileMemo {
+    const NAME: &'static str = "file memo";
+    const VERSION: u8 = 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{decode, encode};
+
+    #[test]
+    fn inode_layout_is_fixed() {
+        let time = Timestamp { secs: -1, nanos: 5 };
+        let record = InodeRecord {
+            kind: Kind::File,
+            perm: 0o644,
+            uid: 1,
+            gid: 2,
+            nlink: 3,
+            rdev: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            content: Content::Inline(b"hi".to_vec()),
+            origin: None,
+        };
+        let bytes = encode(&record).expect("encodes");
+        let golden = [
+            1, 0, 0xa4, 3, 1, 2, 3, 0, 1, 5, 1, 5, 1, 5, 2, 2, b'h', b'i', 0,
+        ];
+        assert_eq!(
+            bytes, golden,
+            "a changed layout needs a new InodeRecord::VERSION"
+        );
+        assert_eq!(decode::<InodeRecord>(&bytes).expect("decodes"), record);
+    }
+
+    #[test]
+    fn view_layout_is_fixed() {
+        let record = ViewRecord {
+            path: b"/t".to_vec(),
+            mounted: true,
+            next_ino: 300,
+        };
+        let bytes = encode(&record).expect("encodes");
+        assert_eq!(bytes, [1, 2, b'/', b't', 1, 0xac, 2]);
+        assert_eq!(decode::<ViewRecord>(&bytes).expect("decodes"), record);
+    }
+}
