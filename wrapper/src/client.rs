@@ -1,0 +1,304 @@
+//! The thin client: what runs as `RUSTC_WRAPPER`.
+//!
+//! Starts in about a millisecond, asks the daemon that serves the out-dir, and on any doubt
+//! becomes the real compiler. It holds no policy: whether an action is cacheable, hits or must
+//! run is the daemon's decision. Whatever goes wrong on the way, cargo gets a correct compile.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::protocol::{
+    self, CompileRequest, Decision, Outcome, ProtocolError, Request, Run, TOKEN_NAME, Token,
+};
+use crate::roots::Roots;
+
+/// The daemon answers or sends `Wait` at least every second; silence for this long means that it
+/// is stuck, and the compiler runs without it.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Exit status when there is nothing to run, as shells use it.
+const CANNOT_RUN: u8 = 127;
+
+/// Runs the wrapper with this process's arguments and environment.
+pub fn main() -> ExitCode {
+    let argv: Vec<OsString> = env::args_os().skip(1).collect();
+    if argv.is_empty() {
+        say("kachefs-rustc: called by cargo as RUSTC_WRAPPER, with a compiler and its arguments");
+        return ExitCode::from(CANNOT_RUN);
+    }
+    if env::var_os("KACHEFS_DISABLE").is_some() {
+        return become_compiler(&argv);
+    }
+    let Some(token) = out_dir(&argv).and_then(read_token) else {
+        return become_compiler(&argv);
+    };
+    match converse(&argv, &token) {
+        Ok(code) => code,
+        Err(error) => {
+            warn_once(
+                &token,
+                &format!("kachefs: {error}; compiling without the cache"),
+            );
+            become_compiler(&argv)
+        }
+    }
+}
+
+/// The directory the compiler is told to write to.
+fn out_dir(argv: &[OsString]) -> Option<PathBuf> {
+    let at = argv
+        .iter()
+        .position(|arg| arg.as_bytes().starts_with(b"--out-dir"))?;
+    match argv[at].as_bytes().strip_prefix(b"--out-dir")? {
+        [] => argv.get(at + 1).map(PathBuf::from),
+        [b'=', path @ ..] => Some(PathBuf::from(OsStr::from_bytes(path))),
+        _ => None,
+    }
+}
+
+/// Asks the directory itself whether it belongs to a view, and to whose.
+fn read_token(directory: PathBuf) -> Option<Token> {
+    let target = std::fs::read_link(directory.join(TOKEN_NAME)).ok()?;
+    Token::decode(target.as_os_str().as_bytes())
+}
+
+fn converse(argv: &[OsString], token: &Token) -> Result<ExitCode, ProtocolError> {
+    let stream = connect(Path::new(OsStr::from_bytes(&token.socket)))?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))?;
+    protocol::send(&stream, &Request::Compile(request(argv, token)?))?;
+    loop {
+        match protocol::receive(&stream)? {
+            Decision::Wait => {}
+            Decision::Plain => return Ok(become_compiler(argv)),
+            Decision::Hit { stdout, stderr } => {
+                return Ok(replay(&stdout, &stderr));
+            }
+            Decision::Run(run) => return Ok(compile(argv, &run, &stream)),
+        }
+    }
+}
+
+/// Connects through the socket's directory: `sun_path` holds 108 bytes (unix(7)), store paths can
+/// be longer.
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    match UnixStream::connect(socket) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            let directory = std::fs::File::open(socket.parent().unwrap_or(socket))?;
+            let name = socket.file_name().unwrap_or_default();
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
+            UnixStream::connect(Path::new(&format!("/proc/self/fd/{fd}")).join(name))
+        }
+        result => result,
+    }
+}
+
+fn request(argv: &[OsString], token: &Token) -> io::Result<CompileRequest> {
+    Ok(CompileRequest {
+        token: (token.view, token.directory),
+        argv: argv.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
+        environment: env::vars_os()
+            .map(|(n, v)| (n.into_vec(), v.into_vec()))
+            .collect(),
+        cwd: env::current_dir()?.into_os_string().into_vec(),
+        umask: current_umask(),
+    })
+}
+
+fn current_umask() -> u32 {
+    let mode = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    nix::sys::stat::umask(mode);
+    mode.bits()
+}
+
+fn replay(stdout: &[u8], stderr: &[u8]) -> ExitCode {
+    // A reader that has gone away is cargo's affair, as it is for rustc.
+    let _ = io::stdout()
+        .write_all(stdout)
+        .and_then(|()| io::stdout().flush());
+    let _ = io::stderr().write_all(stderr);
+    ExitCode::SUCCESS
+}
+
+/// Replaces this process by the compiler, called as cargo meant it.
+fn become_compiler(argv: &[OsString]) -> ExitCode {
+    let error = Command::new(&argv[0]).args(&argv[1..]).exec();
+    say(&format!(
+        "kachefs-rustc: cannot run {}: {error}",
+        argv[0].to_string_lossy()
+    ));
+    ExitCode::from(CANNOT_RUN)
+}
+
+/// Runs the compiler, streaming what it says, and reports how it went.
+fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
+    let mut command = Command::new(&argv[0]);
+    command
+        .args(run.arguments.iter().map(|arg| OsStr::from_bytes(arg)))
+        .args(&argv[1..])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    for name in &run.remove_environment {
+        command.env_remove(OsStr::from_bytes(name));
+    }
+    let Ok(child) = command.spawn() else {
+        return become_compiler(argv);
+    };
+    let (status, stdout, stderr) = match stream_through(child, run) {
+        Ok(done) => done,
+        Err(error) => {
+            say(&format!("kachefs-rustc: lost the compiler: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = Outcome {
+        success: status.success(),
+        stdout,
+        stderr,
+    };
+    // The compile stands whether or not the daemon hears of it. It answers once it holds on to
+    // the output files, so that nothing cargo does next takes them away first.
+    let reported: Result<(), ProtocolError> =
+        protocol::send(stream, &outcome).and_then(|()| protocol::receive(stream));
+    drop(reported);
+    exit_like(status)
+}
+
+fn stream_through(mut child: Child, run: &Run) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+    let stdout = child.stdout.take();
+    let stderr = child.stderr.take();
+    thread::scope(|scope| {
+        let out =
+            scope.spawn(|| stdout.map_or(Ok(Vec::new()), |from| tee(from, io::stdout(), None)));
+        let err = stderr.map_or(Ok(Vec::new()), |from| {
+            tee(from, io::stderr(), Some(&run.remaps))
+        });
+        let out = out
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("stdout reader died")));
+        let status = child.wait()?;
+        Ok((status, out?, err?))
+    })
+}
+
+/// Copies `from` to `to` line by line as lines arrive (cargo starts dependents on rustc's
+/// artifact notifications), undoing path remapping, and returns all that was written.
+fn tee(
+    mut from: impl Read,
+    mut to: impl Write,
+    remaps: Option<&[(String, String)]>,
+) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut line = Vec::new();
+    let mut buffer = vec![0_u8; 64 * 1024];
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        line.extend_from_slice(&buffer[..n]);
+        // At the end everything goes out, with or without a newline.
+        let whole = if n == 0 {
+            line.len()
+        } else {
+            line.iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |at| at + 1)
+        };
+        if whole > 0 {
+            let rest = line.split_off(whole);
+            let text = match remaps {
+                Some(remaps) => Roots::unremap(&line, remaps),
+                None => std::mem::take(&mut line),
+            };
+            // A reader that has gone away must not stop the compiler.
+            let _ = to.write_all(&text).and_then(|()| to.flush());
+            all.extend_from_slice(&text);
+            line = rest;
+        }
+        if n == 0 {
+            return Ok(all);
+        }
+    }
+}
+
+/// Ends this process as the compiler ended: same status, or same signal.
+fn exit_like(status: ExitStatus) -> ExitCode {
+    if let Some(code) = status.code() {
+        return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX));
+    }
+    let signal = status.signal().unwrap_or(libc::SIGKILL);
+    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+        // When the signal does not end this process, the shell's code for it does.
+        let _ = nix::sys::signal::raise(signal);
+    }
+    ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)))
+}
+
+/// Tells the person once per build. Straight to cargo's own standard error: what a compiler
+/// prints, cargo records and repeats on every later build.
+fn warn_once(token: &Token, text: &str) {
+    let parent = std::os::unix::process::parent_id();
+    let mark =
+        Path::new(OsStr::from_bytes(&token.socket)).with_file_name(format!("warned-{parent}"));
+    let first = OpenOptions::new().write(true).create_new(true).open(mark);
+    if first.is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+        return;
+    }
+    let cargo = OpenOptions::new()
+        .append(true)
+        .open(format!("/proc/{parent}/fd/2"));
+    match cargo {
+        Ok(mut stderr) => drop(writeln!(stderr, "{text}")),
+        Err(_) => say(text),
+    }
+}
+
+fn say(text: &str) {
+    // Nobody is left to be told when standard error is closed.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_out_dir() {
+        let argv = |args: &[&str]| args.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(
+            out_dir(&argv(&["rustc", "--out-dir", "/t"])),
+            Some("/t".into())
+        );
+        assert_eq!(
+            out_dir(&argv(&["rustc", "--out-dir=/t", "x"])),
+            Some("/t".into())
+        );
+        assert_eq!(out_dir(&argv(&["rustc", "-vV"])), None);
+        assert_eq!(out_dir(&argv(&["rustc", "--out-dir"])), None);
+    }
+
+    #[test]
+    fn tee_keeps_lines_whole_and_paths_real() {
+        let remaps = vec![("/home/ann/ws".to_owned(), "/proc/self/cwd".to_owned())];
+        let mut shown = Vec::new();
+        let all = tee(
+            &b"at /proc/self/cwd/x\nlast /proc/self/cwd"[..],
+            &mut shown,
+            Some(&remaps),
+        )
+        .expect("copies");
+        assert_eq!(shown, b"at /home/ann/ws/x\nlast /home/ann/ws");
+        assert_eq!(all, shown);
+    }
+}

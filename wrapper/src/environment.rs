@@ -1,0 +1,185 @@
+//! Which environment variables an action depends on.
+//!
+//! rustc reports what `env!` and `option_env!` read; those are keyed by value. What rustc and the
+//! linker read for themselves is keyed always. A proc macro can read any variable and rustc never
+//! learns of it, so for units with proc macros in their graph the rule is *keyed or absent*:
+//! every variable is either part of the key or taken away from the compiler. No third kind.
+
+/// One environment: names and values as the process got them.
+pub type Environment = [(Vec<u8>, Vec<u8>)];
+
+/// Variables rustc, LLVM or the linker driver read themselves (rustc: `rustc_interface`,
+/// `rustc_session`; gcc(1) "ENVIRONMENT"; ld(1) "ENVIRONMENT").
+const READ_BY_TOOLS: &[&str] = &[
+    "COLLECT_NO_DEMANGLE",
+    "COMPILER_PATH",
+    "GCC_EXEC_PREFIX",
+    "GNUTARGET",
+    "LDEMULATION",
+    "LD_PRELOAD",
+    "LD_RUN_PATH",
+    "LIBRARY_PATH",
+    "MACOSX_DEPLOYMENT_TARGET",
+    "RUST_TARGET_PATH",
+    "SOURCE_DATE_EPOCH",
+];
+
+/// Prefix of variables that steer rustc (`RUSTC_BOOTSTRAP`, `RUSTC_FORCE_…`).
+const RUSTC_PREFIX: &str = "RUSTC_";
+
+/// `RUSTC_…` variables that only cargo reads.
+const FOR_CARGO: &[&str] = &["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
+
+/// Handles and noise that cannot reach an output by any honest way: the jobserver, whose value is
+/// a pair of descriptors, and what asks for more talk.
+const UNKEYED: &[&str] = &[
+    "CARGO_MAKEFLAGS",
+    "MAKEFLAGS",
+    "MFLAGS",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+];
+
+/// The terminal and the session: taken away from compilers that run proc macros.
+const SCRUBBED: &[&str] = &[
+    "COLORTERM",
+    "COLUMNS",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DISPLAY",
+    "GPG_TTY",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LINES",
+    "LS_COLORS",
+    "MOTD_SHOWN",
+    "OLDPWD",
+    "PROMPT_COMMAND",
+    "PS1",
+    "PWD",
+    "RUST_RECURSION_COUNT",
+    "SHLVL",
+    "STY",
+    "TERM",
+    "TERMCAP",
+    "WAYLAND_DISPLAY",
+    "WINDOWID",
+    "XAUTHORITY",
+    "_",
+];
+
+/// The same, by prefix.
+const SCRUBBED_PREFIXES: &[&str] = &[
+    "ALACRITTY_",
+    "GNOME_TERMINAL_",
+    "ITERM_",
+    "KACHEFS_",
+    "KITTY_",
+    "KONSOLE_",
+    "SSH_",
+    "TERM_",
+    "TMUX",
+    "VSCODE_",
+    "VTE_",
+    "WEZTERM_",
+    "XDG_SESSION_",
+    "ZELLIJ",
+];
+
+fn is_any(name: &[u8], names: &[&str]) -> bool {
+    names.iter().any(|n| n.as_bytes() == name)
+}
+
+fn is_scrubbed(name: &[u8]) -> bool {
+    is_any(name, SCRUBBED)
+        || is_any(name, FOR_CARGO)
+        || SCRUBBED_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix.as_bytes()))
+}
+
+/// The variables to key for every action besides those rustc reports, sorted by name.
+/// With `proc_macro`, everything that [`scrubbed`] does not take away.
+pub fn keyed(environment: &Environment, proc_macro: bool) -> Vec<(&[u8], &[u8])> {
+    let mut keyed: Vec<(&[u8], &[u8])> = environment
+        .iter()
+        .map(|(name, value)| (name.as_slice(), value.as_slice()))
+        .filter(|(name, _)| {
+            if is_any(name, UNKEYED) || is_scrubbed(name) {
+                false
+            } else {
+                proc_macro
+                    || is_any(name, READ_BY_TOOLS)
+                    || name.starts_with(RUSTC_PREFIX.as_bytes())
+            }
+        })
+        .collect();
+    keyed.sort_unstable();
+    keyed
+}
+
+/// The variables a compiler that runs proc macros must not see.
+pub fn scrubbed(environment: &Environment) -> Vec<Vec<u8>> {
+    environment
+        .iter()
+        .map(|(name, _)| name.clone())
+        .filter(|name| is_scrubbed(name))
+        .collect()
+}
+
+/// The value of one variable.
+pub fn value<'a>(environment: &'a Environment, name: &[u8]) -> Option<&'a [u8]> {
+    environment
+        .iter()
+        .find(|(n, _)| n == name)
+        .map(|(_, value)| value.as_slice())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(names: &[&str]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        names
+            .iter()
+            .map(|n| (n.as_bytes().to_vec(), b"1".to_vec()))
+            .collect()
+    }
+
+    #[test]
+    fn keyed_or_absent() {
+        let names = [
+            "A",
+            "DATABASE_URL",
+            "TERM",
+            "PWD",
+            "RUSTC_BOOTSTRAP",
+            "SSH_TTY",
+            "CARGO_MAKEFLAGS",
+            "RUSTC_WRAPPER",
+            "KACHEFS_STORE",
+            "PATH",
+        ];
+        let environment = environment(&names);
+        let keyed: Vec<_> = keyed(&environment, true)
+            .into_iter()
+            .map(|(n, _)| n)
+            .collect();
+        let absent = scrubbed(&environment);
+        for name in names {
+            let in_key = keyed.contains(&name.as_bytes());
+            let gone = absent.iter().any(|n| n == name.as_bytes());
+            assert!(in_key != gone || name == "CARGO_MAKEFLAGS", "{name}");
+        }
+        assert!(keyed.is_sorted());
+    }
+
+    #[test]
+    fn without_proc_macros_only_what_tools_read() {
+        let environment = environment(&["A", "RUSTC_BOOTSTRAP", "LIBRARY_PATH", "RUSTC_WRAPPER"]);
+        let keyed: Vec<_> = keyed(&environment, false)
+            .into_iter()
+            .map(|(n, _)| n)
+            .collect();
+        assert_eq!(keyed, [&b"LIBRARY_PATH"[..], b"RUSTC_BOOTSTRAP"]);
+    }
+}

@@ -1,0 +1,311 @@
+//! The invocation digest and the action key.
+//!
+//! Pure functions from facts to digests. Whoever calls them brings every fact: a forgotten one is
+//! a wrong hit, so the facts are struct fields without defaults, and a new one does not compile
+//! until every caller supplies it. `docs/cache-key.md` explains each to a user.
+
+use store::{ActionKey, Digest, Hasher, InvocationDigest, Root, RootSet};
+
+use crate::roots::Roots;
+
+/// Grows with every change of what is hashed below, so old keys are never met again.
+const KEY_FORMAT: u64 = 1;
+
+/// What is known of an action before a source is read. Texts are templates.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// Content of the compiler and its libraries.
+    pub compiler: Digest,
+    /// Content of the linker, CRT and libc, for actions that run a linker.
+    pub linker: Option<Digest>,
+    /// The processor, for actions told to use whatever it offers.
+    pub cpu: Option<Digest>,
+    /// Arguments, in order.
+    pub arguments: Vec<Vec<u8>>,
+    /// The crate root.
+    pub source: Vec<u8>,
+    /// Whether the working directory is remapped; packages below `$CARGO_HOME` do without.
+    pub remaps_cwd: bool,
+}
+
+impl Invocation {
+    /// The digest under which input records are found.
+    pub fn digest(&self) -> InvocationDigest {
+        let mut hasher = Hasher::new("kachefs invocation");
+        hasher.number(KEY_FORMAT).digest(&self.compiler);
+        for optional in [&self.linker, &self.cpu] {
+            match optional {
+                Some(digest) => hasher.number(1).digest(digest),
+                None => hasher.number(0),
+            };
+        }
+        hasher.number(u64::from(self.remaps_cwd));
+        hasher
+            .field(&self.source)
+            .number(self.arguments.len() as u64);
+        for argument in &self.arguments {
+            hasher.field(argument);
+        }
+        InvocationDigest(hasher.finish())
+    }
+}
+
+/// What an action reads besides its sources. Known before the compiler runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dependencies {
+    /// Externs in order: `options:name`, file name, content.
+    pub externs: Vec<(String, String, Digest)>,
+    /// Every crate of the dependency closure: file stem and content of what this action reads of
+    /// it (the rlib or proc macro where a linker runs, else the rmeta). Sorted by stem.
+    pub closure: Vec<(String, Digest)>,
+    /// Files and directories named by flags: path template and content (for a directory, of the
+    /// libraries in it).
+    pub named: Vec<(Vec<u8>, Digest)>,
+    /// Environment that is keyed without rustc reporting it: name, value template.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The whole package directory, for units whose proc macros may read any of it.
+    pub package: Option<Digest>,
+}
+
+/// What an action reads as its input record tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// Path template and content, in the order of the record.
+    pub files: Vec<(Vec<u8>, Digest)>,
+    /// Name and value template (`None`: not set) of reported variables, in order.
+    pub environment: Vec<(String, Option<Vec<u8>>)>,
+}
+
+/// The key of the action that is all of this.
+pub fn action_key(
+    invocation: &InvocationDigest,
+    dependencies: &Dependencies,
+    sources: &Sources,
+) -> ActionKey {
+    let mut hasher = Hasher::new("kachefs action");
+    hasher.number(KEY_FORMAT).digest(&invocation.0);
+    hasher.number(dependencies.externs.len() as u64);
+    for (name, file, digest) in &dependencies.externs {
+        hasher
+            .field(name.as_bytes())
+            .field(file.as_bytes())
+            .digest(digest);
+    }
+    hasher.number(dependencies.closure.len() as u64);
+    for (stem, digest) in &dependencies.closure {
+        hasher.field(stem.as_bytes()).digest(digest);
+    }
+    hasher.number(dependencies.named.len() as u64);
+    for (path, digest) in &dependencies.named {
+        hasher.field(path).digest(digest);
+    }
+    hasher.number(dependencies.environment.len() as u64);
+    for (name, value) in &dependencies.environment {
+        hasher.field(name).field(value);
+    }
+    match &dependencies.package {
+        Some(digest) => hasher.number(1).digest(digest),
+        None => hasher.number(0),
+    };
+    hasher.number(sources.files.len() as u64);
+    for (path, digest) in &sources.files {
+        hasher.field(path).digest(digest);
+    }
+    hasher.number(sources.environment.len() as u64);
+    for (name, value) in &sources.environment {
+        hasher.field(name.as_bytes());
+        match value {
+            Some(value) => hasher.number(1).field(value),
+            None => hasher.number(0),
+        };
+    }
+    ActionKey(hasher.finish())
+}
+
+/// The key of a result whose outputs hold the literal paths of the roots in `set`.
+pub fn bound_key(key: &ActionKey, set: RootSet, roots: &Roots) -> ActionKey {
+    let mut hasher = Hasher::new("kachefs path-bound action");
+    hasher.digest(&key.0);
+    for root in Root::ALL {
+        if set.contains(root) {
+            hasher
+                .number(root as u64)
+                .field(roots.path(root).as_bytes());
+        }
+    }
+    ActionKey(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invocation() -> Invocation {
+        Invocation {
+            compiler: Digest::of(b"rustc"),
+            linker: None,
+            cpu: None,
+            arguments: vec![b"--crate-name=a".to_vec()],
+            source: b"src/lib.rs".to_vec(),
+            remaps_cwd: true,
+        }
+    }
+
+    fn dependencies() -> Dependencies {
+        Dependencies {
+            externs: vec![("b".into(), "libb-1.rmeta".into(), Digest::of(b"b"))],
+            closure: vec![("b-1".into(), Digest::of(b"b"))],
+            named: vec![(b"\0V\0/out".to_vec(), Digest::of(b"n"))],
+            environment: vec![(b"RUSTC_BOOTSTRAP".to_vec(), b"1".to_vec())],
+            package: None,
+        }
+    }
+
+    fn sources() -> Sources {
+        Sources {
+            files: vec![(b"src/lib.rs".to_vec(), Digest::of(b"s"))],
+            environment: vec![("E".into(), None)],
+        }
+    }
+
+    #[test]
+    fn every_fact_matters() {
+        let mut keys = std::collections::HashSet::new();
+        let mut add = |i: &Invocation, d: &Dependencies, s: &Sources| {
+            assert!(
+                keys.insert(action_key(&i.digest(), d, s)),
+                "{i:?} {d:?} {s:?}"
+            );
+        };
+        let (i, d, s) = (invocation(), dependencies(), sources());
+        add(&i, &d, &s);
+        let other = Digest::of(b"other");
+        add(
+            &Invocation {
+                compiler: other,
+                ..i.clone()
+            },
+            &d,
+            &s,
+        );
+        add(
+            &Invocation {
+                linker: Some(other),
+                ..i.clone()
+            },
+            &d,
+            &s,
+        );
+        add(
+            &Invocation {
+                cpu: Some(other),
+                ..i.clone()
+            },
+            &d,
+            &s,
+        );
+        add(
+            &Invocation {
+                arguments: vec![],
+                ..i.clone()
+            },
+            &d,
+            &s,
+        );
+        add(
+            &Invocation {
+                source: vec![],
+                ..i.clone()
+            },
+            &d,
+            &s,
+        );
+        add(
+            &Invocation {
+                remaps_cwd: false,
+                ..i.clone()
+            },
+            &d,
+            &s,
+        );
+        add(
+            &i,
+            &Dependencies {
+                externs: vec![],
+                ..d.clone()
+            },
+            &s,
+        );
+        let moved = vec![("b".into(), "libb-2.rmeta".into(), Digest::of(b"b"))];
+        add(
+            &i,
+            &Dependencies {
+                externs: moved,
+                ..d.clone()
+            },
+            &s,
+        );
+        add(
+            &i,
+            &Dependencies {
+                closure: vec![("b-1".into(), other)],
+                ..d.clone()
+            },
+            &s,
+        );
+        add(
+            &i,
+            &Dependencies {
+                named: vec![],
+                ..d.clone()
+            },
+            &s,
+        );
+        add(
+            &i,
+            &Dependencies {
+                environment: vec![],
+                ..d.clone()
+            },
+            &s,
+        );
+        add(
+            &i,
+            &Dependencies {
+                package: Some(other),
+                ..d.clone()
+            },
+            &s,
+        );
+        add(
+            &i,
+            &d,
+            &Sources {
+                files: vec![(b"src/lib.rs".to_vec(), other)],
+                ..s.clone()
+            },
+        );
+        let set = vec![("E".into(), Some(Vec::new()))];
+        add(
+            &i,
+            &d,
+            &Sources {
+                environment: set,
+                ..s.clone()
+            },
+        );
+    }
+
+    #[test]
+    fn bound_keys_hold_only_the_roots_that_bind() {
+        let key = action_key(&invocation().digest(), &dependencies(), &sources());
+        let here = Roots::new("/a", "/c", "/a/target");
+        let there = Roots::new("/b", "/c", "/b/target");
+        let mut set = RootSet::default();
+        set.insert(Root::CargoHome);
+        assert_eq!(bound_key(&key, set, &here), bound_key(&key, set, &there));
+        assert_ne!(bound_key(&key, set, &here), key);
+        set.insert(Root::Cwd);
+        assert_ne!(bound_key(&key, set, &here), bound_key(&key, set, &there));
+    }
+}

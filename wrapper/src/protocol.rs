@@ -1,0 +1,261 @@
+//! What clients and the daemon say to each other over the store's Unix socket.
+//!
+//! A frame is a length (`u32`, little-endian), a protocol version byte, and a postcard message.
+//! One connection carries one conversation: a compile (request, any number of `Wait`, decision,
+//! and after a miss the outcome) or one control command and its answer. Clients and daemons of
+//! different versions refuse each other with a clear error, and a compile then runs plainly.
+
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Version of every message below.
+pub const VERSION: u8 = 1;
+
+/// Longest frame either side accepts: the output of a compiler that prints a great deal.
+const MAX_FRAME: u32 = 256 << 20;
+
+/// Name that answers `readlink` in every directory of a view although no listing shows it. Its
+/// target is a [`Token`].
+pub const TOKEN_NAME: &str = ".kachefs";
+
+/// First message of a conversation.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// A compiler run.
+    Compile(CompileRequest),
+    /// A command of the `kachefs` binary.
+    Control(Control),
+}
+
+/// A compiler run as the wrapper sees it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CompileRequest {
+    /// The out-dir's view and inode.
+    pub token: (u32, u64),
+    /// The compiler and its arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// The whole environment.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Working directory.
+    pub cwd: Vec<u8>,
+    /// File mode creation mask.
+    pub umask: u32,
+}
+
+/// What the daemon decides about a compiler run.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Decision {
+    /// Another process compiles the same; ask again by reading the next message.
+    Wait,
+    /// Not cached: run the compiler as it was called.
+    Plain,
+    /// The outputs are in place: replay this and succeed.
+    Hit {
+        /// Standard output.
+        stdout: Vec<u8>,
+        /// Standard error.
+        stderr: Vec<u8>,
+    },
+    /// Run the compiler, then send an [`Outcome`].
+    Run(Run),
+}
+
+/// How to run a compiler whose results are recorded.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// Arguments to put before the others.
+    pub arguments: Vec<Vec<u8>>,
+    /// Variables to take out of the environment.
+    pub remove_environment: Vec<Vec<u8>>,
+    /// `(real, remapped)` path prefixes: diagnostics show the real ones again.
+    pub remaps: Vec<(String, String)>,
+}
+
+/// How a compiler run ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Whether it exited with status 0.
+    pub success: bool,
+    /// What it wrote to standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error, with real paths.
+    pub stderr: Vec<u8>,
+}
+
+/// A command.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Control {
+    /// Is anybody there?
+    Ping,
+    /// Mount a view at an absolute path.
+    Mount {
+        /// The mountpoint, canonical.
+        path: Vec<u8>,
+    },
+    /// Unmount the view at an absolute path, or all views.
+    Unmount {
+        /// The mountpoint; `None` for all.
+        path: Option<Vec<u8>>,
+    },
+    /// Numbers.
+    Stats {
+        /// Only the view mounted at this path.
+        view: Option<Vec<u8>>,
+    },
+    /// Unmount everything and exit.
+    Stop,
+}
+
+/// The answer to a [`Control`].
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Done; the text is for people and may be empty.
+    Done(String),
+    /// The mount was there already.
+    AlreadyMounted,
+    /// Not done, and why: one line.
+    Failed(String),
+    /// The statistics, as the JSON text of `kachefs stats --json`.
+    Stats(String),
+}
+
+/// Sent instead of any expected message when the conversation cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtocolError {
+    /// The connection failed or ended.
+    #[error("daemon connection: {0}")]
+    Io(#[from] io::Error),
+    /// The other side speaks another version.
+    #[error(
+        "daemon and client differ in protocol version ({found} and {VERSION}); run `kachefs daemon stop`, then mount again"
+    )]
+    Version {
+        /// The version byte received.
+        found: u8,
+    },
+    /// A frame longer than [`MAX_FRAME`], or one that does not decode.
+    #[error("daemon connection: malformed message: {0}")]
+    Malformed(String),
+}
+
+/// Writes one message.
+pub fn send(mut stream: impl Write, message: &impl Serialize) -> Result<(), ProtocolError> {
+    let mut frame = vec![0, 0, 0, 0, VERSION];
+    frame = postcard::to_extend(message, frame)
+        .map_err(|error| ProtocolError::Malformed(error.to_string()))?;
+    let length = u32::try_from(frame.len() - 4)
+        .ok()
+        .filter(|length| *length <= MAX_FRAME)
+        .ok_or_else(|| ProtocolError::Malformed(format!("{} bytes is too long", frame.len())))?;
+    frame[..4].copy_from_slice(&length.to_le_bytes());
+    stream.write_all(&frame)?;
+    Ok(())
+}
+
+/// Reads one message.
+pub fn receive<T: DeserializeOwned>(mut stream: impl Read) -> Result<T, ProtocolError> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length);
+    if length == 0 || length > MAX_FRAME {
+        return Err(ProtocolError::Malformed(format!("frame of {length} bytes")));
+    }
+    // Grows as bytes arrive: a hostile length alone allocates nothing.
+    let mut frame = Vec::new();
+    stream.take(u64::from(length)).read_to_end(&mut frame)?;
+    if frame.len() != length as usize {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    if frame[0] != VERSION {
+        return Err(ProtocolError::Version { found: frame[0] });
+    }
+    postcard::from_bytes(&frame[1..]).map_err(|error| ProtocolError::Malformed(error.to_string()))
+}
+
+/// Tells a wrapper which daemon serves a directory, and which directory of which view it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Number of the view.
+    pub view: u32,
+    /// Inode of the directory.
+    pub directory: u64,
+    /// The daemon's socket.
+    pub socket: Vec<u8>,
+}
+
+impl Token {
+    /// The text of the token.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut text = format!("kachefs:1:{}:{}:", self.view, self.directory).into_bytes();
+        text.extend_from_slice(&self.socket);
+        text
+    }
+
+    /// The token a text stands for; `None` for anything else.
+    pub fn decode(text: &[u8]) -> Option<Self> {
+        let mut parts = text
+            .strip_prefix(b"kachefs:1:")?
+            .splitn(3, |byte| *byte == b':');
+        let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+        let view = u32::try_from(number()?).ok()?;
+        let directory = number()?;
+        Some(Self {
+            view,
+            directory,
+            socket: parts.next()?.to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_round_trip() {
+        let mut wire = Vec::new();
+        send(
+            &mut wire,
+            &Request::Control(Control::Mount {
+                path: b"/t".to_vec(),
+            }),
+        )
+        .expect("sends");
+        let message: Request = receive(&wire[..]).expect("receives");
+        assert!(matches!(message, Request::Control(Control::Mount { path }) if path == b"/t"));
+    }
+
+    #[test]
+    fn strangers_are_refused() {
+        let mut wire = Vec::new();
+        send(&mut wire, &Control::Ping).expect("sends");
+        wire[4] = 99;
+        assert!(matches!(
+            receive::<Control>(&wire[..]),
+            Err(ProtocolError::Version { found: 99 })
+        ));
+        assert!(receive::<Control>(&[255, 255, 255, 255, 1][..]).is_err());
+        assert!(receive::<Control>(&[9, 0, 0, 0, 1][..]).is_err());
+        assert!(receive::<Control>(&[][..]).is_err());
+    }
+
+    #[test]
+    fn tokens_round_trip() {
+        let token = Token {
+            view: 3,
+            directory: 1 << 40,
+            socket: b"/s:1/run/daemon.sock".to_vec(),
+        };
+        assert_eq!(Token::decode(&token.encode()), Some(token));
+        for bad in [
+            &b"kachefs:2:1:1:/s"[..],
+            b"kachefs:1:x:1:/s",
+            b"",
+            b"kachefs:1:1",
+        ] {
+            assert_eq!(Token::decode(bad), None);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! The roots of an action, and texts freed of them.
+//!
+//! Two checkouts differ in a few directory paths. [`Roots`] replaces them in arguments,
+//! environment values, dep-info and diagnostics by placeholders (`NUL letter NUL`, which no path
+//! and no argument can hold), puts the paths of another checkout back in, and says which
+//! `--remap-path-prefix` flags keep them out of the outputs. Pure text work: touches no disk.
+
+use store::scan::RootNeedles;
+use store::{Root, RootSet};
+
+/// What rustc is told to write instead of the working directory: a debugger started in the
+/// workspace finds the sources through it (proc(5)).
+const REMAPPED_CWD: &str = "/proc/self/cwd";
+/// What rustc is told to write instead of `$CARGO_HOME`.
+const REMAPPED_CARGO_HOME: &str = "/cargo";
+/// What rustc is told to write instead of the view's mountpoint.
+const REMAPPED_VIEW: &str = "/proc/self/cwd/target";
+
+/// The literal root paths of one action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roots {
+    /// `(root, path)`, longest path first, so nested roots are recognised before what holds them.
+    paths: Vec<(Root, String)>,
+    plain: bool,
+}
+
+impl Roots {
+    /// The roots of an action that runs in `cwd`. Trailing slashes do not matter; an empty or
+    /// relative path is not a root and is left out.
+    pub fn new(cwd: &str, cargo_home: &str, view: &str) -> Self {
+        let mut paths: Vec<(Root, String)> = [
+            (Root::View, view),
+            (Root::CargoHome, cargo_home),
+            (Root::Cwd, cwd),
+        ]
+        .into_iter()
+        .map(|(root, path)| (root, path.trim_end_matches('/').to_owned()))
+        .filter(|(_, path)| path.starts_with('/'))
+        .collect();
+        paths.sort_by_key(|(_, path)| std::cmp::Reverse(path.len()));
+        let plain = paths.iter().all(|(_, path)| path.bytes().all(is_plain)) && paths.len() == 3;
+        Self { paths, plain }
+    }
+
+    /// The path of `root`; empty when there is none.
+    pub fn path(&self, root: Root) -> &str {
+        self.paths
+            .iter()
+            .find(|(r, _)| *r == root)
+            .map_or("", |(_, path)| path)
+    }
+
+    /// Whether all roots are made of characters that no text format escapes. Where they are not,
+    /// a literal search could miss an escaped form, so results must count as bound to all roots.
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// Whether the action compiles an immutable package below `$CARGO_HOME`.
+    pub fn in_cargo_home(&self) -> bool {
+        let home = self.path(Root::CargoHome);
+        let cwd = self.path(Root::Cwd);
+        !home.is_empty()
+            && cwd
+                .strip_prefix(home)
+                .is_some_and(|rest| rest.starts_with('/'))
+    }
+
+    /// `text` with every root path replaced by its placeholder. Only whole path components count:
+    /// `/a/ws2` does not hold the root `/a/ws`.
+    pub fn template(&self, text: &[u8]) -> Vec<u8> {
+        let pairs: Vec<(&[u8], Vec<u8>)> = self
+            .paths
+            .iter()
+            .map(|(root, path)| (path.as_bytes(), placeholder(*root).to_vec()))
+            .collect();
+        replace_paths(text, &pairs)
+    }
+
+    /// The text `template` stands for in this checkout.
+    pub fn render(&self, template: &[u8]) -> Vec<u8> {
+        let mut text = Vec::with_capacity(template.len() + 256);
+        let mut rest = template;
+        while let Some(at) = rest.iter().position(|b| *b == 0) {
+            text.extend_from_slice(&rest[..at]);
+            match rest.get(at..at + 3).and_then(root_of) {
+                Some(root) => {
+                    text.extend_from_slice(self.path(root).as_bytes());
+                    rest = &rest[at + 3..];
+                }
+                None => {
+                    text.push(0);
+                    rest = &rest[at + 1..];
+                }
+            }
+        }
+        text.extend_from_slice(rest);
+        text
+    }
+
+    /// The roots whose literal path is still in `text`.
+    pub fn held_in(&self, text: &[u8]) -> RootSet {
+        let needles = self.needles();
+        let mut scanner = needles.scanner();
+        scanner.feed(text);
+        scanner.finish()
+    }
+
+    /// A search for the literal paths in outputs.
+    pub fn needles(&self) -> RootNeedles {
+        RootNeedles::new(&self.paths)
+    }
+
+    /// `(from, to)` pairs for `--remap-path-prefix`, shortest first: rustc lets the last matching
+    /// one win, so the most specific does.
+    pub fn remaps(&self) -> Vec<(&str, &'static str)> {
+        self.paths
+            .iter()
+            .rev()
+            .filter(|(root, _)| *root != Root::Cwd || !self.in_cargo_home())
+            .map(|(root, path)| (path.as_str(), remapped(*root)))
+            .collect()
+    }
+
+    /// Puts the real paths back where remapping reached a diagnostic meant for people and
+    /// editors.
+    pub fn unremap(text: &[u8], remaps: &[(String, String)]) -> Vec<u8> {
+        let mut pairs: Vec<(&[u8], Vec<u8>)> = remaps
+            .iter()
+            .map(|(from, to)| (to.as_bytes(), from.clone().into_bytes()))
+            .collect();
+        pairs.sort_by_key(|(to, _)| std::cmp::Reverse(to.len()));
+        replace_paths(text, &pairs)
+    }
+}
+
+fn remapped(root: Root) -> &'static str {
+    match root {
+        Root::Cwd => REMAPPED_CWD,
+        Root::CargoHome => REMAPPED_CARGO_HOME,
+        Root::View => REMAPPED_VIEW,
+    }
+}
+
+fn placeholder(root: Root) -> [u8; 3] {
+    [0, letter(root), 0]
+}
+
+fn letter(root: Root) -> u8 {
+    match root {
+        Root::Cwd => b'C',
+        Root::CargoHome => b'H',
+        Root::View => b'V',
+    }
+}
+
+fn root_of(bytes: &[u8]) -> Option<Root> {
+    Root::ALL
+        .into_iter()
+        .find(|root| bytes == placeholder(*root))
+}
+
+/// Characters that neither make syntax, JSON nor a shell writes in another form.
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/._-+@,=~".contains(&byte)
+}
+
+/// Whether a path could go on with this byte, so that a match next to it is not a whole path.
+fn continues_component(byte: Option<&u8>) -> bool {
+    byte.is_some_and(|b| b.is_ascii_alphanumeric() || b"._-+@~".contains(b) || !b.is_ascii())
+}
+
+fn replace_paths(text: &[u8], pairs: &[(&[u8], Vec<u8>)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while at < text.len() {
+        // Every path begins with a slash; most bytes are copied by this one comparison.
+        let starts_path = text[at] == b'/'
+            && !(at > 0 && (continues_component(text.get(at - 1)) || text[at - 1] == b'/'));
+        let found = starts_path
+            .then(|| {
+                pairs.iter().find(|(from, _)| {
+                    text[at..].starts_with(from) && !continues_component(text.get(at + from.len()))
+                })
+            })
+            .flatten();
+        if let Some((from, to)) = found {
+            out.extend_from_slice(to);
+            at += from.len();
+        } else {
+            out.push(text[at]);
+            at += 1;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ann() -> Roots {
+        Roots::new("/home/ann/ws", "/home/ann/.cargo", "/home/ann/ws/target")
+    }
+
+    fn bob() -> Roots {
+        Roots::new("/b", "/srv/cargo", "/b/target")
+    }
+
+    #[test]
+    fn longest_root_wins_and_components_are_whole() {
+        let text = b"-L/home/ann/ws/target/x:/home/ann/ws:/home/ann/ws2 /x/home/ann/ws";
+        assert_eq!(
+            ann().template(text),
+            // `-L/…`: what precedes a path may be a letter of a flag, so that one stays literal.
+            b"-L/home/ann/ws/target/x:\0C\0:/home/ann/ws2 /x/home/ann/ws"
+        );
+        assert_eq!(
+            ann().template(b"native=/home/ann/ws/target/a"),
+            b"native=\0V\0/a"
+        );
+    }
+
+    #[test]
+    fn another_checkout_gets_its_own_paths() {
+        let text = b"/home/ann/ws/target/debug/deps/a.d: src/lib.rs /home/ann/.cargo/r.rs\n";
+        assert_eq!(
+            bob().render(&ann().template(text)),
+            b"/b/target/debug/deps/a.d: src/lib.rs /srv/cargo/r.rs\n"
+        );
+        assert!(ann().held_in(&ann().template(text)).is_empty());
+        assert!(ann().held_in(b"x/home/ann/ws2").contains(Root::Cwd));
+    }
+
+    #[test]
+    fn remaps_go_from_general_to_special() {
+        let froms: Vec<_> = ann().remaps();
+        assert_eq!(
+            froms,
+            [
+                ("/home/ann/ws", "/proc/self/cwd"),
+                ("/home/ann/.cargo", "/cargo"),
+                ("/home/ann/ws/target", "/proc/self/cwd/target"),
+            ]
+        );
+        let registry = Roots::new("/home/ann/.cargo/registry/x-1", "/home/ann/.cargo", "/t");
+        assert!(registry.in_cargo_home());
+        assert_eq!(registry.remaps().len(), 2);
+    }
+
+    #[test]
+    fn diagnostics_show_real_paths() {
+        let remaps: Vec<(String, String)> = ann()
+            .remaps()
+            .iter()
+            .map(|(f, t)| ((*f).to_owned(), (*t).to_owned()))
+            .collect();
+        let text = b"--> /proc/self/cwd/target/debug/build/x/out/g.rs:1 see https://h.org/cargo/x";
+        assert_eq!(
+            Roots::unremap(text, &remaps),
+            b"--> /home/ann/ws/target/debug/build/x/out/g.rs:1 see https://h.org/cargo/x"
+        );
+    }
+
+    #[test]
+    fn odd_paths_are_not_plain() {
+        assert!(ann().is_plain());
+        assert!(!Roots::new("/home/ann smith/ws", "/c", "/t").is_plain());
+        assert!(!Roots::new("/home/änn/ws", "/c", "/t").is_plain());
+        assert!(!Roots::new("/", "/c", "/t").is_plain());
+    }
+
+    proptest! {
+        #[test]
+        fn rendering_undoes_templating(parts in prop::collection::vec(
+            prop::sample::select(vec!["/home/ann/ws", "/target", "/home/ann", "/.cargo", "x", " ", ":", "\"", "2"]), 0..12)) {
+            let text = parts.concat().into_bytes();
+            prop_assert_eq!(ann().render(&ann().template(&text)), text);
+        }
+    }
+}
