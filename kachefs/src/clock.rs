@@ -1,0 +1,54 @@
+//! The one clock of every view.
+//!
+//! Cargo compares modification times across files, some stamped by the kernel and some by us. So
+//! all of them come from the kernel's coarse realtime clock (`ktime_get_coarse_real_ts64`, what
+//! the VFS stamps with), never from the precise one, and never run backwards within a process.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use nix::time::{ClockId, clock_gettime};
+use store::Timestamp;
+
+const NANOS: i64 = 1_000_000_000;
+
+static LATEST: AtomicI64 = AtomicI64::new(0);
+
+/// The time by which files are stamped now.
+pub fn now() -> Timestamp {
+    let read = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(0, |time| {
+        time.tv_sec().saturating_mul(NANOS) + time.tv_nsec()
+    });
+    let latest = LATEST.fetch_max(read, Ordering::Relaxed).max(read);
+    Timestamp {
+        secs: latest.div_euclid(NANOS),
+        nanos: u32::try_from(latest.rem_euclid(NANOS)).unwrap_or(0),
+    }
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
+    let now = now();
+    u64::try_from(now.secs).unwrap_or(0) * 1000 + u64::from(now.nanos / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agrees_with_what_the_kernel_stamps() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let before = now();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"x").expect("writes");
+        let after = now();
+        let meta = std::fs::metadata(&path).expect("stat");
+        let stamped = Timestamp {
+            secs: std::os::unix::fs::MetadataExt::mtime(&meta),
+            nanos: u32::try_from(std::os::unix::fs::MetadataExt::mtime_nsec(&meta)).expect("ns"),
+        };
+        // File systems with multigrain timestamps may stamp up to one tick (4 ms) finer.
+        assert!(before <= stamped, "{before:?} {stamped:?}");
+        assert!(stamped.secs - after.secs <= 1, "{stamped:?} {after:?}");
+    }
+}

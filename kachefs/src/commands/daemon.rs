@@ -1,0 +1,131 @@
+//! `kachefs daemon`: run, status, stop.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use store::StoreDir;
+use tracing_subscriber::EnvFilter;
+use wrapper::protocol::Control;
+
+use super::done;
+use crate::daemon::{Daemon as Running, client, server};
+
+/// How long a daemon may take to let go of its store after it promised to.
+const STOP: Duration = Duration::from_secs(30);
+
+/// Look after the daemon that serves a store's views.
+#[derive(Debug, Args)]
+pub struct Daemon {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say whether a daemon runs
+    Status,
+    /// Unmount everything and end the daemon
+    Stop,
+    /// Run the daemon in this process (`kachefs mount` does it for you)
+    #[command(hide = true)]
+    Run,
+}
+
+impl Daemon {
+    pub(super) fn run(self, dir: &StoreDir) -> Result<ExitCode> {
+        match self.command {
+            Command::Status => status(dir),
+            Command::Stop => stop(dir),
+            Command::Run => run_in_foreground(dir, None),
+        }
+    }
+}
+
+fn status(dir: &StoreDir) -> Result<ExitCode> {
+    match client::ask(dir, Control::Ping)? {
+        None => {
+            println!("no daemon is running for {}", dir.root().display());
+            // As `systemctl status` has it: 3 means "not running".
+            Ok(ExitCode::from(3))
+        }
+        answer => {
+            println!(
+                "running, pid {}, store {}",
+                done(answer)?,
+                dir.root().display()
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn stop(dir: &StoreDir) -> Result<ExitCode> {
+    let answer = client::ask(dir, Control::Stop)?;
+    if answer.is_none() {
+        println!("no daemon is running for {}", dir.root().display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    done(answer)?;
+    let deadline = Instant::now() + STOP;
+    while dir.lock().is_err() {
+        if Instant::now() > deadline {
+            bail!(
+                "the daemon has unmounted everything but does not end; see {}",
+                dir.log().display()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a daemon here until it is told to stop; mounts `path` first if there is one.
+pub(super) fn run_in_foreground(dir: &StoreDir, path: Option<&Path>) -> Result<ExitCode> {
+    let filter = EnvFilter::try_from_env("KACHEFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // A second subscriber is only possible in tests.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .try_init();
+    // Before any thread exists, so that all of them inherit it: inode modes come from requests.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    // SIGHUP is taken, not ignored: a closed terminal does not end a daemon.
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot take signals")?;
+    let (daemon, listener) = Running::start(dir.clone())?;
+    if let Some(path) = path {
+        if let Err(error) = daemon.mounts.mount(path) {
+            daemon.shut_down();
+            return Err(error);
+        }
+        println!("mounted {}; Ctrl-C unmounts", path.display());
+    }
+    let ended = Arc::new(AtomicBool::new(false));
+    let on_signal = Arc::clone(&ended);
+    let store = dir.clone();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in &mut signals {
+                if signal == SIGHUP {
+                    continue;
+                }
+                tracing::info!(signal, "ending");
+                on_signal.store(true, Ordering::Relaxed);
+                // Wakes the accept loop.
+                let _ = client::connect(&store);
+            }
+        })?;
+    tracing::info!(pid = std::process::id(), store = %dir.root().display(), "daemon runs");
+    server::serve(&daemon, &listener, &ended);
+    daemon.shut_down();
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,182 @@
+//! Sets `build.rustc-wrapper` in cargo's configuration on first use.
+//!
+//! Keeps the file's format and comments, changes nothing when a wrapper is configured already,
+//! and says in one line what it did or what to do.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use toml_edit::{DocumentMut, Item, Table, value};
+
+/// Name of the wrapper's program.
+pub(super) const WRAPPER: &str = "kachefs-rustc";
+
+/// What cargo's configuration says about wrappers.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Configured {
+    /// No wrapper.
+    Nothing,
+    /// Ours.
+    Kachefs,
+    /// Another one.
+    Other(String),
+}
+
+/// Makes cargo use the wrapper, unless it uses one already.
+pub(super) fn configure_cargo() -> Result<()> {
+    if env::var_os("RUSTC_WRAPPER").is_some_and(|wrapper| is_ours(Path::new(&wrapper))) {
+        return Ok(());
+    }
+    let path = config_path()?;
+    let text = read(&path)?;
+    let mut document: DocumentMut = text
+        .parse()
+        .with_context(|| format!("{} does not parse", path.display()))?;
+    match configured(&document) {
+        Configured::Kachefs => {}
+        Configured::Other(other) => println!(
+            "{} already uses the wrapper {other}: left as it is; to use kachefs, set \
+             build.rustc-wrapper = \"{WRAPPER}\" there or RUSTC_WRAPPER={WRAPPER}",
+            path.display()
+        ),
+        Configured::Nothing => {
+            let wrapper = wrapper_path()?;
+            set(&mut document, &wrapper)?;
+            write(&path, &document.to_string())?;
+            println!(
+                "set build.rustc-wrapper = \"{wrapper}\" in {}",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The wrapper configured for the user.
+pub(super) fn current() -> Result<Configured> {
+    let path = config_path()?;
+    let text = read(&path)?;
+    let document: DocumentMut = text
+        .parse()
+        .with_context(|| format!("{} does not parse", path.display()))?;
+    Ok(configured(&document))
+}
+
+/// The wrapper beside this program, as an absolute path: cargo need not find it in PATH.
+pub(super) fn wrapper_path() -> Result<String> {
+    let own = env::current_exe().context("cannot find the kachefs program")?;
+    let wrapper = own.with_file_name(WRAPPER);
+    if !wrapper.is_file() {
+        return Err(anyhow!(
+            "{} is missing; install both programs together",
+            wrapper.display()
+        ));
+    }
+    wrapper
+        .into_os_string()
+        .into_string()
+        .map_err(|path| anyhow!("{path:?} is not UTF-8"))
+}
+
+/// `$CARGO_HOME/config.toml`, or the old `config` where only that exists.
+fn config_path() -> Result<PathBuf> {
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))
+        .context("neither CARGO_HOME nor HOME is set; use --no-init")?;
+    let (new, old) = (home.join("config.toml"), home.join("config"));
+    Ok(if !new.exists() && old.is_file() {
+        old
+    } else {
+        new
+    })
+}
+
+fn read(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        result => result.with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Writes beside and renames: a crash leaves the old file or the new one.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    // A link (dotfiles kept elsewhere) stays a link.
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if let Some(parent) = real.parent() {
+        fs::create_dir_all(parent).with_context(context)?;
+    }
+    let temporary = real.with_extension("kachefs-new");
+    fs::write(&temporary, text).with_context(context)?;
+    if let Ok(meta) = fs::metadata(&real) {
+        fs::set_permissions(&temporary, meta.permissions()).with_context(context)?;
+    }
+    fs::rename(&temporary, &real).with_context(context)
+}
+
+fn is_ours(wrapper: &Path) -> bool {
+    wrapper.file_name().is_some_and(|name| name == WRAPPER)
+}
+
+fn configured(document: &DocumentMut) -> Configured {
+    let wrapper = document
+        .get("build")
+        .and_then(Item::as_table_like)
+        .and_then(|build| build.get("rustc-wrapper"))
+        .and_then(Item::as_str);
+    match wrapper {
+        None | Some("") => Configured::Nothing,
+        Some(wrapper) if is_ours(Path::new(wrapper)) => Configured::Kachefs,
+        Some(other) => Configured::Other(other.to_owned()),
+    }
+}
+
+fn set(document: &mut DocumentMut, wrapper: &str) -> Result<()> {
+    let build = document
+        .entry("build")
+        .or_insert_with(|| Item::Table(Table::new()));
+    let build = build
+        .as_table_like_mut()
+        .context("`build` in cargo's configuration is no table")?;
+    build.insert("rustc-wrapper", value(wrapper));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after_set(text: &str) -> String {
+        let mut document: DocumentMut = text.parse().expect("parses");
+        assert_eq!(configured(&document), Configured::Nothing);
+        set(&mut document, "/bin/kachefs-rustc").expect("sets");
+        assert_eq!(configured(&document), Configured::Kachefs);
+        document.to_string()
+    }
+
+    #[test]
+    fn comments_and_order_stay() {
+        let text = "# mine\n[net]\noffline = true # keep\n\n[build] # b\njobs = 2\n";
+        assert_eq!(
+            after_set(text),
+            format!("{text}rustc-wrapper = \"/bin/kachefs-rustc\"\n")
+        );
+        assert_eq!(
+            after_set(""),
+            "[build]\nrustc-wrapper = \"/bin/kachefs-rustc\"\n"
+        );
+        assert!(after_set("build = { jobs = 2 }\n").contains("rustc-wrapper"));
+    }
+
+    #[test]
+    fn another_wrapper_is_recognised() {
+        let document: DocumentMut = "[build]\nrustc-wrapper = \"sccache\"\n"
+            .parse()
+            .expect("parses");
+        assert_eq!(configured(&document), Configured::Other("sccache".into()));
+    }
+}

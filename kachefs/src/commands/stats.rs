@@ -1,0 +1,124 @@
+//! `kachefs stats`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use store::StoreDir;
+use wrapper::protocol::{Answer, Control};
+
+use super::mountpoint;
+use crate::daemon::{client, stats};
+
+/// Show what the cache did: hits, misses and why, bytes, views.
+#[derive(Debug, Args)]
+pub struct Stats {
+    /// Print JSON for scripts
+    #[arg(long)]
+    json: bool,
+    /// Show only the view mounted here
+    #[arg(long, value_name = "TARGET")]
+    view: Option<PathBuf>,
+}
+
+impl Stats {
+    pub(super) fn run(self, dir: &StoreDir) -> Result<ExitCode> {
+        let view = self.view.map(|target| mountpoint(&target)).transpose()?;
+        let request = Control::Stats {
+            view: view.map(|path| path.into_os_string().into_encoded_bytes()),
+        };
+        let json = match client::ask(dir, request)? {
+            Some(Answer::Stats(json)) => json,
+            Some(Answer::Failed(why)) => bail!(why),
+            None => bail!("no daemon is running for this store; `kachefs mount` starts one"),
+            other => bail!("unexpected answer from the daemon: {other:?}"),
+        };
+        if self.json {
+            println!("{json}");
+        } else {
+            print!("{}", table(&serde_json::from_str(&json)?));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn table(stats: &stats::Stats) -> String {
+    use std::fmt::Write;
+    let actions = &stats.actions;
+    let asked = actions.hits + actions.misses;
+    let rate = if asked == 0 {
+        0
+    } else {
+        actions.hits * 100 / asked
+    };
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<16}{value}");
+    };
+    row("hits", format!("{} of {asked} ({rate} %)", actions.hits));
+    row("misses", actions.misses.to_string());
+    row("failed", actions.failed.to_string());
+    row("uncacheable", actions.uncacheable.to_string());
+    for (reason, count) in &actions.uncacheable_reasons {
+        row("", format!("{count} {reason}"));
+    }
+    row(
+        "compile saved",
+        format!(
+            "{}.{} s",
+            actions.saved_ms / 1000,
+            actions.saved_ms / 100 % 10
+        ),
+    );
+    row("referenced", bytes(stats.bytes.referenced));
+    row("stored", bytes(stats.bytes.stored));
+    row(
+        "blobs",
+        format!("{}, {}", stats.blobs.count, bytes(stats.blobs.local_bytes)),
+    );
+    for view in &stats.views {
+        let size = bytes(view.logical_bytes);
+        row(
+            "view",
+            format!("{} ({} names, {size})", view.path, view.names),
+        );
+    }
+    let daemon = &stats.daemon;
+    let memory = bytes(daemon.rss_bytes);
+    row(
+        "daemon",
+        format!("pid {}, {memory}, up {} s", daemon.pid, daemon.uptime_s),
+    );
+    text
+}
+
+/// A number of bytes for people, in binary units with one decimal.
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut tenths = n.saturating_mul(10);
+    while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn bytes_for_people() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3 << 30), "3.0 GiB");
+    }
+}

@@ -1,0 +1,104 @@
+//! How commands reach the daemon, and how `mount` starts one.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use store::StoreDir;
+use wrapper::protocol::{self, Answer, Control, Request};
+
+/// A daemon that has not opened its store by then says why in its log.
+const START: Duration = Duration::from_secs(60);
+
+/// Connects to the daemon of a store.
+pub fn connect(dir: &StoreDir) -> io::Result<UnixStream> {
+    let socket = dir.socket();
+    match UnixStream::connect(&socket) {
+        // See `bind`: paths longer than `sun_path` go through the directory's descriptor.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            let run = File::open(dir.run())?;
+            let path = format!("/proc/self/fd/{}/daemon.sock", run.as_raw_fd());
+            UnixStream::connect(Path::new(&path))
+        }
+        result => result,
+    }
+}
+
+/// Sends a command; `None` when no daemon runs.
+pub fn ask(dir: &StoreDir, control: Control) -> Result<Option<Answer>> {
+    let stream = match connect(dir) {
+        Ok(stream) => stream,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).context("cannot reach the daemon"),
+    };
+    protocol::send(&stream, &Request::Control(control))?;
+    Ok(Some(protocol::receive(&stream)?))
+}
+
+/// Starts a daemon for the store if none answers.
+pub fn ensure_running(dir: &StoreDir) -> Result<()> {
+    if ask(dir, Control::Ping)?.is_some() {
+        return Ok(());
+    }
+    dir.create()?;
+    let mut child = spawn(dir)?;
+    let deadline = Instant::now() + START;
+    while Instant::now() < deadline {
+        if ask(dir, Control::Ping)?.is_some() {
+            return Ok(());
+        }
+        if let Some(status) = child.try_wait()? {
+            // Two commands may start a daemon at once: one of them gets the store.
+            if ask(dir, Control::Ping)?.is_some() {
+                return Ok(());
+            }
+            bail!(
+                "the daemon ended at once ({status}): {}",
+                last_line(&dir.log())
+            );
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    bail!("the daemon does not answer; see {}", dir.log().display())
+}
+
+fn spawn(dir: &StoreDir) -> Result<Child> {
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(dir.log())
+        .with_context(|| format!("cannot write {}", dir.log().display()))?;
+    let program = std::env::current_exe().context("cannot find the kachefs program")?;
+    // Its own process group, so that Ctrl-C in the shell that mounted does not reach it; away
+    // from any directory, so that it keeps no file system busy.
+    Command::new(program)
+        .args(["daemon", "run", "--store"])
+        .arg(dir.root())
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("cannot start the daemon")
+}
+
+fn last_line(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines().last().unwrap_or("its log is empty").to_owned()
+}

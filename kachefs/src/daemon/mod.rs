@@ -1,0 +1,86 @@
+//! The daemon: one process that owns a store, serves its views and answers compilers.
+//!
+//! `server` speaks the socket protocol, `mounts` keeps the mounted views. Started by
+//! `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting everything.
+
+pub mod client;
+pub mod mounts;
+pub mod server;
+pub mod stats;
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use store::StoreDir;
+
+use self::mounts::Mounts;
+use crate::service::Service;
+use crate::storage::Storage;
+
+/// Everything the daemon's threads share.
+pub struct Daemon {
+    /// The store.
+    pub storage: Arc<Storage>,
+    /// The mounted views.
+    pub mounts: Arc<Mounts>,
+    /// The action service.
+    pub service: Service,
+    /// When this process started.
+    pub started: Instant,
+}
+
+impl Daemon {
+    /// Opens the store and mounts again what an earlier daemon left mounted.
+    pub fn start(dir: StoreDir) -> Result<(Arc<Self>, UnixListener)> {
+        let storage = Arc::new(Storage::open(dir)?);
+        let listener = listen(&storage.dir)?;
+        let mounts = Arc::new(Mounts::new(Arc::clone(&storage))?);
+        mounts.remount_all();
+        let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
+        let daemon = Arc::new(Self {
+            storage,
+            mounts,
+            service,
+            started: Instant::now(),
+        });
+        Ok((daemon, listener))
+    }
+
+    /// Unmounts everything, also what is in use, and waits for what is still being recorded.
+    pub fn shut_down(&self) {
+        self.service.drain();
+        self.mounts.unmount_all(true);
+        if let Err(error) = self.storage.index.sync() {
+            tracing::error!(%error, "last sync");
+        }
+        let _ = std::fs::remove_file(self.storage.dir.socket());
+    }
+}
+
+/// Binds the socket in the private run directory. The store's lock is held, so a socket that is
+/// there belongs to nobody.
+fn listen(dir: &StoreDir) -> Result<UnixListener> {
+    let run = dir.run();
+    std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700))?;
+    for entry in std::fs::read_dir(&run)? {
+        std::fs::remove_file(entry?.path())?;
+    }
+    bind(&dir.socket()).with_context(|| format!("cannot listen on {}", dir.socket().display()))
+}
+
+fn bind(socket: &Path) -> std::io::Result<UnixListener> {
+    match UnixListener::bind(socket) {
+        // `sun_path` holds 108 bytes (unix(7)); the directory's descriptor makes any path short.
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            let run = std::fs::File::open(socket.parent().unwrap_or(socket))?;
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&run);
+            let name = socket.file_name().unwrap_or_default();
+            UnixListener::bind(Path::new(&format!("/proc/self/fd/{fd}")).join(name))
+        }
+        result => result,
+    }
+}

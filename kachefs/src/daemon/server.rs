@@ -1,0 +1,131 @@
+//! The socket: accepts conversations, one thread each, and carries out commands.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use wrapper::protocol::{self, Answer, Control, ProtocolError, Request};
+
+use super::Daemon;
+use super::mounts::MountOutcome;
+use super::stats;
+use crate::fs::Caller;
+
+/// A client that sends nothing for this long is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Serves connections until [`Control::Stop`] or until `ended` says so.
+pub fn serve(daemon: &Arc<Daemon>, listener: &UnixListener, ended: &Arc<AtomicBool>) {
+    for stream in listener.incoming() {
+        if ended.load(Ordering::Relaxed) {
+            break;
+        }
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                // Out of descriptors, most likely: let some conversations end.
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        let (daemon, ended) = (Arc::clone(daemon), Arc::clone(ended));
+        let spawned = std::thread::Builder::new()
+            .name("conversation".into())
+            .spawn(move || {
+                if let Err(error) = converse(&daemon, &stream, &ended) {
+                    tracing::debug!(%error, "conversation");
+                }
+            });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "cannot start a thread");
+        }
+    }
+}
+
+fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<(), ProtocolError> {
+    let peer = getsockopt(stream, PeerCredentials).map_err(std::io::Error::from)?;
+    let owner = nix::unistd::geteuid();
+    // The directory's mode keeps others out already; root may always ask, as on any disk.
+    if peer.uid() != owner.as_raw() && peer.uid() != 0 {
+        tracing::warn!(uid = peer.uid(), "refused a stranger");
+        return Ok(());
+    }
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))?;
+    let caller = Caller {
+        uid: peer.uid(),
+        gid: peer.gid(),
+    };
+    match protocol::receive(stream)? {
+        Request::Compile(request) => daemon.service.compile(stream, &request, caller),
+        Request::Control(control) => control_answer(daemon, stream, control, ended),
+    }
+}
+
+fn control_answer(
+    daemon: &Daemon,
+    stream: &UnixStream,
+    control: Control,
+    ended: &AtomicBool,
+) -> Result<(), ProtocolError> {
+    // Mounting imports, unmounting waits for the last results: both may take their time.
+    stream.set_write_timeout(None)?;
+    let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
+    let answer = match control {
+        Control::Ping => Answer::Done(std::process::id().to_string()),
+        Control::Mount { path: bytes } => match daemon.mounts.mount(&path(bytes)) {
+            Ok(MountOutcome::Already) => Answer::AlreadyMounted,
+            Ok(MountOutcome::Mounted(imported)) if imported.files > 0 => Answer::Done(format!(
+                "took over {} files, {} bytes",
+                imported.files, imported.bytes
+            )),
+            Ok(MountOutcome::Mounted(_)) => Answer::Done(String::new()),
+            Err(error) => Answer::Failed(format!("{error:#}")),
+        },
+        Control::Unmount { path: bytes } => unmount(daemon, bytes.map(path)),
+        Control::Stats { view } => match stats::collect(daemon, view.map(path).as_deref()) {
+            Ok(json) => Answer::Stats(json),
+            Err(error) => Answer::Failed(format!("{error:#}")),
+        },
+        Control::Stop => stop(daemon, ended),
+    };
+    protocol::send(stream, &answer)?;
+    if ended.load(Ordering::Relaxed) {
+        // Wakes the accept loop, which then sees that it is over.
+        let _ = crate::daemon::client::connect(&daemon.storage.dir);
+    }
+    Ok(())
+}
+
+fn unmount(daemon: &Daemon, path: Option<PathBuf>) -> Answer {
+    daemon.service.drain();
+    let failures = match path {
+        Some(path) => daemon
+            .mounts
+            .unmount(&path, false)
+            .err()
+            .map(|e| format!("{e:#}"))
+            .into_iter()
+            .collect(),
+        None => daemon.mounts.unmount_all(false),
+    };
+    if failures.is_empty() {
+        Answer::Done(String::new())
+    } else {
+        Answer::Failed(failures.join("; "))
+    }
+}
+
+fn stop(daemon: &Daemon, ended: &AtomicBool) -> Answer {
+    let answer = unmount(daemon, None);
+    if matches!(answer, Answer::Done(_)) {
+        ended.store(true, Ordering::Relaxed);
+    }
+    answer
+}

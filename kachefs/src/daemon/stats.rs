@@ -1,0 +1,154 @@
+//! The numbers behind `kachefs stats`. The JSON is a contract with scripts: fields are added,
+//! never renamed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use store::Counter;
+
+use super::Daemon;
+
+/// Version of the JSON form.
+const SCHEMA: u32 = 1;
+
+/// Everything `kachefs stats --json` prints.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Stats {
+    /// Version of this form.
+    pub schema: u32,
+    /// Compiler runs, over the life of the store.
+    pub actions: Actions,
+    /// Bytes, over the life of the store.
+    pub bytes: Bytes,
+    /// Mounted views.
+    pub views: Vec<ViewStats>,
+    /// Blobs on this disk.
+    pub blobs: Blobs,
+    /// The daemon.
+    pub daemon: DaemonStats,
+}
+
+/// Compiler runs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Actions {
+    /// Served without running a compiler.
+    pub hits: u64,
+    /// Cacheable, ran and succeeded.
+    pub misses: u64,
+    /// Ran because kachefs does not cache them.
+    pub uncacheable: u64,
+    /// Cacheable, ran and failed.
+    pub failed: u64,
+    /// The uncacheable ones by reason.
+    pub uncacheable_reasons: BTreeMap<String, u64>,
+    /// Milliseconds of compiling that hits spared.
+    pub saved_ms: u64,
+}
+
+/// Bytes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Bytes {
+    /// Sizes of the outputs that hits pointed names at.
+    pub referenced: u64,
+    /// New bytes in the CAS.
+    pub stored: u64,
+    /// Bytes hashed on the way into the CAS, whether new or not.
+    pub ingested: u64,
+}
+
+/// One mounted view.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ViewStats {
+    /// Mountpoint.
+    pub path: String,
+    /// Inodes.
+    pub names: u64,
+    /// Sum of file sizes.
+    pub logical_bytes: u64,
+}
+
+/// Blobs on this disk.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Blobs {
+    /// How many.
+    pub count: u64,
+    /// Sum of their sizes.
+    pub local_bytes: u64,
+}
+
+/// The daemon's process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DaemonStats {
+    /// Process id.
+    pub pid: u32,
+    /// Resident memory.
+    pub rss_bytes: u64,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+}
+
+/// Collects the numbers; of all views, or of the one mounted at `view`.
+pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
+    // Numbers asked for after a build include all of it.
+    daemon.service.drain();
+    let counters = daemon.storage.index.counters();
+    let number = |counter| counters.numbers.get(&counter).copied().unwrap_or(0);
+    let views: Vec<ViewStats> = daemon
+        .mounts
+        .all()
+        .into_iter()
+        .filter(|(path, _)| view.is_none_or(|wanted| wanted == path))
+        .map(|(path, view)| {
+            let (names, logical_bytes) = view.usage();
+            ViewStats {
+                path: path.to_string_lossy().into_owned(),
+                names,
+                logical_bytes,
+            }
+        })
+        .collect();
+    if let Some(wanted) = view
+        && views.is_empty()
+    {
+        bail!("{} is not mounted", wanted.display());
+    }
+    let (count, local_bytes) = daemon.storage.cas.usage()?;
+    let stats = Stats {
+        schema: SCHEMA,
+        actions: Actions {
+            hits: number(Counter::Hits),
+            misses: number(Counter::Misses),
+            uncacheable: counters.uncacheable.values().sum(),
+            failed: number(Counter::Failed),
+            uncacheable_reasons: counters.uncacheable.clone(),
+            saved_ms: number(Counter::SavedMs),
+        },
+        bytes: Bytes {
+            referenced: number(Counter::BytesReferenced),
+            stored: number(Counter::BytesStored),
+            ingested: number(Counter::BytesIngested),
+        },
+        views,
+        blobs: Blobs { count, local_bytes },
+        daemon: DaemonStats {
+            pid: std::process::id(),
+            rss_bytes: resident_bytes().context("cannot read /proc/self/statm")?,
+            uptime_s: daemon.started.elapsed().as_secs(),
+        },
+    };
+    Ok(serde_json::to_string_pretty(&stats)?)
+}
+
+/// Resident set size (proc(5), "statm": second field, in pages).
+fn resident_bytes() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: u64 = text
+        .split_whitespace()
+        .nth(1)
+        .context("short statm")?
+        .parse()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.context("no page size")?;
+    Ok(pages * u64::try_from(page)?)
+}

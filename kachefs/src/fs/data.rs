@@ -1,0 +1,356 @@
+//! Operations on bytes and attributes: open, read, write, truncate, release.
+//!
+//! A blob is never written. The first change to an inode that points at one gives the inode a
+//! private copy (reflink where the disk can), or nothing at all when it is emptied.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use store::{Ino, Kind, Timestamp};
+
+use super::node::{Body, Node, State};
+use super::view::{Entry, View, entry};
+use super::{Errno, FsResult, INLINE_MAX, errno};
+use crate::clock;
+
+nix::ioctl_write_int! {
+    /// `FICLONE` (ioctl_ficlone(2)): make the file share the bytes of another.
+    ficlone, 0x94, 9
+}
+
+/// Largest file, as ext4 with 4 KiB blocks has it.
+const MAX_SIZE: u64 = 1 << 44;
+
+/// How a handle may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Opened with O_WRONLY or O_RDWR.
+    pub write: bool,
+    /// Opened with O_TRUNC.
+    pub truncate: bool,
+}
+
+/// What `setattr` is asked to change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    /// Permission bits.
+    pub perm: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<Timestamp>,
+    /// Last change of the content.
+    pub mtime: Option<Timestamp>,
+}
+
+fn blob_failed(error: &store::CasError) -> Errno {
+    tracing::error!(%error, "blob");
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn io_failed(what: &str, error: &io::Error) -> Errno {
+    tracing::error!(%error, "{what}");
+    errno(error)
+}
+
+/// Makes `to` hold the bytes of `from`, sharing them where the disk can.
+fn copy_all(from: &File, to: &File, size: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: both descriptors are open for the call; FICLONE takes the source descriptor by
+    // value and touches no memory of ours.
+    if unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd() as u64) }.is_ok() {
+        return Ok(());
+    }
+    let (mut read_at, mut write_at) = (0_i64, 0_i64);
+    while u64::try_from(read_at).unwrap_or(0) < size {
+        let wanted = usize::try_from(size - u64::try_from(read_at).unwrap_or(0)).unwrap_or(1 << 30);
+        match copy_file_range(
+            from.as_fd(),
+            Some(&mut read_at),
+            to.as_fd(),
+            Some(&mut write_at),
+            wanted,
+        )? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl View {
+    /// The backing of a locked inode, opened when nobody had it open yet. `None` for content
+    /// that has none.
+    pub(super) fn backing(&self, state: &mut State) -> FsResult<Option<Arc<File>>> {
+        if state.file.is_none() {
+            let file = match &state.body {
+                Body::Blob { digest, .. } => {
+                    self.storage.cas.open(digest).map_err(|e| blob_failed(&e))?
+                }
+                Body::Private { id, .. } => self
+                    .storage
+                    .open_scratch(*id)
+                    .map_err(|e| io_failed("open private file", &e))?,
+                _ => return Ok(None),
+            };
+            state.file = Some(Arc::new(file));
+        }
+        Ok(state.file.clone())
+    }
+
+    /// Opens a regular file. A blob is opened here, so that its bytes stay readable through the
+    /// handle whatever becomes of its name.
+    pub fn open(&self, ino: Ino, access: Access) -> FsResult<()> {
+        let node = self.node(ino)?;
+        if node.kind != Kind::File {
+            return Err(if node.kind == Kind::Dir {
+                Errno::EISDIR
+            } else {
+                Errno::ENXIO
+            });
+        }
+        let mut state = node.state.lock();
+        if access.truncate {
+            self.resize(&node, &mut state, 0)?;
+        } else {
+            self.backing(&mut state)?;
+        }
+        state.opens += 1;
+        if access.write {
+            state.writers += 1;
+        }
+        Ok(())
+    }
+
+    /// Closes one handle.
+    pub fn release(&self, ino: Ino, access: Access) -> FsResult<()> {
+        let node = self.node(ino)?;
+        {
+            let mut state = node.state.lock();
+            state.opens = state.opens.saturating_sub(1);
+            if access.write {
+                state.writers = state.writers.saturating_sub(1);
+            }
+            if state.opens == 0 {
+                state.file = None;
+            }
+            if state.writers == 0 {
+                node.settled.notify_all();
+                if state.dirty {
+                    self.save(&node, &mut state)?;
+                }
+            }
+        }
+        self.reap(&node);
+        Ok(())
+    }
+
+    /// Reads up to `size` bytes at `offset` into `into`; fewer only at the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, size: usize, into: &mut Vec<u8>) -> FsResult<()> {
+        let node = self.node(ino)?;
+        let file = {
+            let mut state = node.state.lock();
+            if let Body::Inline(bytes) = &state.body {
+                let from = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
+                let to = from.saturating_add(size).min(bytes.len());
+                into.extend_from_slice(&bytes[from..to]);
+                return Ok(());
+            }
+            self.backing(&mut state)?.ok_or(Errno::EINVAL)?
+        };
+        let start = into.len();
+        into.resize(start + size, 0);
+        let mut filled = 0;
+        while filled < size {
+            match file.read_at(&mut into[start + filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_failed("read", &error)),
+            }
+        }
+        into.truncate(start + filled);
+        Ok(())
+    }
+
+    /// Writes all of `data` at `offset`.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> FsResult<()> {
+        let node = self.node(ino)?;
+        let mut state = node.state.lock();
+        let end = offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= MAX_SIZE);
+        let end = end.ok_or(Errno::EFBIG)?;
+        let now = clock::now();
+        if let Body::Inline(bytes) = &mut state.body
+            && end <= INLINE_MAX as u64
+        {
+            let (offset, end) = (offset as usize, end as usize);
+            if bytes.len() < end {
+                bytes.resize(end, 0);
+            }
+            bytes[offset..end].copy_from_slice(data);
+            state.touch_content(now);
+            // The bytes live in the record: it must be stored before the write is acknowledged.
+            return self.save(&node, &mut state);
+        }
+        self.make_private(&node, &mut state, u64::MAX)?;
+        state.touch_content(now);
+        let file = self.backing(&mut state)?.ok_or(Errno::EINVAL)?;
+        file.write_all_at(data, offset)
+            .map_err(|e| io_failed("write", &e))?;
+        if let Body::Private { size, .. } = &mut state.body {
+            *size = end.max(*size);
+        }
+        Ok(())
+    }
+
+    /// Gives the inode a private backing file, keeping at most the first `keep` bytes.
+    fn make_private(&self, node: &Node, state: &mut State, keep: u64) -> FsResult<()> {
+        let size = match &state.body {
+            Body::Private { .. } => return Ok(()),
+            Body::Inline(_) | Body::Blob { .. } => state.size().min(keep),
+            _ => return Err(Errno::EINVAL),
+        };
+        let source = self.backing(state)?;
+        let made = self
+            .storage
+            .new_scratch()
+            .map_err(|e| io_failed("create private file", &e));
+        let (id, mut file) = made?;
+        let copied = match (&state.body, source) {
+            (Body::Inline(bytes), _) => file.write_all(&bytes[..size as usize]),
+            (_, Some(source)) => copy_all(&source, &file, size).and_then(|()| file.set_len(size)),
+            (_, None) => Ok(()),
+        };
+        if let Err(error) = copied {
+            self.storage.remove_scratch(id);
+            return Err(io_failed("copy up", &error));
+        }
+        state.body = Body::Private { id, size };
+        state.file = Some(Arc::new(file));
+        state.generation += 1;
+        state.digest = None;
+        state.origin = None;
+        // The pointer must be stored before anything is acknowledged that only the new file has.
+        self.save(node, state)
+    }
+
+    fn resize(&self, node: &Node, state: &mut State, size: u64) -> FsResult<()> {
+        if size > MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        let now = clock::now();
+        if size == 0 {
+            let old = std::mem::replace(&mut state.body, Body::Inline(Vec::new()));
+            state.file = None;
+            state.touch_content(now);
+            self.save(node, state)?;
+            if let Body::Private { id, .. } = old {
+                self.storage.remove_scratch(id);
+            }
+            return Ok(());
+        }
+        if let Body::Inline(bytes) = &mut state.body
+            && size <= INLINE_MAX as u64
+        {
+            bytes.resize(size as usize, 0);
+            state.touch_content(now);
+            return self.save(node, state);
+        }
+        self.make_private(node, state, size)?;
+        let file = self.backing(state)?.ok_or(Errno::EINVAL)?;
+        file.set_len(size).map_err(|e| io_failed("truncate", &e))?;
+        if let Body::Private { size: length, .. } = &mut state.body {
+            *length = size;
+        }
+        state.touch_content(now);
+        if state.opens == 0 {
+            state.file = None;
+        }
+        self.save(node, state)
+    }
+
+    /// Changes attributes.
+    pub fn setattr(&self, ino: Ino, changes: Changes) -> FsResult<Entry> {
+        let node = self.node(ino)?;
+        let mut state = node.state.lock();
+        if let Some(size) = changes.size {
+            if node.kind != Kind::File {
+                return Err(if node.kind == Kind::Dir {
+                    Errno::EISDIR
+                } else {
+                    Errno::EINVAL
+                });
+            }
+            self.resize(&node, &mut state, size)?;
+        }
+        let now = clock::now();
+        let attributes = &mut state.attributes;
+        let before = attributes.clone();
+        attributes.perm = changes.perm.unwrap_or(attributes.perm);
+        attributes.uid = changes.uid.unwrap_or(attributes.uid);
+        attributes.gid = changes.gid.unwrap_or(attributes.gid);
+        attributes.atime = changes.atime.unwrap_or(attributes.atime);
+        attributes.mtime = changes.mtime.unwrap_or(attributes.mtime);
+        attributes.ctime = now;
+        if let Err(error) = self.save(&node, &mut state) {
+            state.attributes = before;
+            return Err(error);
+        }
+        Ok(entry(&node, &state))
+    }
+
+    /// Preallocates, extends, or punches a hole (fallocate(2)).
+    pub fn fallocate(&self, ino: Ino, offset: u64, length: u64, mode: i32) -> FsResult<()> {
+        let flags = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
+        let node = self.node(ino)?;
+        if node.kind != Kind::File {
+            return Err(Errno::ENODEV);
+        }
+        let end = offset
+            .checked_add(length)
+            .filter(|end| *end <= MAX_SIZE)
+            .ok_or(Errno::EFBIG)?;
+        let (Ok(from), Ok(count)) = (i64::try_from(offset), i64::try_from(length)) else {
+            return Err(Errno::EFBIG);
+        };
+        let mut state = node.state.lock();
+        self.make_private(&node, &mut state, u64::MAX)?;
+        let file = self.backing(&mut state)?.ok_or(Errno::EINVAL)?;
+        fallocate(file.as_fd(), flags, from, count)?;
+        if let Body::Private { size, .. } = &mut state.body {
+            // Collapse and insert move the end: the file itself knows best.
+            *size = file.metadata().map_or((*size).max(end), |meta| meta.len());
+        }
+        state.touch_content(clock::now());
+        self.save(&node, &mut state)
+    }
+
+    /// Makes a file's bytes and record survive a power cut.
+    pub fn fsync(&self, ino: Ino) -> FsResult<()> {
+        let node = self.node(ino)?;
+        let file = {
+            let mut state = node.state.lock();
+            self.save(&node, &mut state)?;
+            self.backing(&mut state)?
+        };
+        if let Some(file) = file {
+            file.sync_all().map_err(|e| io_failed("fsync", &e))?;
+        }
+        self.storage
+            .index
+            .sync()
+            .map_err(|e| super::index_failed(&e))
+    }
+}

@@ -1,0 +1,41 @@
+//! The file system proper: views, inodes and content pointers, in plain Rust types.
+//!
+//! Arguments in, `Result<_, Errno>` out; nothing here knows FUSE, so everything can be tested
+//! without a mount. `names` changes names, `data` changes bytes, `outputs` is what the action
+//! service asks of a view (digests, ingest, bind), `import` takes over an existing directory.
+//!
+//! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
+//! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
+//! and waits for nothing while holding it. The lock of the node table is innermost.
+
+pub mod data;
+pub mod import;
+pub mod names;
+pub mod node;
+pub mod outputs;
+pub mod view;
+
+pub use nix::errno::Errno;
+pub use node::{Attributes, Body, Node};
+pub use view::{Caller, Entry, Invalidate, Listed, View};
+
+/// The result of a file system operation.
+pub type FsResult<T> = Result<T, Errno>;
+
+/// Files up to this many bytes live in the index: most files of a target by count (fingerprints,
+/// dep-info, time stamps) need no backing file at all.
+pub const INLINE_MAX: usize = 8 * 1024;
+
+/// Longest name of a directory entry in bytes (`NAME_MAX`); the kernel leaves the check to us.
+pub const NAME_MAX: usize = 255;
+
+/// Turns an I/O error into the errno the caller sees.
+pub(crate) fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// A failed commit: told in the log, EIO to the caller.
+pub(crate) fn index_failed(error: &store::IndexError) -> Errno {
+    tracing::error!(%error, "index");
+    Errno::EIO
+}

@@ -1,0 +1,280 @@
+//! One inode in memory: attributes, content pointer, and who has it open.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::{Condvar, Mutex};
+use store::{ActionKey, Content, Digest, Ino, InodeRecord, Kind, ScratchId, Timestamp};
+
+/// What `stat` shows, apart from size and kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits, `0o7777` at most.
+    pub perm: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names of the inode; for a directory 2 plus its subdirectories.
+    pub nlink: u32,
+    /// Device number of a device file.
+    pub rdev: u32,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+}
+
+/// Where the bytes or names of an inode are.
+#[derive(Debug)]
+pub enum Body {
+    /// Names.
+    Directory(Directory),
+    /// The target of a symbolic link.
+    Link(Vec<u8>),
+    /// A small file.
+    Inline(Vec<u8>),
+    /// An immutable blob. Never written: a write copies up first.
+    Blob {
+        /// Its name.
+        digest: Digest,
+        /// Its length.
+        size: u64,
+    },
+    /// A private backing file.
+    Private {
+        /// Which.
+        id: ScratchId,
+        /// Its length, followed through every write.
+        size: u64,
+    },
+    /// FIFOs, sockets, devices.
+    Special,
+}
+
+/// The names of a directory. Each name has a cookie that grows and is never reused, so a listing
+/// can go on where it stopped however the directory changed meanwhile.
+#[derive(Debug, Default)]
+pub struct Directory {
+    /// The directory that holds this one; itself for the root.
+    pub parent: Option<Ino>,
+    by_name: HashMap<Arc<[u8]>, (Ino, u64)>,
+    by_cookie: BTreeMap<u64, Arc<[u8]>>,
+    inserted: u64,
+}
+
+/// Cookies 1 and 2 are `.` and `..`.
+const FIRST_COOKIE: u64 = 3;
+
+impl Directory {
+    /// An empty directory in `parent`.
+    pub fn new(parent: Ino) -> Self {
+        Self {
+            parent: Some(parent),
+            ..Self::default()
+        }
+    }
+
+    /// The inode `name` names.
+    pub fn get(&self, name: &[u8]) -> Option<Ino> {
+        self.by_name.get(name).map(|(ino, _)| *ino)
+    }
+
+    /// Gives `ino` the name, instead of what had it.
+    pub fn insert(&mut self, name: &[u8], ino: Ino) {
+        self.remove(name);
+        let cookie = FIRST_COOKIE + self.inserted;
+        self.inserted += 1;
+        let name: Arc<[u8]> = name.into();
+        self.by_cookie.insert(cookie, Arc::clone(&name));
+        self.by_name.insert(name, (ino, cookie));
+    }
+
+    /// Takes the name away.
+    pub fn remove(&mut self, name: &[u8]) -> Option<Ino> {
+        let (ino, cookie) = self.by_name.remove(name)?;
+        self.by_cookie.remove(&cookie);
+        Some(ino)
+    }
+
+    /// Whether there are no names.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// Names after `cookie`, in order of their cookies.
+    pub fn after(&self, cookie: u64) -> impl Iterator<Item = (u64, &Arc<[u8]>, Ino)> {
+        self.by_cookie
+            .range(cookie.saturating_add(1)..)
+            .filter_map(|(cookie, name)| {
+                self.by_name.get(name).map(|(ino, _)| (*cookie, name, *ino))
+            })
+    }
+}
+
+/// Everything that changes about an inode.
+#[derive(Debug)]
+pub struct State {
+    /// What `stat` shows.
+    pub attributes: Attributes,
+    /// Bytes or names.
+    pub body: Body,
+    /// The action whose output the content is.
+    pub origin: Option<ActionKey>,
+    /// Open handles.
+    pub opens: u32,
+    /// Those of them that may write.
+    pub writers: u32,
+    /// Grows with every change of the bytes.
+    pub generation: u64,
+    /// Digest of the bytes at some generation.
+    pub digest: Option<(u64, Digest)>,
+    /// Whether the stored record is behind.
+    pub dirty: bool,
+    /// The backing of a `Blob` (read-only) or `Private` (read-write) body, while somebody has
+    /// the inode open.
+    pub file: Option<Arc<File>>,
+}
+
+/// One inode.
+#[derive(Debug)]
+pub struct Node {
+    /// Its number.
+    pub ino: Ino,
+    /// Its kind, which never changes.
+    pub kind: Kind,
+    /// All the rest.
+    pub state: Mutex<State>,
+    /// Signalled when the last writer closes.
+    pub settled: Condvar,
+    /// References the kernel holds to the node id.
+    pub lookups: AtomicU64,
+}
+
+impl Node {
+    /// A node nobody has open.
+    pub fn new(
+        ino: Ino,
+        kind: Kind,
+        attributes: Attributes,
+        body: Body,
+        origin: Option<ActionKey>,
+    ) -> Arc<Self> {
+        let state = State {
+            attributes,
+            body,
+            origin,
+            opens: 0,
+            writers: 0,
+            generation: 0,
+            digest: None,
+            dirty: false,
+            file: None,
+        };
+        Arc::new(Self {
+            ino,
+            kind,
+            state: Mutex::new(state),
+            settled: Condvar::new(),
+            lookups: AtomicU64::new(0),
+        })
+    }
+}
+
+impl State {
+    /// Length in bytes as `stat` shows it.
+    pub fn size(&self) -> u64 {
+        match &self.body {
+            Body::Directory(_) => 4096,
+            Body::Link(target) => target.len() as u64,
+            Body::Inline(bytes) => bytes.len() as u64,
+            Body::Blob { size, .. } | Body::Private { size, .. } => *size,
+            Body::Special => 0,
+        }
+    }
+
+    /// The stored form, with `attributes` in place of the current ones.
+    pub fn record_with(&self, kind: Kind, attributes: &Attributes) -> InodeRecord {
+        let content = match &self.body {
+            Body::Directory(_) | Body::Special => Content::None,
+            Body::Link(target) => Content::Link(target.clone()),
+            Body::Inline(bytes) => Content::Inline(bytes.clone()),
+            Body::Blob { digest, size } => Content::Blob {
+                digest: *digest,
+                size: *size,
+            },
+            Body::Private { id, .. } => Content::Private(*id),
+        };
+        InodeRecord {
+            kind,
+            perm: attributes.perm,
+            uid: attributes.uid,
+            gid: attributes.gid,
+            nlink: attributes.nlink,
+            rdev: attributes.rdev,
+            atime: attributes.atime,
+            mtime: attributes.mtime,
+            ctime: attributes.ctime,
+            content,
+            origin: self.origin,
+        }
+    }
+
+    /// The stored form.
+    pub fn record(&self, kind: Kind) -> InodeRecord {
+        self.record_with(kind, &self.attributes)
+    }
+
+    /// Notes that the bytes change now.
+    pub fn touch_content(&mut self, now: Timestamp) {
+        self.generation += 1;
+        self.digest = None;
+        self.origin = None;
+        self.attributes.mtime = now;
+        self.attributes.ctime = now;
+        self.dirty = true;
+    }
+
+    /// The names, when this is a directory.
+    pub fn directory(&self) -> Option<&Directory> {
+        match &self.body {
+            Body::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// The names, when this is a directory.
+    pub fn directory_mut(&mut self) -> Option<&mut Directory> {
+        match &mut self.body {
+            Body::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_survives_changes() {
+        let mut directory = Directory::new(Ino::ROOT);
+        for (i, name) in [b"a", b"b", b"c"].iter().enumerate() {
+            directory.insert(*name, Ino(i as u64 + 10));
+        }
+        let first: Vec<_> = directory.after(0).map(|(cookie, ..)| cookie).collect();
+        directory.remove(b"a");
+        directory.remove(b"c");
+        directory.insert(b"c", Ino(12));
+        directory.insert(b"d", Ino(20));
+        let rest: Vec<_> = directory
+            .after(first[0])
+            .map(|(_, name, _)| name.to_vec())
+            .collect();
+        assert_eq!(rest, [b"b".to_vec(), b"c".to_vec(), b"d".to_vec()]);
+    }
+}

@@ -1,0 +1,289 @@
+//! What the action service asks of a view: digests of files, ingest of outputs, bind of a hit.
+//!
+//! Bind is the product's promise: outputs appear as pointers to blobs, all in one commit, without
+//! a byte read or written.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::MutexGuard;
+use store::scan::RootNeedles;
+use store::{ActionKey, Batch, Digest, Ino, Kind, RootSet};
+
+use super::node::{Attributes, Body, Node, State};
+use super::view::{Caller, View};
+use super::{Errno, FsResult, errno, index_failed};
+use crate::clock;
+
+/// The kernel sends the last close of a file some time after the process is gone.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// An output on its way into a directory.
+pub struct Bound {
+    /// File name.
+    pub name: Vec<u8>,
+    /// Permission bits.
+    pub perm: u16,
+    /// `Blob` or `Inline`.
+    pub body: Body,
+}
+
+/// What ingest found out about a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// Name of the blob.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Roots whose literal path is in the bytes.
+    pub roots: RootSet,
+    /// Whether the store had not held the blob before.
+    pub new: bool,
+    /// The state of the file this is true of.
+    pub generation: u64,
+}
+
+/// Waits until nobody can write to the file; `EBUSY` when that takes too long.
+fn settled(node: &Node) -> FsResult<MutexGuard<'_, State>> {
+    let deadline = Instant::now() + SETTLE;
+    let mut state = node.state.lock();
+    while state.writers > 0 {
+        if node.settled.wait_until(&mut state, deadline).timed_out() && state.writers > 0 {
+            return Err(Errno::EBUSY);
+        }
+    }
+    Ok(state)
+}
+
+impl View {
+    /// The digest of a regular file's content, computed once per change. Waits for writers to
+    /// close; a file still being written after that is EBUSY.
+    pub fn content_digest(&self, node: &Node) -> FsResult<Digest> {
+        if node.kind != Kind::File {
+            return Err(Errno::EINVAL);
+        }
+        loop {
+            let (generation, file) = {
+                let state = settled(node)?;
+                match &state.body {
+                    Body::Blob { digest, .. } => return Ok(*digest),
+                    Body::Inline(bytes) => return Ok(Digest::of(bytes)),
+                    _ => {}
+                }
+                match state.digest {
+                    Some((generation, digest)) if generation == state.generation => {
+                        return Ok(digest);
+                    }
+                    _ => {}
+                }
+                let Body::Private { id, .. } = &state.body else {
+                    return Err(Errno::EINVAL);
+                };
+                // A handle of its own: the shared one has no use for a moving offset.
+                let file = self.storage.open_scratch(*id).map_err(|e| errno(&e))?;
+                (state.generation, file)
+            };
+            let (digest, _) = store::digest::hash_reader(file, |_| ()).map_err(|e| errno(&e))?;
+            let mut state = node.state.lock();
+            if state.generation == generation {
+                state.digest = Some((generation, digest));
+                return Ok(digest);
+            }
+        }
+    }
+
+    /// Moves a finished private file into the CAS and makes the inode point at the blob; any
+    /// other content is stored as a blob beside. Searches the bytes for roots on the way.
+    pub fn ingest(&self, node: &Arc<Node>, needles: &RootNeedles) -> FsResult<Taken> {
+        let failed = |error: store::CasError| {
+            tracing::warn!(%error, "ingest");
+            error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+        };
+        let mut scanner = needles.scanner();
+        let (generation, id) = {
+            let state = settled(node)?;
+            match &state.body {
+                Body::Private { id, .. } => (state.generation, *id),
+                Body::Inline(bytes) => {
+                    scanner.feed(bytes);
+                    let stored = self.storage.cas.ingest_bytes(bytes).map_err(failed)?;
+                    return Ok(Taken::of(stored, scanner.finish(), state.generation));
+                }
+                Body::Blob { digest, size } => {
+                    let (digest, size, generation) = (*digest, *size, state.generation);
+                    drop(state);
+                    let blob = self.storage.cas.open(&digest).map_err(failed)?;
+                    store::digest::hash_reader(blob, |chunk| scanner.feed(chunk))
+                        .map_err(|e| errno(&e))?;
+                    let stored = store::Ingested {
+                        digest,
+                        size,
+                        new: false,
+                    };
+                    return Ok(Taken::of(stored, scanner.finish(), generation));
+                }
+                _ => return Err(Errno::EINVAL),
+            }
+        };
+        let file = self.storage.open_scratch(id).map_err(|e| errno(&e))?;
+        let (digest, size) = store::digest::hash_reader(&file, |chunk| scanner.feed(chunk))
+            .map_err(|e| errno(&e))?;
+
+        let mut state = node.state.lock();
+        if state.generation != generation || state.writers > 0 {
+            return Err(Errno::EBUSY);
+        }
+        let path = self.storage.dir.scratch_file(id);
+        let stored = self
+            .storage
+            .cas
+            .adopt(&path, &file, digest, size)
+            .map_err(failed)?;
+        state.body = Body::Blob { digest, size };
+        // Readers get the sealed file; the writable handle must not outlive the private file.
+        state.file = None;
+        if state.opens > 0 {
+            self.backing(&mut state)?;
+        }
+        self.save(node, &mut state)?;
+        Ok(Taken::of(stored, scanner.finish(), generation))
+    }
+
+    /// Adds to `batch` that these inodes are what `action` made, those that still hold what they
+    /// held when they were ingested.
+    pub fn mark_origin(
+        &self,
+        batch: &mut Batch<'_>,
+        outputs: &[(Arc<Node>, u64)],
+        action: ActionKey,
+    ) -> FsResult<()> {
+        for (node, generation) in outputs {
+            let mut state = node.state.lock();
+            if state.generation == *generation {
+                state.origin = Some(action);
+                let attributes = state.attributes.clone();
+                self.put(batch, node, &state, &attributes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts all outputs of a hit into a directory: all of them or none. Existing names are
+    /// replaced as rename would. `also` adds what must be stored in the same commit.
+    pub fn bind(
+        &self,
+        directory: Ino,
+        outputs: Vec<Bound>,
+        origin: ActionKey,
+        caller: Caller,
+        also: impl FnOnce(&mut Batch<'_>),
+    ) -> FsResult<()> {
+        let names: Vec<Vec<u8>> = outputs.iter().map(|output| output.name.clone()).collect();
+        let replaced = self.bind_names(directory, outputs, origin, caller, also)?;
+        if let Some(invalidate) = self.invalidate.get() {
+            for name in &names {
+                invalidate.entry(directory, name);
+            }
+        }
+        for node in replaced {
+            self.reap(&node);
+        }
+        Ok(())
+    }
+
+    fn bind_names(
+        &self,
+        directory: Ino,
+        outputs: Vec<Bound>,
+        origin: ActionKey,
+        caller: Caller,
+        also: impl FnOnce(&mut Batch<'_>),
+    ) -> FsResult<Vec<Arc<Node>>> {
+        let _structure = self.structure.lock();
+        let parent = self.node(directory)?;
+        let mut parent_state = parent.state.lock();
+        if parent_state.attributes.nlink == 0 {
+            return Err(Errno::ENOENT);
+        }
+        let names = parent_state.directory().ok_or(Errno::ENOTDIR)?;
+        let mut replaced = Vec::new();
+        for output in &outputs {
+            if let Some(ino) = names.get(&output.name) {
+                let node = self.node(ino)?;
+                if node.kind == Kind::Dir {
+                    return Err(Errno::EISDIR);
+                }
+                replaced.push(node);
+            }
+        }
+        let now = clock::now();
+        let mut parent_attributes = parent_state.attributes.clone();
+        parent_attributes.mtime = now;
+        parent_attributes.ctime = now;
+        let mut batch = self.storage.index.batch();
+        let mut made = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            let attributes = Attributes {
+                perm: output.perm,
+                uid: caller.uid,
+                gid: caller.gid,
+                nlink: 1,
+                rdev: 0,
+                atime: now,
+                mtime: now,
+                ctime: now,
+            };
+            let ino = self.allocate_ino()?;
+            let node = Node::new(ino, Kind::File, attributes, output.body, Some(origin));
+            let record = node.state.lock().record(Kind::File);
+            batch
+                .put_inode(self.id, ino, &record)
+                .map_err(|e| index_failed(&e))?;
+            batch.put_dentry(self.id, directory, &output.name, ino);
+            made.push((output.name, node));
+        }
+        // Two replaced names may be links of one inode: each takes one away.
+        let mut states: Vec<(&Arc<Node>, Attributes)> = Vec::new();
+        for node in &replaced {
+            let mut attributes = match states.iter().rev().find(|(known, _)| known.ino == node.ino)
+            {
+                Some((_, attributes)) => attributes.clone(),
+                None => node.state.lock().attributes.clone(),
+            };
+            attributes.nlink = attributes.nlink.saturating_sub(1);
+            attributes.ctime = now;
+            self.put(&mut batch, node, &node.state.lock(), &attributes)?;
+            states.push((node, attributes));
+        }
+        self.put(&mut batch, &parent, &parent_state, &parent_attributes)?;
+        also(&mut batch);
+        batch.commit().map_err(|e| index_failed(&e))?;
+
+        parent_state.attributes = parent_attributes;
+        for (node, attributes) in states {
+            let mut state = node.state.lock();
+            state.attributes.nlink = attributes.nlink;
+            state.attributes.ctime = attributes.ctime;
+        }
+        let mut nodes = self.nodes.write();
+        for (name, node) in made {
+            if let Some(directory) = parent_state.directory_mut() {
+                directory.insert(&name, node.ino);
+            }
+            nodes.insert(node.ino, node);
+        }
+        Ok(replaced)
+    }
+}
+
+impl Taken {
+    fn of(stored: store::Ingested, roots: RootSet, generation: u64) -> Self {
+        Self {
+            digest: stored.digest,
+            size: stored.size,
+            roots,
+            new: stored.new,
+            generation,
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! A view: its nodes by number, loading, lookup, listing, and the life of nodes.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+
+use parking_lot::{Mutex, RwLock};
+use store::{Content, Ino, InodeRecord, Kind, Timestamp, ViewId, ViewRecord};
+
+use super::node::{Attributes, Body, Directory, Node, State};
+use super::{Errno, FsResult, errno, index_failed};
+use crate::clock;
+use crate::storage::Storage;
+
+/// Inode numbers claimed from the index at a time.
+const CLAIM: u64 = 4096;
+
+/// Tells the kernel that what it remembers of a name is no longer true.
+pub trait Invalidate: Send + Sync {
+    /// Forget what `name` in `parent` is. Called with no lock held: the kernel takes the
+    /// directory's lock, which a request waiting for one of ours may hold.
+    fn entry(&self, parent: Ino, name: &[u8]);
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// An inode as `stat` shows it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its number.
+    pub ino: Ino,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// One row of a listing.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Where to go on after this row.
+    pub cookie: u64,
+    /// The name.
+    pub name: Arc<[u8]>,
+    /// The inode it names.
+    pub ino: Ino,
+}
+
+/// One mutable tree of names over the store.
+pub struct View {
+    /// Its number.
+    pub id: ViewId,
+    /// The store.
+    pub storage: Arc<Storage>,
+    pub(super) structure: Mutex<()>,
+    pub(super) nodes: RwLock<HashMap<Ino, Arc<Node>>>,
+    pub(super) invalidate: OnceLock<Box<dyn Invalidate>>,
+    record: Mutex<ViewRecord>,
+    next_ino: Mutex<u64>,
+}
+
+impl View {
+    /// Makes a new view whose root directory belongs to `owner`.
+    pub fn create(
+        storage: Arc<Storage>,
+        id: ViewId,
+        path: Vec<u8>,
+        owner: Caller,
+    ) -> FsResult<Self> {
+        let now = clock::now();
+        let attributes = Attributes {
+            perm: 0o755,
+            uid: owner.uid,
+            gid: owner.gid,
+            nlink: 2,
+            rdev: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+        };
+        let body = Body::Directory(Directory::new(Ino::ROOT));
+        let root = Node::new(Ino::ROOT, Kind::Dir, attributes, body, None);
+        let record = ViewRecord {
+            path,
+            mounted: false,
+            next_ino: Ino::ROOT.0 + 1,
+        };
+        let mut batch = storage.index.batch();
+        batch
+            .put_view(id, &record)
+            .and_then(|()| batch.put_inode(id, Ino::ROOT, &root.state.lock().record(Kind::Dir)))
+            .map_err(|e| index_failed(&e))?;
+        batch.commit().map_err(|e| index_failed(&e))?;
+        Ok(Self::with_nodes(
+            storage,
+            id,
+            record,
+            HashMap::from([(Ino::ROOT, root)]),
+        ))
+    }
+
+    /// Loads a view as it was.
+    pub fn load(storage: Arc<Storage>, id: ViewId, record: ViewRecord) -> FsResult<Self> {
+        let inodes = storage.index.inodes(id).map_err(|e| index_failed(&e))?;
+        let dentries = storage.index.dentries(id).map_err(|e| index_failed(&e))?;
+        let mut nodes = HashMap::with_capacity(inodes.len());
+        for (ino, stored) in inodes {
+            nodes.insert(ino, load_node(&storage, ino, stored));
+        }
+        for dentry in dentries {
+            let Some(child) = nodes.get(&dentry.ino).cloned() else {
+                tracing::warn!(view = id.0, ?dentry, "name of an inode that is not there");
+                continue;
+            };
+            if let Some(directory) = child.state.lock().directory_mut() {
+                directory.parent = Some(dentry.parent);
+            }
+            match nodes.get(&dentry.parent).map(|parent| parent.state.lock()) {
+                Some(mut parent) => match parent.directory_mut() {
+                    Some(directory) => directory.insert(&dentry.name, dentry.ino),
+                    None => tracing::warn!(view = id.0, ?dentry, "name in a non-directory"),
+                },
+                None => tracing::warn!(view = id.0, ?dentry, "name in no directory"),
+            }
+        }
+        if !nodes.contains_key(&Ino::ROOT) {
+            tracing::error!(view = id.0, "view has no root directory");
+            return Err(Errno::EIO);
+        }
+        Ok(Self::with_nodes(storage, id, record, nodes))
+    }
+
+    fn with_nodes(
+        storage: Arc<Storage>,
+        id: ViewId,
+        record: ViewRecord,
+        nodes: HashMap<Ino, Arc<Node>>,
+    ) -> Self {
+        Self {
+            id,
+            storage,
+            structure: Mutex::new(()),
+            nodes: RwLock::new(nodes),
+            invalidate: OnceLock::new(),
+            next_ino: Mutex::new(record.next_ino),
+            record: Mutex::new(record),
+        }
+    }
+
+    /// Where the view is mounted.
+    pub fn mountpoint(&self) -> PathBuf {
+        use std::os::unix::ffi::OsStringExt;
+        PathBuf::from(std::ffi::OsString::from_vec(
+            self.record.lock().path.clone(),
+        ))
+    }
+
+    /// Sets who tells the kernel; once, before the first request.
+    pub fn set_invalidate(&self, invalidate: Box<dyn Invalidate>) {
+        if self.invalidate.set(invalidate).is_err() {
+            tracing::error!(view = self.id.0, "view is mounted twice");
+        }
+    }
+
+    /// Remembers whether the daemon should mount this view when it starts.
+    pub fn set_mounted(&self, mounted: bool) -> FsResult<()> {
+        let mut record = self.record.lock();
+        record.mounted = mounted;
+        self.put_record(&record)
+    }
+
+    fn put_record(&self, record: &ViewRecord) -> FsResult<()> {
+        let mut batch = self.storage.index.batch();
+        batch
+            .put_view(self.id, record)
+            .map_err(|e| index_failed(&e))?;
+        batch.commit().map_err(|e| index_failed(&e))
+    }
+
+    /// An inode number never used before.
+    pub(super) fn allocate_ino(&self) -> FsResult<Ino> {
+        let mut next = self.next_ino.lock();
+        let mut record = self.record.lock();
+        if *next == record.next_ino {
+            record.next_ino += CLAIM;
+            self.put_record(&record)?;
+        }
+        *next += 1;
+        Ok(Ino(*next - 1))
+    }
+
+    /// The node of a number the kernel or a directory gave us.
+    pub fn node(&self, ino: Ino) -> FsResult<Arc<Node>> {
+        self.nodes.read().get(&ino).cloned().ok_or(Errno::ENOENT)
+    }
+
+    /// The node `name` names in `parent`, without counting a kernel reference.
+    pub fn child(&self, parent: Ino, name: &[u8]) -> FsResult<Arc<Node>> {
+        let parent = self.node(parent)?;
+        let state = parent.state.lock();
+        let directory = state.directory().ok_or(Errno::ENOTDIR)?;
+        let ino = directory.get(name).ok_or(Errno::ENOENT)?;
+        self.node(ino)
+    }
+
+    /// Looks a name up for the kernel, which from then on holds a reference.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> FsResult<Entry> {
+        if name.len() > super::NAME_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let child = {
+            let parent = self.node(parent)?;
+            let state = parent.state.lock();
+            let directory = state.directory().ok_or(Errno::ENOTDIR)?;
+            let child = self.node(directory.get(name).ok_or(Errno::ENOENT)?)?;
+            // Counted while the name exists: an inode without names gains no references.
+            child.lookups.fetch_add(1, Ordering::Relaxed);
+            child
+        };
+        Ok(entry(&child, &child.state.lock()))
+    }
+
+    /// The attributes of an inode.
+    pub fn getattr(&self, ino: Ino) -> FsResult<Entry> {
+        let node = self.node(ino)?;
+        let state = node.state.lock();
+        Ok(entry(&node, &state))
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, ino: Ino) -> FsResult<Vec<u8>> {
+        match &self.node(ino)?.state.lock().body {
+            Body::Link(target) => Ok(target.clone()),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Up to `limit` names of a directory after `cookie`, without `.` and `..`.
+    pub fn list(&self, ino: Ino, cookie: u64, limit: usize) -> FsResult<Vec<Listed>> {
+        let node = self.node(ino)?;
+        let state = node.state.lock();
+        let directory = state.directory().ok_or(Errno::ENOTDIR)?;
+        Ok(directory
+            .after(cookie)
+            .take(limit)
+            .map(|(cookie, name, ino)| Listed {
+                cookie,
+                name: Arc::clone(name),
+                ino,
+            })
+            .collect())
+    }
+
+    /// The directory that holds a directory.
+    pub fn parent(&self, ino: Ino) -> FsResult<Ino> {
+        let node = self.node(ino)?;
+        let state = node.state.lock();
+        Ok(state
+            .directory()
+            .ok_or(Errno::ENOTDIR)?
+            .parent
+            .unwrap_or(Ino::ROOT))
+    }
+
+    /// The path of a directory below the root, without a leading slash.
+    pub fn path_of(&self, directory: Ino) -> FsResult<Vec<u8>> {
+        let _structure = self.structure.lock();
+        let mut names = Vec::new();
+        let mut ino = directory;
+        while ino != Ino::ROOT {
+            let parent = self.parent(ino)?;
+            let name = {
+                let node = self.node(parent)?;
+                let state = node.state.lock();
+                let names = state.directory().ok_or(Errno::ENOTDIR)?;
+                let name = names.after(0).find(|(_, _, child)| *child == ino);
+                name.map(|(_, name, _)| name.to_vec())
+                    .ok_or(Errno::ENOENT)?
+            };
+            names.push(name);
+            ino = parent;
+        }
+        names.reverse();
+        Ok(names.join(&b'/'))
+    }
+
+    /// The node at a path below the root: components are taken as they are, `.` and `..`
+    /// included; a symbolic link on the way is not followed and gives ENOENT.
+    pub fn resolve(&self, path: &[u8]) -> FsResult<Arc<Node>> {
+        let mut ino = Ino::ROOT;
+        for name in path.split(|byte| *byte == b'/') {
+            ino = match name {
+                b"" | b"." => ino,
+                b".." => self.parent(ino)?,
+                name => self.child(ino, name)?.ino,
+            };
+        }
+        self.node(ino)
+    }
+
+    /// The kernel drops `count` references to an inode.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        let Ok(node) = self.node(ino) else { return };
+        let before = node.lookups.fetch_sub(count, Ordering::Relaxed);
+        if before < count {
+            tracing::error!(?ino, before, count, "more forgets than lookups");
+            node.lookups.store(0, Ordering::Relaxed);
+        }
+        self.reap(&node);
+    }
+
+    /// Lets go of an inode that has no name, no handle and no kernel reference.
+    pub(super) fn reap(&self, node: &Arc<Node>) {
+        let state = node.state.lock();
+        if state.attributes.nlink > 0 || state.opens > 0 || node.lookups.load(Ordering::Relaxed) > 0
+        {
+            return;
+        }
+        self.nodes.write().remove(&node.ino);
+        if let Body::Private { id, .. } = state.body {
+            self.storage.remove_scratch(id);
+        }
+    }
+
+    /// Stores the current record of a node whose attributes changed.
+    pub(super) fn save(&self, node: &Node, state: &mut State) -> FsResult<()> {
+        state.dirty = false;
+        if state.attributes.nlink == 0 {
+            return Ok(());
+        }
+        let mut batch = self.storage.index.batch();
+        batch
+            .put_inode(self.id, node.ino, &state.record(node.kind))
+            .map_err(|e| index_failed(&e))?;
+        batch.commit().map_err(|e| index_failed(&e))
+    }
+
+    /// Stores every record that is behind, as before an unmount.
+    pub fn save_all(&self) -> FsResult<()> {
+        let nodes: Vec<Arc<Node>> = self.nodes.read().values().cloned().collect();
+        for node in nodes {
+            let mut state = node.state.lock();
+            if state.dirty {
+                self.save(&node, &mut state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of inodes and the sum of the file sizes in bytes.
+    pub fn usage(&self) -> (u64, u64) {
+        // Collected first: the map's lock is never held while a node's is taken.
+        let nodes: Vec<Arc<Node>> = self.nodes.read().values().cloned().collect();
+        let bytes = nodes
+            .iter()
+            .filter(|node| node.kind == Kind::File)
+            .map(|node| node.state.lock().size())
+            .sum();
+        (nodes.len() as u64, bytes)
+    }
+}
+
+/// What `stat` shows of a locked node.
+pub(super) fn entry(node: &Node, state: &State) -> Entry {
+    Entry {
+        ino: node.ino,
+        kind: node.kind,
+        attributes: state.attributes.clone(),
+        size: state.size(),
+    }
+}
+
+fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord) -> Arc<Node> {
+    let mut attributes = Attributes {
+        perm: stored.perm,
+        uid: stored.uid,
+        gid: stored.gid,
+        nlink: stored.nlink,
+        rdev: stored.rdev,
+        atime: stored.atime,
+        mtime: stored.mtime,
+        ctime: stored.ctime,
+    };
+    let mut origin = stored.origin;
+    let body = match (stored.kind, stored.content) {
+        (Kind::Dir, _) => Body::Directory(Directory::new(Ino::ROOT)),
+        (_, Content::Link(target)) => Body::Link(target),
+        (_, Content::Inline(bytes)) => Body::Inline(bytes),
+        (_, Content::Blob { digest, size }) => Body::Blob { digest, size },
+        (_, Content::Private(id)) => {
+            let (size, written) = backing(storage, id);
+            // Written after the record was stored, by a daemon that died before the close.
+            if written > attributes.ctime {
+                attributes.mtime = written;
+                attributes.ctime = written;
+                origin = None;
+            }
+            Body::Private { id, size }
+        }
+        (Kind::File, Content::None) => Body::Inline(Vec::new()),
+        (_, Content::None) => Body::Special,
+    };
+    Node::new(ino, stored.kind, attributes, body, origin)
+}
+
+fn backing(storage: &Storage, id: store::ScratchId) -> (u64, Timestamp) {
+    use std::os::unix::fs::MetadataExt;
+    match std::fs::metadata(storage.dir.scratch_file(id)) {
+        Ok(meta) => (
+            meta.len(),
+            Timestamp {
+                secs: meta.mtime(),
+                nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
+            },
+        ),
+        Err(error) => {
+            tracing::error!(?id, %error, "private file has no backing");
+            let _ = errno(&error);
+            (0, Timestamp::default())
+        }
+    }
+}

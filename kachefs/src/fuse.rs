@@ -1,0 +1,757 @@
+//! The FUSE adapter: fuser's calls become calls of [`View`], nothing more.
+//!
+//! The kernel is asked to remember everything: entries, negative entries and attributes carry
+//! long timeouts, because the daemon is the only other writer and says when a name changes
+//! ([`KernelInvalidate`]). File handles are inode numbers, so they mean the same to every process
+//! that serves the mount.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use store::{Ino, Kind, Timestamp};
+use wrapper::protocol::{TOKEN_NAME, Token};
+
+use crate::clock;
+use crate::fs::data::{Access, Changes};
+use crate::fs::names::{NewNode, RenameMode};
+use crate::fs::node::Body;
+use crate::fs::{Caller, Entry, FsResult, Invalidate, NAME_MAX, View};
+
+/// How long the kernel may remember: until told otherwise.
+const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Inodes are never reused, so one generation is enough.
+const GENERATION: Generation = Generation(0);
+
+/// Largest read-ahead and write the kernel sends in one request (`fs.fuse.max_pages_limit`).
+const MAX_REQUEST: u32 = 1 << 20;
+
+/// Requests the kernel may have under way in the background.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Inode numbers with this bit are the tokens of the directories without it.
+const TOKEN_BIT: u64 = 1 << 62;
+
+/// Names read from a directory at a time.
+const LIST_BATCH: usize = 256;
+
+/// Serves one view to the kernel.
+pub struct Adapter {
+    view: Arc<View>,
+    socket: Vec<u8>,
+}
+
+/// Invalidations through the kernel's notification channel.
+pub struct KernelInvalidate(pub Notifier);
+
+impl Invalidate for KernelInvalidate {
+    fn entry(&self, parent: Ino, name: &[u8]) {
+        if let Err(error) = self
+            .0
+            .inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))
+        {
+            // ENOENT (nothing remembered) is filtered by fuser; the rest means the mount is gone.
+            tracing::debug!(?parent, %error, "invalidation refused");
+        }
+    }
+}
+
+impl Adapter {
+    /// An adapter for `view`; `socket` is where its daemon listens.
+    pub fn new(view: Arc<View>, socket: &Path) -> Self {
+        Self {
+            view,
+            socket: socket.as_os_str().as_bytes().to_vec(),
+        }
+    }
+
+    fn token(&self, directory: Ino) -> Vec<u8> {
+        let token = Token {
+            view: self.view.id.0,
+            directory: directory.0,
+            socket: self.socket.clone(),
+        };
+        token.encode()
+    }
+
+    /// The token of a directory looks like a symbolic link.
+    fn token_entry(&self, directory: Ino) -> FsResult<FileAttr> {
+        let mut entry = self.view.getattr(directory)?;
+        entry.kind = Kind::Symlink;
+        entry.ino = Ino(directory.0 | TOKEN_BIT);
+        entry.size = self.token(directory).len() as u64;
+        entry.attributes.perm = 0o777;
+        entry.attributes.nlink = 1;
+        Ok(attr(&entry))
+    }
+
+    fn lookup_entry(&self, parent: Ino, name: &OsStr) -> FsResult<FileAttr> {
+        if name == TOKEN_NAME {
+            return self.token_entry(parent);
+        }
+        self.view
+            .lookup(parent, name.as_bytes())
+            .map(|entry| attr(&entry))
+    }
+}
+
+fn token_of(ino: INodeNo) -> Option<Ino> {
+    (ino.0 & TOKEN_BIT != 0).then_some(Ino(ino.0 & !TOKEN_BIT))
+}
+
+fn errno(error: crate::fs::Errno) -> Errno {
+    Errno::from_i32(error as i32)
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+    }
+}
+
+fn access(flags: OpenFlags) -> Access {
+    Access {
+        write: flags.acc_mode() != OpenAccMode::O_RDONLY,
+        truncate: flags.0 & libc::O_TRUNC != 0,
+    }
+}
+
+fn system_time(time: Timestamp) -> SystemTime {
+    let seconds = Duration::from_secs(time.secs.unsigned_abs());
+    let whole = if time.secs < 0 {
+        UNIX_EPOCH.checked_sub(seconds)
+    } else {
+        UNIX_EPOCH.checked_add(seconds)
+    };
+    whole
+        .and_then(|whole| whole.checked_add(Duration::from_nanos(u64::from(time.nanos))))
+        .unwrap_or(UNIX_EPOCH)
+}
+
+fn timestamp(time: TimeOrNow) -> Timestamp {
+    let time = match time {
+        TimeOrNow::Now => return clock::now(),
+        TimeOrNow::SpecificTime(time) => time,
+    };
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Timestamp {
+            secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanos: since.subsec_nanos(),
+        },
+        Err(error) => {
+            let before = error.duration();
+            let secs = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+            match before.subsec_nanos() {
+                0 => Timestamp { secs, nanos: 0 },
+                nanos => Timestamp {
+                    secs: secs - 1,
+                    nanos: 1_000_000_000 - nanos,
+                },
+            }
+        }
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Dir => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn attr(entry: &Entry) -> FileAttr {
+    let attributes = &entry.attributes;
+    FileAttr {
+        ino: INodeNo(entry.ino.0),
+        size: entry.size,
+        blocks: entry.size.div_ceil(512),
+        atime: system_time(attributes.atime),
+        mtime: system_time(attributes.mtime),
+        ctime: system_time(attributes.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(entry.kind),
+        perm: attributes.perm,
+        nlink: attributes.nlink,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        rdev: attributes.rdev,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+fn reply_entry(result: FsResult<FileAttr>, reply: ReplyEntry) {
+    match result {
+        Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_empty(result: FsResult<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// Mode of a regular file, or of what `mknod` was asked for.
+fn kind_of_mode(mode: u32) -> Option<Kind> {
+    match mode & libc::S_IFMT {
+        libc::S_IFREG | 0 => Some(Kind::File),
+        libc::S_IFIFO => Some(Kind::Fifo),
+        libc::S_IFSOCK => Some(Kind::Socket),
+        libc::S_IFCHR => Some(Kind::CharDevice),
+        libc::S_IFBLK => Some(Kind::BlockDevice),
+        _ => None,
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Without PARALLEL_DIROPS one lookup blocks its whole directory.
+        for capability in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+        ] {
+            if config.add_capabilities(capability).is_err() {
+                tracing::info!(?capability, "kernel does without");
+            }
+        }
+        for (what, set) in [
+            ("max_write", config.set_max_write(MAX_REQUEST).err()),
+            ("max_readahead", config.set_max_readahead(MAX_REQUEST).err()),
+            (
+                "max_background",
+                config
+                    .set_max_background(MAX_BACKGROUND)
+                    .err()
+                    .map(u32::from),
+            ),
+        ] {
+            if let Some(nearest) = set {
+                tracing::debug!(what, nearest, "kernel limit differs");
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.lookup_entry(Ino(parent.0), name) {
+            Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
+            // An entry with inode 0 is remembered as absent (libfuse: fuse_entry_param).
+            Err(crate::fs::Errno::ENOENT) => {
+                let mut absent = absent();
+                absent.ino = INodeNo(0);
+                reply.entry(&TTL, &absent, GENERATION);
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        if token_of(ino).is_none() {
+            self.view.forget(Ino(ino.0), count);
+        }
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let result = match token_of(ino) {
+            Some(directory) => self.token_entry(directory),
+            None => self.view.getattr(Ino(ino.0)).map(|entry| attr(&entry)),
+        };
+        match result {
+            Ok(attr) => reply.attr(&TTL, &attr),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        if token_of(ino).is_some() {
+            return reply.error(Errno::EPERM);
+        }
+        let changes = Changes {
+            perm: mode.and_then(|mode| u16::try_from(mode & 0o7777).ok()),
+            uid,
+            gid,
+            size,
+            atime: atime.map(timestamp),
+            mtime: mtime.map(timestamp),
+        };
+        match self.view.setattr(Ino(ino.0), changes) {
+            Ok(entry) => reply.attr(&TTL, &attr(&entry)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        if let Some(directory) = token_of(ino) {
+            return reply.data(&self.token(directory));
+        }
+        match self.view.readlink(Ino(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = kind_of_mode(mode) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let body = if kind == Kind::File {
+            Body::Inline(Vec::new())
+        } else {
+            Body::Special
+        };
+        let new = NewNode {
+            kind,
+            mode,
+            rdev,
+            body,
+        };
+        let made = self
+            .view
+            .create_node(Ino(parent.0), name.as_bytes(), new, caller(request));
+        reply_entry(made.map(|(_, entry)| attr(&entry)), reply);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = self
+            .view
+            .mkdir(Ino(parent.0), name.as_bytes(), mode, caller(request));
+        reply_entry(made.map(|entry| attr(&entry)), reply);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(self.view.unlink(Ino(parent.0), name.as_bytes()), reply);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(self.view.rmdir(Ino(parent.0), name.as_bytes()), reply);
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let target = target.as_os_str().as_bytes();
+        let made = self
+            .view
+            .symlink(Ino(parent.0), name.as_bytes(), target, caller(request));
+        reply_entry(made.map(|entry| attr(&entry)), reply);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameMode::Exchange
+        } else {
+            return reply.error(Errno::EINVAL);
+        };
+        let from = (Ino(parent.0), name.as_bytes());
+        let to = (Ino(newparent.0), newname.as_bytes());
+        reply_empty(self.view.rename(from, to, mode), reply);
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        if token_of(ino).is_some() {
+            return reply.error(Errno::EPERM);
+        }
+        let made = self
+            .view
+            .link(Ino(ino.0), Ino(newparent.0), newname.as_bytes());
+        reply_entry(made.map(|entry| attr(&entry)), reply);
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.view.open(Ino(ino.0), access(flags)) {
+            // Nobody changes bytes behind the kernel's back, so its page cache stays true.
+            Ok(()) => reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let new = NewNode::file(mode);
+        let made = self
+            .view
+            .create_node(Ino(parent.0), name.as_bytes(), new, caller(request));
+        let opened = made.and_then(|(node, entry)| {
+            let access = Access {
+                truncate: false,
+                ..access(OpenFlags(flags))
+            };
+            self.view.open(node.ino, access).map(|()| entry)
+        });
+        match opened {
+            Ok(entry) => reply.created(
+                &TTL,
+                &attr(&entry),
+                GENERATION,
+                FileHandle(entry.ino.0),
+                FopenFlags::FOPEN_KEEP_CACHE,
+            ),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut bytes = Vec::new();
+        match self
+            .view
+            .read(Ino(ino.0), offset, size as usize, &mut bytes)
+        {
+            Ok(()) => reply.data(&bytes),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.view.write(Ino(ino.0), offset, data) {
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Writes are already here; ENOSYS spares every later close a round trip.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(self.view.release(Ino(ino.0), access(flags)), reply);
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(self.view.fsync(Ino(ino.0)), reply);
+    }
+
+    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // With NO_OPENDIR_SUPPORT this tells the kernel to open, and cache, directories alone.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.list(Ino(ino.0), offset, |row| {
+            reply.add(INodeNo(row.attr.ino.0), row.cookie, row.attr.kind, row.name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let directory = Ino(ino.0);
+        let listed = self.list(directory, offset, |row| {
+            let is_dots = row.name == "." || row.name == "..";
+            // The kernel takes a reference to every inode listed this way, dots excepted.
+            let attr = if is_dots {
+                Ok(row.attr)
+            } else {
+                self.view
+                    .lookup(directory, row.name.as_bytes())
+                    .map(|entry| attr(&entry))
+            };
+            let Ok(attr) = attr else { return false };
+            let full = reply.add(attr.ino, row.cookie, row.name, &TTL, &attr, GENERATION);
+            if full && !is_dots {
+                self.view.forget(Ino(attr.ino.0), 1);
+            }
+            full
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let synced = self.view.storage.index.sync();
+        reply_empty(synced.map_err(|e| crate::fs::index_failed(&e)), reply);
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match nix::sys::statvfs::statvfs(self.view.storage.dir.root()) {
+            Ok(disk) => reply.statfs(
+                disk.blocks(),
+                disk.blocks_free(),
+                disk.blocks_available(),
+                disk.files(),
+                disk.files_free(),
+                u32::try_from(disk.block_size()).unwrap_or(4096),
+                NAME_MAX as u32,
+                u32::try_from(disk.fragment_size()).unwrap_or(4096),
+            ),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: ReplyXattr,
+    ) {
+        // ENOSYS is remembered; ENODATA would cost a request per write (security.capability).
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _request: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(self.view.fallocate(Ino(ino.0), offset, length, mode), reply);
+    }
+}
+
+/// One row on its way into a reply.
+struct Row<'a> {
+    attr: FileAttr,
+    cookie: u64,
+    name: &'a OsStr,
+}
+
+impl Adapter {
+    /// Shows `add` the rows after `cookie` until it says that the reply is full.
+    fn list(
+        &self,
+        directory: Ino,
+        mut cookie: u64,
+        mut add: impl FnMut(Row<'_>) -> bool,
+    ) -> FsResult<()> {
+        let dots = [(1, ".", directory), (2, "..", self.view.parent(directory)?)];
+        for (dot, name, ino) in dots {
+            if cookie < dot {
+                let attr = attr(&self.view.getattr(ino)?);
+                if add(Row {
+                    attr,
+                    cookie: dot,
+                    name: OsStr::new(name),
+                }) {
+                    return Ok(());
+                }
+                cookie = dot;
+            }
+        }
+        loop {
+            let rows = self.view.list(directory, cookie, LIST_BATCH)?;
+            let Some(last) = rows.last() else {
+                return Ok(());
+            };
+            cookie = last.cookie;
+            for row in &rows {
+                // Removed since it was listed: not an entry any more.
+                let Ok(entry) = self.view.getattr(row.ino) else {
+                    continue;
+                };
+                let name = OsStr::from_bytes(&row.name);
+                if add(Row {
+                    attr: attr(&entry),
+                    cookie: row.cookie,
+                    name,
+                }) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn absent() -> FileAttr {
+    attr(&Entry {
+        ino: Ino(0),
+        kind: Kind::File,
+        attributes: crate::fs::Attributes {
+            perm: 0,
+            uid: 0,
+            gid: 0,
+            nlink: 0,
+            rdev: 0,
+            atime: Timestamp::default(),
+            mtime: Timestamp::default(),
+            ctime: Timestamp::default(),
+        },
+        size: 0,
+    })
+}

@@ -1,0 +1,157 @@
+//! Finding a result without running the compiler, and binding it.
+
+use std::path::Path;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use store::{ActionEntry, ActionKey, ActionResult, Counter, Digest, InputRecord, OutputContent};
+use wrapper::environment;
+use wrapper::key::{self, Sources};
+
+use super::Service;
+use super::prepare::{Place, Prepared};
+use crate::fs::outputs::Bound;
+use crate::fs::{Body, Errno, FsResult};
+
+/// A result that serves this checkout.
+pub struct Found {
+    /// The key it is stored under.
+    pub key: ActionKey,
+    /// The result.
+    pub result: ActionResult,
+}
+
+/// What processes about to compile the same agree on: everything but the sources, and the crate
+/// root of those. `None` when the crate root cannot be read.
+pub fn flight_key(service: &Service, prepared: &Prepared) -> Option<ActionKey> {
+    let source = &prepared.invocation.source;
+    let digest = source_digest(service, prepared, source)?;
+    let template = prepared.roots.template(source.as_os_str().as_bytes());
+    let sources = Sources {
+        files: vec![(template, digest)],
+        environment: Vec::new(),
+    };
+    Some(key::action_key(
+        &prepared.digest,
+        &prepared.dependencies,
+        &sources,
+    ))
+}
+
+/// The first result whose recorded inputs are what they were.
+pub fn find(service: &Service, prepared: &Prepared) -> Option<Found> {
+    let records = service
+        .storage
+        .index
+        .records(&prepared.digest)
+        .unwrap_or_else(|error| {
+            tracing::warn!(%error, "input records");
+            Vec::new()
+        });
+    records.iter().find_map(|record| {
+        let sources = current_sources(service, prepared, record)?;
+        let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
+        let found = match service.entry(&key)? {
+            ActionEntry::Result(result) => Found { key, result },
+            ActionEntry::PathBound(set) => {
+                let key = key::bound_key(&key, set, &prepared.roots);
+                match service.entry(&key)? {
+                    ActionEntry::Result(result) => Found { key, result },
+                    ActionEntry::PathBound(_) => return None,
+                }
+            }
+        };
+        is_whole(service, &found.result).then_some(found)
+    })
+}
+
+/// What the files and variables of a record are now; `None` when a file is gone.
+pub fn current_sources(
+    service: &Service,
+    prepared: &Prepared,
+    record: &InputRecord,
+) -> Option<Sources> {
+    let mut files = Vec::with_capacity(record.sources.len());
+    for template in &record.sources {
+        let path = prepared.roots.render(template);
+        let digest = source_digest(service, prepared, Path::new(OsStr::from_bytes(&path)))?;
+        files.push((template.clone(), digest));
+    }
+    let environment = record
+        .env
+        .iter()
+        .map(|name| {
+            let value = environment::value(&prepared.environment, name.as_bytes());
+            (
+                name.clone(),
+                value.map(|value| prepared.roots.template(value)),
+            )
+        })
+        .collect();
+    Some(Sources { files, environment })
+}
+
+/// The digest of one source as this compiler would find it.
+pub fn source_digest(service: &Service, prepared: &Prepared, path: &Path) -> Option<Digest> {
+    match prepared.locate(service, path) {
+        Place::Disk(path) => service.files.file(&path).ok(),
+        Place::View(view, path) => {
+            let node = view.resolve(&path).ok()?;
+            view.content_digest(&node).ok()
+        }
+    }
+}
+
+/// Whether every blob of a result is on this disk.
+fn is_whole(service: &Service, result: &ActionResult) -> bool {
+    result.outputs.iter().all(|output| match &output.content {
+        OutputContent::Blob { digest, size } => service.storage.cas.has(digest, *size),
+        OutputContent::Template(_) => true,
+    })
+}
+
+/// Puts the outputs of a found result into the out-dir, and counts the hit in the same commit.
+pub fn bind(prepared: &Prepared, found: &Found) -> FsResult<()> {
+    let outputs = found
+        .result
+        .outputs
+        .iter()
+        .map(|output| {
+            let body = match &output.content {
+                OutputContent::Blob { digest, size } => Body::Blob {
+                    digest: *digest,
+                    size: *size,
+                },
+                OutputContent::Template(template) => Body::Inline(prepared.roots.render(template)),
+            };
+            // As the compiler would have made it: everybody may read and, where anybody may,
+            // execute; less the caller's umask.
+            let mode = if output.mode & 0o111 == 0 {
+                0o666
+            } else {
+                0o777
+            } & !prepared.umask;
+            let perm = u16::try_from(mode & 0o777).map_err(|_| Errno::EINVAL)?;
+            Ok(Bound {
+                name: output.name.clone().into_bytes(),
+                perm,
+                body,
+            })
+        })
+        .collect::<FsResult<Vec<_>>>()?;
+    let counted = [
+        (Counter::Hits, 1),
+        (Counter::BytesReferenced, found.result.referenced_bytes()),
+        (Counter::SavedMs, found.result.compile_ms),
+    ];
+    prepared.view.bind(
+        prepared.out_dir,
+        outputs,
+        found.key,
+        prepared.caller,
+        |batch| {
+            batch.count(&counted, None);
+        },
+    )
+}

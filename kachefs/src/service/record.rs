@@ -1,0 +1,335 @@
+//! Recording a miss: what the compiler made and read becomes a result and an input record.
+//!
+//! Two steps. `hold` runs before cargo goes on: it finds the output files and holds on to them.
+//! `record` runs behind cargo's back: it hashes, ingests and stores. Anything that does not add
+//! up (an input changed meanwhile, an output that is not a plain file) stores nothing.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use store::scan::RootNeedles;
+use store::{
+    ActionEntry, ActionResult, Counter, InputRecord, Kind, Output, OutputContent, Root, RootSet,
+    Timestamp,
+};
+use wrapper::depinfo::{self, DepInfo};
+use wrapper::environment;
+use wrapper::key;
+use wrapper::protocol::Outcome;
+
+use super::Service;
+use super::files::changed_at;
+use super::lookup::current_sources;
+use super::prepare::{Place, Prepared, dependencies_again};
+use crate::clock;
+use crate::fs::data::Access;
+use crate::fs::{Errno, Node, View};
+
+/// Why a compile that succeeded is not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStored {
+    /// rustc announced a file that is not in its out-dir.
+    #[error("output {0} is not in the out-dir")]
+    OutputElsewhere(String),
+    /// An announced file cannot be taken.
+    #[error("output {name}: {errno}")]
+    Output {
+        /// Its name.
+        name: String,
+        /// Why.
+        errno: Errno,
+    },
+    /// No dep-info among the outputs, or one that does not parse.
+    #[error("dep-info: {0}")]
+    DepInfo(String),
+    /// An input is not what it was when the compiler started.
+    #[error("{0} changed while the compiler ran")]
+    Changed(String),
+    /// The compiler printed a NUL, which templates cannot hold.
+    #[error("diagnostics hold a NUL")]
+    Nul,
+    /// The index refuses.
+    #[error(transparent)]
+    Index(#[from] store::IndexError),
+    /// The view refuses.
+    #[error("view: {0}")]
+    View(#[from] Errno),
+}
+
+/// Output files that stay readable whatever happens to their names.
+pub struct Held<'a> {
+    view: &'a View,
+    outputs: Vec<(String, Arc<Node>)>,
+    dep_info: usize,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        for (name, node) in &self.outputs {
+            if let Err(error) = self.view.release(node.ino, READ) {
+                tracing::warn!(name, %error, "release");
+            }
+        }
+    }
+}
+
+const READ: Access = Access {
+    write: false,
+    truncate: false,
+};
+
+/// rustc's artifact notification (`--json=artifacts`; rustc book, "JSON Output").
+#[derive(Deserialize)]
+struct Notification<'a> {
+    #[serde(borrow)]
+    artifact: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    emit: std::borrow::Cow<'a, str>,
+}
+
+/// Finds the announced outputs and holds on to them.
+pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, NotStored> {
+    let mut held = Held {
+        view: &prepared.view,
+        outputs: Vec::new(),
+        dep_info: usize::MAX,
+    };
+    for line in outcome.stderr.split(|byte| *byte == b'\n') {
+        if !line.starts_with(b"{\"$message_type\":\"artifact\"") {
+            continue;
+        }
+        let Ok(note) = serde_json::from_slice::<Notification<'_>>(line) else {
+            continue;
+        };
+        let path = Path::new(note.artifact.as_ref());
+        let name = path
+            .file_name()
+            .filter(|_| path.parent() == Some(&prepared.invocation.out_dir))
+            .and_then(|name| name.to_str())
+            .ok_or_else(|| NotStored::OutputElsewhere(note.artifact.clone().into_owned()))?;
+        let failed = |errno| NotStored::Output {
+            name: name.to_owned(),
+            errno,
+        };
+        let node = prepared
+            .view
+            .child(prepared.out_dir, name.as_bytes())
+            .map_err(failed)?;
+        if node.kind != Kind::File {
+            return Err(failed(Errno::EINVAL));
+        }
+        if held.outputs.iter().any(|(known, _)| known == name) {
+            continue;
+        }
+        prepared.view.open(node.ino, READ).map_err(failed)?;
+        if note.emit == "dep-info" {
+            held.dep_info = held.outputs.len();
+        }
+        held.outputs.push((name.to_owned(), node));
+    }
+    if held.dep_info == usize::MAX {
+        return Err(NotStored::DepInfo("not announced".into()));
+    }
+    Ok(held)
+}
+
+/// Ingests the outputs and stores result and input record, all in one commit.
+pub fn record(
+    service: &Service,
+    prepared: &Prepared,
+    outcome: &Outcome,
+    held: Held<'_>,
+    started: Timestamp,
+    elapsed: Duration,
+) -> Result<(), NotStored> {
+    if outcome.stdout.contains(&0) || outcome.stderr.contains(&0) {
+        return Err(NotStored::Nul);
+    }
+    let text = read_whole(&prepared.view, &held.outputs[held.dep_info].1)?;
+    let info = depinfo::parse(&text).map_err(|error| NotStored::DepInfo(error.to_string()))?;
+    let record = input_record(prepared, &info);
+    check_unchanged(service, prepared, &info, started)?;
+    let sources = current_sources(service, prepared, &record)
+        .ok_or_else(|| NotStored::Changed("a source".into()))?;
+    for ((name, seen), (_, now)) in info.env.iter().zip(&sources.environment) {
+        let seen = seen
+            .as_ref()
+            .map(|value| prepared.roots.template(value.as_bytes()));
+        if seen != *now {
+            return Err(NotStored::Changed(format!("variable {name}")));
+        }
+    }
+
+    let roots = &prepared.roots;
+    let mut bound = roots_in_environment(prepared, &info);
+    let mut template = |bytes: &[u8]| {
+        let template = roots.template(bytes);
+        bound.extend(roots.held_in(&template));
+        template
+    };
+    let (stdout, stderr) = (template(&outcome.stdout), template(&outcome.stderr));
+    let dep_info = template(&text);
+    let needles = roots.needles();
+    let taken = take_outputs(prepared, &held, &needles, dep_info)?;
+    bound.extend(taken.roots);
+    if !roots.is_plain() {
+        bound = RootSet::all();
+    }
+    if dependencies_again(service, prepared).ok().as_ref() != Some(&prepared.dependencies) {
+        return Err(NotStored::Changed("a dependency".into()));
+    }
+
+    let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
+    let mut batch = service.storage.index.batch();
+    let stored_under = if bound.is_empty() {
+        key
+    } else {
+        batch.put_action(&key, &ActionEntry::PathBound(bound))?;
+        key::bound_key(&key, bound, roots)
+    };
+    let result = ActionResult {
+        crate_name: prepared.invocation.crate_name.clone(),
+        outputs: taken.outputs,
+        stdout,
+        stderr,
+        origin: prepared.origin.clone(),
+        compile_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+    };
+    batch.put_action(&stored_under, &ActionEntry::Result(result))?;
+    batch.put_record(&prepared.digest, &record)?;
+    prepared
+        .view
+        .mark_origin(&mut batch, &taken.nodes, stored_under)?;
+    batch.count(
+        &[
+            (Counter::Misses, 1),
+            (Counter::BytesIngested, taken.ingested),
+            (Counter::BytesStored, taken.stored),
+        ],
+        None,
+    );
+    batch.commit()?;
+    tracing::debug!(
+        crate_name = prepared.invocation.crate_name,
+        ?bound,
+        "stored"
+    );
+    Ok(())
+}
+
+fn input_record(prepared: &Prepared, info: &DepInfo) -> InputRecord {
+    use std::os::unix::ffi::OsStrExt;
+    InputRecord {
+        sources: info
+            .sources
+            .iter()
+            .map(|path| prepared.roots.template(path.as_os_str().as_bytes()))
+            .collect(),
+        env: info.env.iter().map(|(name, _)| name.clone()).collect(),
+        created_ms: clock::now_ms(),
+    }
+}
+
+/// A file changed at or after the compiler's start may have been read before or after the
+/// change: its content now says nothing.
+fn check_unchanged(
+    service: &Service,
+    prepared: &Prepared,
+    info: &DepInfo,
+    started: Timestamp,
+) -> Result<(), NotStored> {
+    for path in &info.sources {
+        let changed = match prepared.locate(service, path) {
+            Place::Disk(path) => fs::metadata(&path).ok().map(|meta| changed_at(&meta)),
+            Place::View(view, path) => view
+                .resolve(&path)
+                .ok()
+                .map(|node| node.state.lock().attributes.ctime),
+        };
+        if changed.is_none_or(|changed| changed >= started) {
+            return Err(NotStored::Changed(path.display().to_string()));
+        }
+    }
+    Ok(())
+}
+
+/// Roots whose path reached the crate through `env!`. A literal search of the outputs would miss
+/// a path whose length or hash was taken at compile time. `OUT_DIR` is left to the search: nearly
+/// every use of it names a file to include.
+fn roots_in_environment(prepared: &Prepared, info: &DepInfo) -> RootSet {
+    let mut set = RootSet::default();
+    for (name, _) in &info.env {
+        if name == "OUT_DIR" {
+            continue;
+        }
+        if let Some(value) = environment::value(&prepared.environment, name.as_bytes()) {
+            set.extend(prepared.roots.held_in(value));
+        }
+    }
+    // The mountpoint lies in the workspace, whose path it then also holds.
+    if set.contains(Root::View) {
+        set.insert(Root::Cwd);
+    }
+    set
+}
+
+struct TakenOutputs {
+    outputs: Vec<Output>,
+    nodes: Vec<(Arc<Node>, u64)>,
+    roots: RootSet,
+    ingested: u64,
+    stored: u64,
+}
+
+fn take_outputs(
+    prepared: &Prepared,
+    held: &Held<'_>,
+    needles: &RootNeedles,
+    dep_info: Vec<u8>,
+) -> Result<TakenOutputs, NotStored> {
+    let mut taken = TakenOutputs {
+        outputs: Vec::new(),
+        nodes: Vec::new(),
+        roots: RootSet::default(),
+        ingested: 0,
+        stored: 0,
+    };
+    for (at, (name, node)) in held.outputs.iter().enumerate() {
+        let mode = u32::from(node.state.lock().attributes.perm);
+        let content = if at == held.dep_info {
+            OutputContent::Template(dep_info.clone())
+        } else {
+            let blob = prepared
+                .view
+                .ingest(node, needles)
+                .map_err(|errno| NotStored::Output {
+                    name: name.clone(),
+                    errno,
+                })?;
+            taken.roots.extend(blob.roots);
+            taken.ingested += blob.size;
+            taken.stored += if blob.new { blob.size } else { 0 };
+            taken.nodes.push((Arc::clone(node), blob.generation));
+            OutputContent::Blob {
+                digest: blob.digest,
+                size: blob.size,
+            }
+        };
+        taken.outputs.push(Output {
+            name: name.clone(),
+            mode,
+            content,
+        });
+    }
+    Ok(taken)
+}
+
+fn read_whole(view: &View, node: &Node) -> Result<Vec<u8>, NotStored> {
+    let size = usize::try_from(node.state.lock().size()).map_err(|_| Errno::EFBIG)?;
+    let mut bytes = Vec::with_capacity(size);
+    view.read(node.ino, 0, size, &mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,307 @@
+//! Who compiles and who links: identities by content, not by path or name.
+//!
+//! A compiler is its executable, its libraries and the standard library of the target. A linker
+//! is the driver, the programs it runs and the start files and libc it puts in. All files are
+//! looked at on every request (a stat each); bytes are read only when one changed.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use store::{Digest, Hasher};
+use wrapper::environment;
+
+use super::files::FileDigests;
+
+/// What gcc-like drivers put into what they link without being asked (gcc(1), "-print-file-name").
+const LINKED_IN: &[&str] = &[
+    "Scrt1.o",
+    "crt1.o",
+    "crtbegin.o",
+    "crtbeginS.o",
+    "crtbeginT.o",
+    "crtend.o",
+    "crtendS.o",
+    "crti.o",
+    "crtn.o",
+    "gcrt1.o",
+    "rcrt1.o",
+    "libc.so",
+    "libc.so.6",
+    "libc.a",
+    "libc_nonshared.a",
+    "libdl.so.2",
+    "libgcc.a",
+    "libgcc_eh.a",
+    "libgcc_s.so",
+    "libgcc_s.so.1",
+    "libm.so",
+    "libm.so.6",
+    "libpthread.so.0",
+    "librt.so.1",
+    "libutil.so.1",
+];
+/// Programs such drivers run (gcc(1), "-print-prog-name").
+const LINK_PROGRAMS: &[&str] = &["collect2", "ld"];
+
+/// The environment of a request.
+pub type Environment = [(Vec<u8>, Vec<u8>)];
+
+/// A compiler as the key sees it.
+#[derive(Clone, Debug)]
+pub struct Compiler {
+    /// Digest of everything that is the compiler.
+    pub digest: Digest,
+    /// Whether a script or proxy stands before it, which may look at any environment variable.
+    pub behind_shim: bool,
+}
+
+/// Finds and digests compilers and linkers.
+pub struct Toolchains {
+    files: Arc<FileDigests>,
+    /// What a driver said it links in, by driver path and digest.
+    drivers: Mutex<HashMap<(PathBuf, Digest), Arc<Vec<PathBuf>>>>,
+}
+
+impl Toolchains {
+    /// Nothing known yet.
+    pub fn new(files: Arc<FileDigests>) -> Self {
+        Self {
+            files,
+            drivers: Mutex::default(),
+        }
+    }
+
+    /// The identity of the compiler cargo calls as `program`, for `target` (`None`: the host).
+    pub fn compiler(
+        &self,
+        program: &Path,
+        sysroot: Option<&Path>,
+        target: Option<&str>,
+        environment: &Environment,
+        cwd: &Path,
+    ) -> io::Result<Compiler> {
+        let named = find_program(program, environment, cwd)?;
+        let path = fs::canonicalize(&named)?;
+        let mut hasher = Hasher::new("kachefs compiler");
+        hasher.digest(&self.files.file(&path)?);
+        // A toolchain made of links can be meant by either path; both are looked at.
+        let mut roots: Vec<PathBuf> = [&path, &named]
+            .into_iter()
+            .filter_map(|path| path.parent()?.parent())
+            .filter(|root| has_driver(root))
+            .map(Path::to_owned)
+            .collect();
+        let behind_shim = roots.is_empty();
+        if behind_shim {
+            // Under the name it was called by: rustup's proxies go by it.
+            roots.push(sysroot_behind(&named, environment, cwd)?);
+        }
+        roots.dedup();
+        for root in &roots {
+            self.add_directory(&mut hasher, &root.join("lib"))?;
+            self.add_file(&mut hasher, &root.join("bin/rustc"))?;
+        }
+        for root in roots.iter().map(PathBuf::as_path).chain(sysroot) {
+            self.add_rustlib(&mut hasher, &root.join("lib/rustlib"), target)?;
+        }
+        Ok(Compiler {
+            digest: hasher.finish(),
+            behind_shim,
+        })
+    }
+
+    /// The host's part of `lib/rustlib` (its tools, its standard library for proc macros and
+    /// build scripts) and the target's.
+    fn add_rustlib(
+        &self,
+        hasher: &mut Hasher,
+        rustlib: &Path,
+        target: Option<&str>,
+    ) -> io::Result<()> {
+        let mut triples: Vec<PathBuf> = match fs::read_dir(rustlib) {
+            Ok(entries) => entries
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                // Tools live below the host's triple only.
+                .filter(|path| {
+                    path.join("bin").is_dir()
+                        || target.is_some_and(|t| path.file_name() == Some(OsStr::new(t)))
+                        || (target.is_none() && path.join("lib").is_dir())
+                })
+                .collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        triples.sort();
+        for triple in triples {
+            hasher.field(triple.file_name().unwrap_or_default().as_bytes());
+            for part in [
+                "lib",
+                "bin",
+                "bin/gcc-ld",
+                "bin/self-contained",
+                "codegen-backends",
+                "lib/self-contained",
+            ] {
+                self.add_directory(hasher, &triple.join(part))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_directory(&self, hasher: &mut Hasher, path: &Path) -> io::Result<()> {
+        match self.files.search_directory(path) {
+            Ok(digest) => hasher.number(1).digest(&digest),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => hasher.number(0),
+            Err(error) => return Err(error),
+        };
+        Ok(())
+    }
+
+    fn add_file(&self, hasher: &mut Hasher, path: &Path) -> io::Result<()> {
+        match self.files.file(path) {
+            Ok(digest) => hasher.number(1).digest(&digest),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => hasher.number(0),
+            Err(error) => return Err(error),
+        };
+        Ok(())
+    }
+
+    /// The identity of the linker: `linker` as `-C linker` names it (`None`: `cc`), and the
+    /// program a `-fuse-ld=` argument selects.
+    pub fn linker(
+        &self,
+        linker: Option<&Path>,
+        fuse_ld: Option<&str>,
+        environment: &Environment,
+        cwd: &Path,
+    ) -> io::Result<Digest> {
+        let driver = find_program(linker.unwrap_or(Path::new("cc")), environment, cwd)?;
+        // Probed and digested as the file it is; a driver's name can be a link to another.
+        let digest = self.files.file(&driver)?;
+        let mut hasher = Hasher::new("kachefs linker");
+        hasher.digest(&digest);
+        for path in self.linked_in(&driver, digest, environment)?.iter() {
+            hasher.field(path.file_name().unwrap_or_default().as_bytes());
+            self.add_file(&mut hasher, path)?;
+        }
+        if let Some(name) = fuse_ld {
+            let program = PathBuf::from(format!("ld.{name}"));
+            match find_program(&program, environment, cwd) {
+                Ok(path) => self.add_file(&mut hasher, &path)?,
+                Err(_) => drop(hasher.number(0)),
+            }
+        }
+        Ok(hasher.finish())
+    }
+
+    /// What the driver says it runs and links in; nothing for one that is not gcc-like.
+    fn linked_in(
+        &self,
+        driver: &Path,
+        digest: Digest,
+        environment: &Environment,
+    ) -> io::Result<Arc<Vec<PathBuf>>> {
+        let key = (driver.to_owned(), digest);
+        if let Some(known) = self.drivers.lock().get(&key) {
+            return Ok(Arc::clone(known));
+        }
+        let questions = LINK_PROGRAMS
+            .iter()
+            .map(|name| format!("-print-prog-name={name}"))
+            .chain(
+                LINKED_IN
+                    .iter()
+                    .map(|name| format!("-print-file-name={name}")),
+            );
+        let mut paths = Vec::new();
+        for question in questions {
+            let mut command = Command::new(driver);
+            command.arg(&question);
+            let Some(answer) = first_line(command, environment)? else {
+                continue;
+            };
+            let answer = PathBuf::from(answer);
+            // A bare name means "not found" for files and "ask PATH" for programs.
+            if answer.is_absolute() {
+                paths.push(answer);
+            } else if let Ok(path) = find_program(&answer, environment, Path::new("/"))
+                && question.starts_with("-print-prog")
+            {
+                paths.push(path);
+            }
+        }
+        let paths = Arc::new(paths);
+        self.drivers.lock().insert(key, Arc::clone(&paths));
+        Ok(paths)
+    }
+}
+
+/// Whether a directory is a toolchain: `bin/rustc` loads `lib/librustc_driver-*.so`.
+fn has_driver(root: &Path) -> bool {
+    fs::read_dir(root.join("lib")).is_ok_and(|entries| {
+        entries.flatten().any(|entry| {
+            entry
+                .file_name()
+                .as_bytes()
+                .starts_with(b"librustc_driver-")
+        })
+    })
+}
+
+/// Asks a proxy or script which toolchain it stands for. Asked every time: the answer can depend
+/// on files anywhere above the working directory.
+fn sysroot_behind(program: &Path, environment: &Environment, cwd: &Path) -> io::Result<PathBuf> {
+    let mut command = Command::new(program);
+    command.args(["--print", "sysroot"]).current_dir(cwd);
+    let answer = first_line(command, environment)?.map(PathBuf::from);
+    answer
+        .filter(|path| path.is_absolute())
+        .ok_or_else(|| io::Error::other(format!("{} does not tell its sysroot", program.display())))
+}
+
+fn first_line(mut command: Command, environment: &Environment) -> io::Result<Option<OsString>> {
+    let output = command
+        .env_clear()
+        .envs(
+            environment
+                .iter()
+                .map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))),
+        )
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()?;
+    if !output.status.success() {
+        return Ok(None);
+    }
+    let line = output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    Ok((!line.is_empty()).then(|| OsString::from_vec(line.to_vec())))
+}
+
+/// The file a program name means in a request's environment: an absolute path.
+fn find_program(program: &Path, environment: &Environment, cwd: &Path) -> io::Result<PathBuf> {
+    if program.as_os_str().as_bytes().contains(&b'/') {
+        return Ok(cwd.join(program));
+    }
+    let search = environment::value(environment, b"PATH").unwrap_or_default();
+    search
+        .split(|byte| *byte == b':')
+        .map(|directory| cwd.join(OsStr::from_bytes(directory)).join(program))
+        .find(|path| is_executable(path))
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn is_executable(path: &Path) -> bool {
+    nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+        && fs::metadata(path).is_ok_and(|meta| meta.is_file())
+}
