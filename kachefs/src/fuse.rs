@@ -28,7 +28,7 @@ use crate::fs::node::Body;
 use crate::fs::{Caller, Entry, FsResult, Invalidate, NAME_MAX, View};
 
 /// How long the kernel may remember: until told otherwise.
-const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+const TTL: Duration = Duration::from_hours(365 * 24);
 
 /// Inodes are never reused, so one generation is enough.
 const GENERATION: Generation = Generation(0);
@@ -631,7 +631,7 @@ impl Filesystem for Adapter {
                 disk.files(),
                 disk.files_free(),
                 u32::try_from(disk.block_size()).unwrap_or(4096),
-                NAME_MAX as u32,
+                u32::try_from(NAME_MAX).unwrap_or(255),
                 u32::try_from(disk.fragment_size()).unwrap_or(4096),
             ),
             Err(error) => reply.error(errno(error)),

@@ -29,6 +29,9 @@ use crate::codec::{CodecError, Record, decode, encode};
 use crate::digest::Digest;
 use crate::view::{DentryRecord, FileMemo, Ino, InodeRecord, ViewId, ViewRecord};
 
+/// Keys and values as they are stored.
+type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
 const META: &str = "meta";
 const VIEWS: &str = "views";
 const INODES: &str = "inodes";
@@ -116,7 +119,7 @@ pub struct Index {
 /// Changes that become true together.
 pub struct Batch<'a> {
     index: &'a Index,
-    batch: WriteBatch,
+    changes: WriteBatch,
     counted: bool,
 }
 
@@ -162,7 +165,7 @@ impl Index {
     pub fn batch(&self) -> Batch<'_> {
         Batch {
             index: self,
-            batch: WriteBatch::default(),
+            changes: WriteBatch::default(),
             counted: false,
         }
     }
@@ -282,11 +285,7 @@ impl Index {
         Ok(value.map(|bytes| decode(&bytes)).transpose()?)
     }
 
-    fn scan(
-        &self,
-        family: &'static str,
-        prefix: &[u8],
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, IndexError> {
+    fn scan(&self, family: &'static str, prefix: &[u8]) -> Result<Rows, IndexError> {
         let mut rows = Vec::new();
         let mode = IteratorMode::From(prefix, Direction::Forward);
         for row in self.db.iterator_cf(self.family(family), mode) {
@@ -354,13 +353,13 @@ impl Batch<'_> {
 
     /// Removes an inode.
     pub fn delete_inode(&mut self, view: ViewId, ino: Ino) {
-        self.batch
+        self.changes
             .delete_cf(self.index.family(INODES), inode_key(view, ino));
     }
 
     /// Gives `ino` the name `name` in `parent`, instead of what had it.
     pub fn put_dentry(&mut self, view: ViewId, parent: Ino, name: &[u8], ino: Ino) {
-        self.batch.put_cf(
+        self.changes.put_cf(
             self.index.family(DENTRIES),
             dentry_key(view, parent, name),
             ino.0.to_be_bytes(),
@@ -369,7 +368,7 @@ impl Batch<'_> {
 
     /// Removes a name.
     pub fn delete_dentry(&mut self, view: ViewId, parent: Ino, name: &[u8]) {
-        self.batch
+        self.changes
             .delete_cf(self.index.family(DENTRIES), dentry_key(view, parent, name));
     }
 
@@ -388,7 +387,7 @@ impl Batch<'_> {
         let mut known = self.index.records(invocation)?;
         known.retain(|old| record_key(invocation, old).is_ok_and(|old| old != key));
         for old in known.iter().skip(RECORDS_PER_INVOCATION - 1) {
-            self.batch
+            self.changes
                 .delete_cf(self.index.family(RECORDS), record_key(invocation, old)?);
         }
         self.put(RECORDS, &key, record)
@@ -401,7 +400,7 @@ impl Batch<'_> {
 
     /// Declares that scratch ids below `next` may have been given out.
     pub fn put_next_scratch(&mut self, next: u64) {
-        self.batch
+        self.changes
             .put_cf(self.index.family(META), SCRATCH_KEY, next.to_be_bytes());
     }
 
@@ -423,7 +422,7 @@ impl Batch<'_> {
             // Encoded and written under the lock, so an older count never overwrites a newer one.
             let counters = self.index.counters.lock();
             let bytes = encode(&*counters)?;
-            self.batch
+            self.changes
                 .put_cf(self.index.family(META), COUNTERS_KEY, bytes);
             return self.write();
         }
@@ -433,7 +432,7 @@ impl Batch<'_> {
     fn write(self) -> Result<(), IndexError> {
         self.index
             .db
-            .write(self.batch)
+            .write(self.changes)
             .map_err(|source| self.index.db_error(source))
     }
 
@@ -443,7 +442,7 @@ impl Batch<'_> {
         key: &[u8],
         record: &R,
     ) -> Result<(), IndexError> {
-        self.batch
+        self.changes
             .put_cf(self.index.family(family), key, encode(record)?);
         Ok(())
     }

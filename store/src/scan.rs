@@ -118,7 +118,7 @@ mod tests {
     proptest! {
         #[test]
         fn chunking_does_not_matter(cuts in prop::collection::vec(1_usize..9, 0..40), at in 0_usize..60) {
-            let mut bytes = vec![b'/'; 80];
+            let mut bytes = [b'/'; 80];
             let needle = b"/home/ann/.cargo";
             bytes[at..at + needle.len()].copy_from_slice(needle);
             let needles = roots();

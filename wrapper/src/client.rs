@@ -38,7 +38,7 @@ pub fn main() -> ExitCode {
     if env::var_os("KACHEFS_DISABLE").is_some() {
         return become_compiler(&argv);
     }
-    let Some(token) = out_dir(&argv).and_then(read_token) else {
+    let Some(token) = out_dir(&argv).and_then(|directory| read_token(&directory)) else {
         return become_compiler(&argv);
     };
     match converse(&argv, &token) {
@@ -66,7 +66,7 @@ fn out_dir(argv: &[OsString]) -> Option<PathBuf> {
 }
 
 /// Asks the directory itself whether it belongs to a view, and to whose.
-fn read_token(directory: PathBuf) -> Option<Token> {
+fn read_token(directory: &Path) -> Option<Token> {
     let target = std::fs::read_link(directory.join(TOKEN_NAME)).ok()?;
     Token::decode(target.as_os_str().as_bytes())
 }

@@ -83,15 +83,12 @@ impl Roots {
         let mut rest = template;
         while let Some(at) = rest.iter().position(|b| *b == 0) {
             text.extend_from_slice(&rest[..at]);
-            match rest.get(at..at + 3).and_then(root_of) {
-                Some(root) => {
-                    text.extend_from_slice(self.path(root).as_bytes());
-                    rest = &rest[at + 3..];
-                }
-                None => {
-                    text.push(0);
-                    rest = &rest[at + 1..];
-                }
+            if let Some(root) = rest.get(at..at + 3).and_then(root_of) {
+                text.extend_from_slice(self.path(root).as_bytes());
+                rest = &rest[at + 3..];
+            } else {
+                text.push(0);
+                rest = &rest[at + 1..];
             }
         }
         text.extend_from_slice(rest);
@@ -235,9 +232,8 @@ mod tests {
 
     #[test]
     fn remaps_go_from_general_to_special() {
-        let froms: Vec<_> = ann().remaps();
         assert_eq!(
-            froms,
+            ann().remaps(),
             [
                 ("/home/ann/ws", "/proc/self/cwd"),
                 ("/home/ann/.cargo", "/cargo"),

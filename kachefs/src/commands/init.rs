@@ -78,7 +78,7 @@ pub(super) fn wrapper_path() -> Result<String> {
     wrapper
         .into_os_string()
         .into_string()
-        .map_err(|path| anyhow!("{path:?} is not UTF-8"))
+        .map_err(|path| anyhow!("{} is not UTF-8", Path::new(&path).display()))
 }
 
 /// `$CARGO_HOME/config.toml`, or the old `config` where only that exists.

@@ -23,8 +23,7 @@ use wrapper::protocol::Answer;
 #[derive(Debug, Parser)]
 #[command(name = "kachefs", version, max_term_width = 100)]
 pub struct Cli {
-    /// Store directory [default: $KACHEFS_STORE, else $XDG_CACHE_HOME/kachefs, else
-    /// ~/.cache/kachefs]
+    /// Store directory [default: $KACHEFS_STORE, else kachefs in $XDG_CACHE_HOME or ~/.cache]
     #[arg(long, global = true, value_name = "DIR")]
     store: Option<PathBuf>,
 

@@ -47,11 +47,7 @@ fn table(stats: &stats::Stats) -> String {
     use std::fmt::Write;
     let actions = &stats.actions;
     let asked = actions.hits + actions.misses;
-    let rate = if asked == 0 {
-        0
-    } else {
-        actions.hits * 100 / asked
-    };
+    let rate = (actions.hits * 100).checked_div(asked).unwrap_or(0);
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
         // Writing to a String cannot fail.

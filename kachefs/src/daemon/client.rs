@@ -15,7 +15,7 @@ use store::StoreDir;
 use wrapper::protocol::{self, Answer, Control, Request};
 
 /// A daemon that has not opened its store by then says why in its log.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// Connects to the daemon of a store.
 pub fn connect(dir: &StoreDir) -> io::Result<UnixStream> {

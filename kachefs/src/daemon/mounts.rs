@@ -99,7 +99,8 @@ impl Mounts {
             match self.mount(&path) {
                 Ok(_) => tracing::info!(path = %path.display(), "mounted again"),
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), error = %format!("{error:#}"), "not mounted again")
+                    let error = format!("{error:#}");
+                    tracing::warn!(path = %path.display(), error, "not mounted again");
                 }
             }
         }

@@ -61,27 +61,30 @@ fn io_failed(what: &str, error: &io::Error) -> Errno {
     errno(error)
 }
 
+/// A length of bytes that are in memory; longer ones do not occur.
+fn in_memory(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
+}
+
 /// Makes `to` hold the bytes of `from`, sharing them where the disk can.
 fn copy_all(from: &File, to: &File, size: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
+    let source = u64::try_from(from.as_raw_fd()).map_err(io::Error::other)?;
     // SAFETY: both descriptors are open for the call; FICLONE takes the source descriptor by
     // value and touches no memory of ours.
-    if unsafe { ficlone(to.as_raw_fd(), from.as_raw_fd() as u64) }.is_ok() {
+    if unsafe { ficlone(to.as_raw_fd(), source) }.is_ok() {
         return Ok(());
     }
     let (mut read_at, mut write_at) = (0_i64, 0_i64);
-    while u64::try_from(read_at).unwrap_or(0) < size {
-        let wanted = usize::try_from(size - u64::try_from(read_at).unwrap_or(0)).unwrap_or(1 << 30);
-        match copy_file_range(
-            from.as_fd(),
-            Some(&mut read_at),
-            to.as_fd(),
-            Some(&mut write_at),
-            wanted,
-        )? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => {}
+    let mut left = size;
+    while left > 0 {
+        let wanted = in_memory(left);
+        let (source, target) = (Some(&mut read_at), Some(&mut write_at));
+        let copied = copy_file_range(from.as_fd(), source, to.as_fd(), target, wanted)?;
+        if copied == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        left -= copied as u64;
     }
     Ok(())
 }
@@ -195,7 +198,7 @@ impl View {
         if let Body::Inline(bytes) = &mut state.body
             && end <= INLINE_MAX as u64
         {
-            let (offset, end) = (offset as usize, end as usize);
+            let (offset, end) = (in_memory(offset), in_memory(end));
             if bytes.len() < end {
                 bytes.resize(end, 0);
             }
@@ -229,7 +232,7 @@ impl View {
             .map_err(|e| io_failed("create private file", &e));
         let (id, mut file) = made?;
         let copied = match (&state.body, source) {
-            (Body::Inline(bytes), _) => file.write_all(&bytes[..size as usize]),
+            (Body::Inline(bytes), _) => file.write_all(&bytes[..in_memory(size)]),
             (_, Some(source)) => copy_all(&source, &file, size).and_then(|()| file.set_len(size)),
             (_, None) => Ok(()),
         };
@@ -264,7 +267,7 @@ impl View {
         if let Body::Inline(bytes) = &mut state.body
             && size <= INLINE_MAX as u64
         {
-            bytes.resize(size as usize, 0);
+            bytes.resize(in_memory(size), 0);
             state.touch_content(now);
             return self.save(node, state);
         }

@@ -67,7 +67,7 @@ fn check_name(name: &[u8]) -> FsResult<()> {
 }
 
 /// A directory that may take new names.
-fn live_directory<'a>(state: &'a State) -> FsResult<&'a Directory> {
+fn live_directory(state: &State) -> FsResult<&Directory> {
     let directory = state.directory().ok_or(Errno::ENOTDIR)?;
     if state.attributes.nlink == 0 {
         Err(Errno::ENOENT)
@@ -341,10 +341,10 @@ impl View {
         batch.commit().map_err(|e| index_failed(&e))?;
 
         parents.apply(changes);
-        if let Some(names) = parents.from_state().directory_mut() {
+        if let Some(names) = parents.source_names().directory_mut() {
             names.remove(move_.from.1);
         }
-        if let Some(names) = parents.to_state().directory_mut() {
+        if let Some(names) = parents.target_names().directory_mut() {
             names.insert(move_.to.1, move_.source.ino);
         }
         source_state.attributes = source_attributes;
@@ -377,10 +377,10 @@ impl View {
         batch.commit().map_err(|e| index_failed(&e))?;
 
         parents.apply(changes);
-        if let Some(names) = parents.from_state().directory_mut() {
+        if let Some(names) = parents.source_names().directory_mut() {
             names.insert(move_.from.1, target.ino);
         }
-        if let Some(names) = parents.to_state().directory_mut() {
+        if let Some(names) = parents.target_names().directory_mut() {
             names.insert(move_.to.1, move_.source.ino);
         }
         for (state, parent) in states.iter_mut().zip([move_.to.0, move_.from.0]) {
@@ -422,15 +422,15 @@ impl<'a> Parents<'a> {
             from: (from, from.state.lock()),
             to: (from.ino != to.ino).then(|| (to, to.state.lock())),
         };
-        live_directory(parents.to_state())?;
+        live_directory(parents.target_names())?;
         Ok(parents)
     }
 
-    fn from_state(&mut self) -> &mut State {
+    fn source_names(&mut self) -> &mut State {
         &mut self.from.1
     }
 
-    fn to_state(&mut self) -> &mut State {
+    fn target_names(&mut self) -> &mut State {
         match &mut self.to {
             Some((_, state)) => state,
             None => &mut self.from.1,

@@ -126,12 +126,17 @@ impl View {
             if let Some(directory) = child.state.lock().directory_mut() {
                 directory.parent = Some(dentry.parent);
             }
-            match nodes.get(&dentry.parent).map(|parent| parent.state.lock()) {
-                Some(mut parent) => match parent.directory_mut() {
-                    Some(directory) => directory.insert(&dentry.name, dentry.ino),
-                    None => tracing::warn!(view = id.0, ?dentry, "name in a non-directory"),
-                },
-                None => tracing::warn!(view = id.0, ?dentry, "name in no directory"),
+            let parent = nodes.get(&dentry.parent);
+            let named = parent.is_some_and(|parent| {
+                let mut state = parent.state.lock();
+                let directory = state.directory_mut();
+                directory.is_some_and(|names| {
+                    names.insert(&dentry.name, dentry.ino);
+                    true
+                })
+            });
+            if !named {
+                tracing::warn!(view = id.0, ?dentry, "name in no directory");
             }
         }
         if !nodes.contains_key(&Ino::ROOT) {

@@ -35,7 +35,7 @@ use crate::storage::Storage;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// How long one process waits for another's compile of the same action before it compiles too.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// Answers compilers.
 pub struct Service {
@@ -169,7 +169,7 @@ impl Service {
         let held = record::hold(prepared, &outcome);
         protocol::send(stream, &())?;
         let stored =
-            held.and_then(|held| record::record(self, prepared, &outcome, held, started, elapsed));
+            held.and_then(|held| record::record(self, prepared, &outcome, &held, started, elapsed));
         if let Err(reason) = stored {
             tracing::info!(crate_name = prepared.invocation.crate_name, %reason, "not stored");
             self.count(&[(Counter::Misses, 1)], None);

@@ -141,7 +141,7 @@ pub fn record(
     service: &Service,
     prepared: &Prepared,
     outcome: &Outcome,
-    held: Held<'_>,
+    held: &Held<'_>,
     started: Timestamp,
     elapsed: Duration,
 ) -> Result<(), NotStored> {
@@ -173,7 +173,7 @@ pub fn record(
     let (stdout, stderr) = (template(&outcome.stdout), template(&outcome.stderr));
     let dep_info = template(&text);
     let needles = roots.needles();
-    let taken = take_outputs(prepared, &held, &needles, dep_info)?;
+    let taken = take_outputs(prepared, held, &needles, &dep_info)?;
     bound.extend(taken.roots);
     if !roots.is_plain() {
         bound = RootSet::all();
@@ -288,7 +288,7 @@ fn take_outputs(
     prepared: &Prepared,
     held: &Held<'_>,
     needles: &RootNeedles,
-    dep_info: Vec<u8>,
+    dep_info: &[u8],
 ) -> Result<TakenOutputs, NotStored> {
     let mut taken = TakenOutputs {
         outputs: Vec::new(),
@@ -300,7 +300,7 @@ fn take_outputs(
     for (at, (name, node)) in held.outputs.iter().enumerate() {
         let mode = u32::from(node.state.lock().attributes.perm);
         let content = if at == held.dep_info {
-            OutputContent::Template(dep_info.clone())
+            OutputContent::Template(dep_info.to_vec())
         } else {
             let blob = prepared
                 .view

@@ -50,6 +50,9 @@ const LINKED_IN: &[&str] = &[
 /// Programs such drivers run (gcc(1), "-print-prog-name").
 const LINK_PROGRAMS: &[&str] = &["collect2", "ld"];
 
+/// Programs a driver runs and files it links in.
+type LinkedIn = Arc<Vec<PathBuf>>;
+
 /// The environment of a request.
 pub type Environment = [(Vec<u8>, Vec<u8>)];
 
@@ -66,7 +69,7 @@ pub struct Compiler {
 pub struct Toolchains {
     files: Arc<FileDigests>,
     /// What a driver said it links in, by driver path and digest.
-    drivers: Mutex<HashMap<(PathBuf, Digest), Arc<Vec<PathBuf>>>>,
+    drivers: Mutex<HashMap<(PathBuf, Digest), LinkedIn>>,
 }
 
 impl Toolchains {
