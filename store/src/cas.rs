@@ -1,6 +1,6 @@
 //! The CAS: immutable blobs on the local disk, named by their digest.
 //!
-//! A blob enters by rename of a finished file or from bytes in memory, and is read-only from then
+//! A blob enters as a new name of a finished file or from bytes in memory, and is read-only from then
 //! on. Bytes are hashed before they get a name, so a name never shows other bytes than its own;
 //! [`Cas::verify`] checks what the disk made of them since. Never deletes anything: that is GC's
 //! business.
@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::digest::{Digest, hash_reader};
 use crate::layout::StoreDir;
-use crate::scan::RootScanner;
 
 /// The blobs of one store.
 #[derive(Debug)]
@@ -60,6 +59,11 @@ pub enum CasError {
 }
 
 impl CasError {
+    /// Turns an I/O error on `path` into one of these.
+    pub fn from_io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<'_> {
+        at("read", path)
+    }
+
     /// The errno behind the error, as FUSE replies need it.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
@@ -94,20 +98,9 @@ impl Cas {
         path
     }
 
-    /// Hashes `file` from its start, showing every byte to `scanner`, and moves the file at
-    /// `path` (the same file, on the same file system, with no writer left) into the store.
-    /// On failure the file stays where it was.
-    pub fn ingest_file(
-        &self,
-        path: &Path,
-        file: &mut File,
-        scanner: Option<&mut RootScanner<'_>>,
-    ) -> Result<Ingested, CasError> {
-        let (digest, size) = hash_file(path, file, scanner)?;
-        self.adopt(path, file, digest, size)
-    }
-
-    /// Moves the file at `path`, already known to hash to `digest`, into the store.
+    /// Gives the finished file at `path`, known to hash to `digest`, its name in the store as
+    /// well, and seals it. The caller removes `path` once the fact that names the blob is stored:
+    /// a crash in between leaves both names, never none.
     pub fn adopt(
         &self,
         path: &Path,
@@ -115,24 +108,32 @@ impl Cas {
         digest: Digest,
         size: u64,
     ) -> Result<Ingested, CasError> {
-        let name = self.path(&digest);
         if self.has(&digest, size) {
-            fs::remove_file(path).map_err(at("remove duplicate", path))?;
             return Ok(Ingested {
                 digest,
                 size,
                 new: false,
             });
         }
+        let name = self.path(&digest);
         self.make_fan_out(&name)?;
+        // Sealed before it is a blob, so that no crash leaves a writable one.
         file.set_permissions(Permissions::from_mode(0o444))
             .map_err(at("seal", path))?;
-        fs::rename(path, &name).map_err(at("rename into", &name))?;
-        Ok(Ingested {
-            digest,
-            size,
-            new: true,
-        })
+        match fs::hard_link(path, &name) {
+            // Same digest, so the same bytes, unless the disk damaged the one that is there.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Ingested {
+                digest,
+                size,
+                new: false,
+            }),
+            Err(error) => Err(at("link into", &name)(error)),
+            Ok(()) => Ok(Ingested {
+                digest,
+                size,
+                new: true,
+            }),
+        }
     }
 
     /// Stores `bytes`.
@@ -198,7 +199,7 @@ impl Cas {
     /// size.
     pub fn verify(&self, digest: &Digest) -> Result<u64, CasError> {
         let mut file = self.open(digest)?;
-        let (found, size) = hash_file(&self.path(digest), &mut file, None)?;
+        let (found, size) = hash_file(&self.path(digest), &mut file)?;
         if found == *digest {
             Ok(size)
         } else {
@@ -249,18 +250,9 @@ impl Cas {
     }
 }
 
-fn hash_file(
-    path: &Path,
-    file: &mut File,
-    mut scanner: Option<&mut RootScanner<'_>>,
-) -> Result<(Digest, u64), CasError> {
+fn hash_file(path: &Path, file: &mut File) -> Result<(Digest, u64), CasError> {
     file.rewind().map_err(at("rewind", path))?;
-    hash_reader(&*file, |chunk| {
-        if let Some(scanner) = scanner.as_deref_mut() {
-            scanner.feed(chunk);
-        }
-    })
-    .map_err(at("read", path))
+    hash_reader(&*file, |_| ()).map_err(at("read", path))
 }
 
 fn list(dir: &Path) -> Result<Vec<fs::DirEntry>, CasError> {
@@ -271,9 +263,9 @@ fn list(dir: &Path) -> Result<Vec<fs::DirEntry>, CasError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
-    use crate::action::Root;
-    use crate::scan::RootNeedles;
 
     fn cas() -> (tempfile::TempDir, StoreDir, Cas) {
         let dir = tempfile::tempdir().expect("tempdir");
@@ -283,25 +275,26 @@ mod tests {
         (dir, store, cas)
     }
 
+    fn adopt(cas: &Cas, path: &Path, bytes: &[u8]) -> Ingested {
+        fs::write(path, bytes).expect("writes");
+        let file = File::open(path).expect("opens");
+        cas.adopt(path, &file, Digest::of(bytes), bytes.len() as u64)
+            .expect("adopts")
+    }
+
     #[test]
-    fn ingest_renames_and_seals() {
+    fn adopting_seals_without_a_copy() {
         let (_dir, store, cas) = cas();
         let path = store.scratch().join("1");
-        fs::write(&path, b"see /home/ann/ws").expect("writes");
-        let needles = RootNeedles::new(&[(Root::Cwd, "/home/ann/ws".into())]);
-        let mut scanner = needles.scanner();
-        let mut file = File::open(&path).expect("opens");
-        let ingested = cas
-            .ingest_file(&path, &mut file, Some(&mut scanner))
-            .expect("ingests");
-        assert_eq!(ingested.digest, Digest::of(b"see /home/ann/ws"));
-        assert!(ingested.new && !path.exists());
-        assert!(scanner.finish().contains(Root::Cwd));
-        let blob = cas.path(&ingested.digest);
-        let mode = blob.metadata().expect("stat").permissions().mode();
-        assert_eq!(mode & 0o7777, 0o444);
-        assert_eq!(cas.verify(&ingested.digest).expect("verifies"), 16);
-        assert_eq!(cas.usage().expect("counts"), (1, 16));
+        let adopted = adopt(&cas, &path, b"abc");
+        assert!(adopted.new);
+        let blob = cas.path(&adopted.digest);
+        let meta = blob.metadata().expect("stat");
+        assert_eq!(meta.permissions().mode() & 0o7777, 0o444);
+        let scratch = path.metadata().expect("the caller removes it");
+        assert_eq!(MetadataExt::ino(&meta), MetadataExt::ino(&scratch));
+        assert_eq!(cas.verify(&adopted.digest).expect("verifies"), 3);
+        assert_eq!(cas.usage().expect("counts"), (1, 3));
     }
 
     #[test]
@@ -309,15 +302,7 @@ mod tests {
         let (_dir, store, cas) = cas();
         assert!(cas.ingest_bytes(b"abc").expect("ingests").new);
         assert!(!cas.ingest_bytes(b"abc").expect("ingests").new);
-        let path = store.scratch().join("1");
-        fs::write(&path, b"abc").expect("writes");
-        let mut file = File::open(&path).expect("opens");
-        assert!(
-            !cas.ingest_file(&path, &mut file, None)
-                .expect("ingests")
-                .new
-        );
-        assert!(!path.exists());
+        assert!(!adopt(&cas, &store.scratch().join("1"), b"abc").new);
         assert_eq!(cas.usage().expect("counts"), (1, 3));
     }
 

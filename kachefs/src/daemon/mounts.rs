@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -20,6 +21,9 @@ use crate::storage::Storage;
 
 /// FUSE worker threads per view: one keeps serving while another waits for the disk.
 const WORKERS: usize = 3;
+
+/// How long a session may take to notice that its mount is gone.
+const SESSION_END: Duration = Duration::from_secs(3);
 
 /// One mounted view.
 pub struct Mounted {
@@ -133,8 +137,7 @@ impl Mounts {
     /// Makes sure that no mount is at `path`, except ours: then says so.
     fn clear_path(&self, path: &Path) -> Result<bool> {
         let Some(line) = mount::mounted_at(path)? else {
-            // Unmounted behind our back: the session ends by itself, the view must be let go.
-            self.let_go(path);
+            self.let_go(path)?;
             return Ok(false);
         };
         if line.fs_type != mount::FS_TYPE {
@@ -157,13 +160,30 @@ impl Mounts {
         if mount::answers(path).is_ok() {
             bail!("{} is mounted from another store", path.display());
         }
-        self.let_go(path);
+        self.let_go(path)?;
         mount::unmount(path, true)
             .with_context(|| format!("cannot clear the dead mount at {}", path.display()))?;
         Ok(false)
     }
 
-    fn let_go(&self, path: &Path) {
+    /// Lets go of a view that was unmounted behind our back. While somebody still uses it (a lazy
+    /// unmount), its tree must not be loaded a second time.
+    fn let_go(&self, path: &Path) -> Result<()> {
+        let deadline = Instant::now() + SESSION_END;
+        while self
+            .mounted
+            .lock()
+            .values()
+            .any(|m| m.path == path && !m.session.is_finished())
+        {
+            if Instant::now() > deadline {
+                bail!(
+                    "{} was unmounted lazily and is still in use",
+                    path.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let mut mounted = self.mounted.lock();
         let ids: Vec<ViewId> = mounted
             .iter()
@@ -175,6 +195,7 @@ impl Mounts {
         for mounted in gone {
             finish(mounted, false);
         }
+        Ok(())
     }
 
     fn open_view(&self, path: &Path) -> Result<View> {

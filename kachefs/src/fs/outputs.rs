@@ -139,13 +139,17 @@ impl View {
             .cas
             .adopt(&path, &file, digest, size)
             .map_err(failed)?;
-        state.body = Body::Blob { digest, size };
+        let private = std::mem::replace(&mut state.body, Body::Blob { digest, size });
         // Readers get the sealed file; the writable handle must not outlive the private file.
         state.file = None;
         if state.opens > 0 {
             self.backing(&mut state)?;
         }
-        self.save(node, &mut state)?;
+        if let Err(error) = self.save(node, &mut state) {
+            state.body = private;
+            return Err(error);
+        }
+        self.storage.remove_scratch(id);
         Ok(Taken::of(stored, scanner.finish(), generation))
     }
 

@@ -1,16 +1,18 @@
 //! A view: its nodes by number, loading, lookup, listing, and the life of nodes.
 
 use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, RwLock};
-use store::{Content, Ino, InodeRecord, Kind, Timestamp, ViewId, ViewRecord};
+use store::{Content, Ino, InodeRecord, Kind, ScratchId, Timestamp, ViewId, ViewRecord};
 
 use super::node::{Attributes, Body, Directory, Node, State};
-use super::{Errno, FsResult, errno, index_failed};
+use super::{Errno, FsResult, index_failed};
 use crate::clock;
 use crate::storage::Storage;
 
@@ -404,14 +406,14 @@ fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord) -> Arc<Node> {
         (_, Content::Inline(bytes)) => Body::Inline(bytes),
         (_, Content::Blob { digest, size }) => Body::Blob { digest, size },
         (_, Content::Private(id)) => {
-            let (size, written) = backing(storage, id);
+            let found = backing(storage, id);
             // Written after the record was stored, by a daemon that died before the close.
-            if written > attributes.ctime {
-                attributes.mtime = written;
-                attributes.ctime = written;
+            if found.written > attributes.ctime {
+                attributes.mtime = found.written;
+                attributes.ctime = found.written;
                 origin = None;
             }
-            Body::Private { id, size }
+            found.body
         }
         (Kind::File, Content::None) => Body::Inline(Vec::new()),
         (_, Content::None) => Body::Special,
@@ -419,20 +421,60 @@ fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord) -> Arc<Node> {
     Node::new(ino, stored.kind, attributes, body, origin)
 }
 
-fn backing(storage: &Storage, id: store::ScratchId) -> (u64, Timestamp) {
-    use std::os::unix::fs::MetadataExt;
-    match std::fs::metadata(storage.dir.scratch_file(id)) {
-        Ok(meta) => (
-            meta.len(),
-            Timestamp {
-                secs: meta.mtime(),
-                nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
-            },
-        ),
+struct Backing {
+    body: Body,
+    written: Timestamp,
+}
+
+fn backing(storage: &Storage, id: ScratchId) -> Backing {
+    let path = storage.dir.scratch_file(id);
+    let meta = match fs::metadata(&path) {
+        Ok(meta) => meta,
         Err(error) => {
             tracing::error!(?id, %error, "private file has no backing");
-            let _ = errno(&error);
-            (0, Timestamp::default())
+            return Backing {
+                body: Body::Inline(Vec::new()),
+                written: Timestamp::default(),
+            };
+        }
+    };
+    let written = Timestamp {
+        secs: meta.mtime(),
+        nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
+    };
+    let private = Body::Private {
+        id,
+        size: meta.len(),
+    };
+    if meta.mode() & 0o222 != 0 {
+        return Backing {
+            body: private,
+            written,
+        };
+    }
+    // Sealed: it may be a blob already, by a daemon that died before it said so. It must never be
+    // written again.
+    let sealed = fs::File::open(&path)
+        .map_err(store::CasError::from_io(&path))
+        .and_then(|file| {
+            let (digest, size) = store::digest::hash_reader(&file, |_| ())
+                .map_err(store::CasError::from_io(&path))?;
+            storage.cas.adopt(&path, &file, digest, size)
+        });
+    match sealed {
+        Ok(blob) => Backing {
+            body: Body::Blob {
+                digest: blob.digest,
+                size: blob.size,
+            },
+            written,
+        },
+        Err(error) => {
+            tracing::error!(?id, %error, "cannot take a sealed file into the store");
+            Backing {
+                body: private,
+                written,
+            }
         }
     }
 }

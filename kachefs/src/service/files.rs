@@ -4,6 +4,7 @@
 //! file had rested for longer than a tick of the file system's clock: a change within the tick
 //! would leave all six as they were (what git calls a racy entry).
 
+use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
@@ -32,6 +33,8 @@ const HASHED_FILES: usize = 512;
 pub struct FileDigests {
     storage: Arc<Storage>,
     memos: Mutex<LruCache<PathBuf, FileMemo>>,
+    /// Digests of large directories, by the directory's own attributes.
+    listings: Mutex<HashMap<PathBuf, FileMemo>>,
 }
 
 /// When a file last changed, in a form to compare.
@@ -48,6 +51,7 @@ impl FileDigests {
         Self {
             storage,
             memos: Mutex::new(LruCache::new(REMEMBERED)),
+            listings: Mutex::default(),
         }
     }
 
@@ -109,8 +113,15 @@ impl FileDigests {
 
     /// The digest of a directory that a linker searches: names and contents of its files, not of
     /// its subdirectories. A directory of the system with very many files is known by their
-    /// names, sizes and times instead.
+    /// names, sizes and times instead, looked at again when the directory changed: package
+    /// managers replace files, they do not write into them.
     pub fn search_directory(&self, path: &Path) -> io::Result<Digest> {
+        let own = fs::metadata(path)?;
+        if let Some(memo) = self.listings.lock().get(path)
+            && memo_of(&own, memo.digest) == *memo
+        {
+            return Ok(memo.digest);
+        }
         let mut files = Vec::new();
         for entry in fs::read_dir(path)? {
             let entry = entry?;
@@ -132,7 +143,11 @@ impl FileDigests {
                 hasher.digest(&self.known_file(&path.join(name), meta)?);
             }
         }
-        Ok(hasher.finish())
+        let memo = memo_of(&own, hasher.finish());
+        if files.len() > HASHED_FILES && rested(&memo) {
+            self.listings.lock().insert(path.to_owned(), memo);
+        }
+        Ok(memo.digest)
     }
 
     /// The digest of everything below a directory, except what `skip` says. `None` when there

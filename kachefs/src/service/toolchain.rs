@@ -50,8 +50,11 @@ const LINKED_IN: &[&str] = &[
 /// Programs such drivers run (gcc(1), "-print-prog-name").
 const LINK_PROGRAMS: &[&str] = &["collect2", "ld"];
 
-/// Programs a driver runs and files it links in.
-type LinkedIn = Arc<Vec<PathBuf>>;
+/// What a driver says it runs, links in, and where it searches.
+struct Driver {
+    files: Vec<PathBuf>,
+    search: Vec<PathBuf>,
+}
 
 /// The environment of a request.
 pub type Environment = [(Vec<u8>, Vec<u8>)];
@@ -69,7 +72,7 @@ pub struct Compiler {
 pub struct Toolchains {
     files: Arc<FileDigests>,
     /// What a driver said it links in, by driver path and digest.
-    drivers: Mutex<HashMap<(PathBuf, Digest), LinkedIn>>,
+    drivers: Mutex<HashMap<(PathBuf, Digest), Arc<Driver>>>,
 }
 
 impl Toolchains {
@@ -190,9 +193,15 @@ impl Toolchains {
         let digest = self.files.file(&driver)?;
         let mut hasher = Hasher::new("kachefs linker");
         hasher.digest(&digest);
-        for path in self.linked_in(&driver, digest, environment)?.iter() {
+        let says = self.driver(&driver, digest, environment)?;
+        for path in &says.files {
             hasher.field(path.file_name().unwrap_or_default().as_bytes());
             self.add_file(&mut hasher, path)?;
+        }
+        // `-lz` may find any library there, named by an attribute in a crate nobody asked us
+        // about.
+        for path in &says.search {
+            self.add_directory(&mut hasher, path)?;
         }
         if let Some(name) = fuse_ld {
             let program = PathBuf::from(format!("ld.{name}"));
@@ -204,13 +213,13 @@ impl Toolchains {
         Ok(hasher.finish())
     }
 
-    /// What the driver says it runs and links in; nothing for one that is not gcc-like.
-    fn linked_in(
+    /// What the driver says of itself; nothing for one that is not gcc-like.
+    fn driver(
         &self,
         driver: &Path,
         digest: Digest,
         environment: &Environment,
-    ) -> io::Result<Arc<Vec<PathBuf>>> {
+    ) -> io::Result<Arc<Driver>> {
         let key = (driver.to_owned(), digest);
         if let Some(known) = self.drivers.lock().get(&key) {
             return Ok(Arc::clone(known));
@@ -223,7 +232,7 @@ impl Toolchains {
                     .iter()
                     .map(|name| format!("-print-file-name={name}")),
             );
-        let mut paths = Vec::new();
+        let mut files = Vec::new();
         for question in questions {
             let mut command = Command::new(driver);
             command.arg(&question);
@@ -233,16 +242,19 @@ impl Toolchains {
             let answer = PathBuf::from(answer);
             // A bare name means "not found" for files and "ask PATH" for programs.
             if answer.is_absolute() {
-                paths.push(answer);
+                files.push(answer);
             } else if let Ok(path) = find_program(&answer, environment, Path::new("/"))
                 && question.starts_with("-print-prog")
             {
-                paths.push(path);
+                files.push(path);
             }
         }
-        let paths = Arc::new(paths);
-        self.drivers.lock().insert(key, Arc::clone(&paths));
-        Ok(paths)
+        let says = Arc::new(Driver {
+            files,
+            search: search_path(driver, environment)?,
+        });
+        self.drivers.lock().insert(key, Arc::clone(&says));
+        Ok(says)
     }
 }
 
@@ -269,7 +281,36 @@ fn sysroot_behind(program: &Path, environment: &Environment, cwd: &Path) -> io::
         .ok_or_else(|| io::Error::other(format!("{} does not tell its sysroot", program.display())))
 }
 
-fn first_line(mut command: Command, environment: &Environment) -> io::Result<Option<OsString>> {
+/// Directories a gcc-like driver searches for libraries (gcc(1), "-print-search-dirs").
+fn search_path(driver: &Path, environment: &Environment) -> io::Result<Vec<PathBuf>> {
+    let mut command = Command::new(driver);
+    command.arg("-print-search-dirs");
+    let Some(said) = said(command, environment)? else {
+        return Ok(Vec::new());
+    };
+    let line = said
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"libraries: ="));
+    let mut paths: Vec<PathBuf> = line
+        .unwrap_or_default()
+        .split(|byte| *byte == b':')
+        .filter_map(|path| fs::canonicalize(OsStr::from_bytes(path)).ok())
+        .collect();
+    paths.sort();
+    paths.dedup();
+    Ok(paths)
+}
+
+fn first_line(command: Command, environment: &Environment) -> io::Result<Option<OsString>> {
+    let Some(said) = said(command, environment)? else {
+        return Ok(None);
+    };
+    let line = said.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok((!line.is_empty()).then(|| OsString::from_vec(line.to_vec())))
+}
+
+/// What a program prints when it succeeds.
+fn said(mut command: Command, environment: &Environment) -> io::Result<Option<Vec<u8>>> {
     let output = command
         .env_clear()
         .envs(
@@ -280,15 +321,7 @@ fn first_line(mut command: Command, environment: &Environment) -> io::Result<Opt
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()?;
-    if !output.status.success() {
-        return Ok(None);
-    }
-    let line = output
-        .stdout
-        .split(|byte| *byte == b'\n')
-        .next()
-        .unwrap_or_default();
-    Ok((!line.is_empty()).then(|| OsString::from_vec(line.to_vec())))
+    Ok(output.status.success().then_some(output.stdout))
 }
 
 /// The file a program name means in a request's environment: an absolute path.
