@@ -90,6 +90,7 @@ impl Adapter {
         entry.kind = Kind::Symlink;
         entry.ino = Ino(directory.0 | TOKEN_BIT);
         entry.size = self.token(directory).len() as u64;
+        entry.blocks = 0;
         entry.attributes.perm = 0o777;
         entry.attributes.nlink = 1;
         Ok(attr(&entry))
@@ -180,7 +181,7 @@ fn attr(entry: &Entry) -> FileAttr {
     FileAttr {
         ino: INodeNo(entry.ino.0),
         size: entry.size,
-        blocks: entry.size.div_ceil(512),
+        blocks: entry.blocks,
         atime: system_time(attributes.atime),
         mtime: system_time(attributes.mtime),
         ctime: system_time(attributes.ctime),
@@ -753,5 +754,6 @@ fn absent() -> FileAttr {
             ctime: Timestamp::default(),
         },
         size: 0,
+        blocks: 0,
     })
 }

@@ -5,7 +5,7 @@
 //! its unmount of a busy mount fails where ours says why, and it can hit a foreign mount.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
@@ -204,9 +204,10 @@ fn unescape(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(path))
 }
 
-/// Waits until the mount answers, or fails to.
-pub fn answers(path: &Path) -> io::Result<()> {
-    File::open(path)?.metadata().map(drop)
+/// Asks the file system at `path` something the kernel cannot answer from memory; ENOTCONN when
+/// the process that served it is gone.
+pub fn answers(path: &Path) -> Result<(), Errno> {
+    nix::sys::statvfs::statvfs(path).map(drop)
 }
 
 #[cfg(test)]

@@ -7,8 +7,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
 use parking_lot::Mutex;
-use store::{Cas, Content, Index, ScratchId, StoreDir, StoreLock};
+use store::{Cas, Content, Index, ScratchId, StoreDir, StoreLock, Timestamp};
 
 /// Scratch ids claimed from the index at a time.
 const CLAIM: u64 = 1024;
@@ -82,6 +85,19 @@ impl Storage {
             .read(true)
             .write(true)
             .open(self.dir.scratch_file(id))
+    }
+
+    /// Sets when a private backing file was last written, as its inode says.
+    pub fn stamp_scratch(&self, id: ScratchId, mtime: Timestamp) -> io::Result<()> {
+        let mtime = TimeSpec::new(mtime.secs, i64::from(mtime.nanos));
+        utimensat(
+            AT_FDCWD,
+            &self.dir.scratch_file(id),
+            &TimeSpec::UTIME_OMIT,
+            &mtime,
+            UtimensatFlags::NoFollowSymlink,
+        )?;
+        Ok(())
     }
 
     /// Removes a private backing file nobody names any more.

@@ -51,7 +51,7 @@ impl Daemon {
 fn status(dir: &StoreDir) -> Result<ExitCode> {
     match client::ask(dir, Control::Ping)? {
         None => {
-            println!("no daemon is running for {}", dir.root().display());
+            println!("not running, store {}", dir.root().display());
             // As `systemctl status` has it: 3 means "not running".
             Ok(ExitCode::from(3))
         }

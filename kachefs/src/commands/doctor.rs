@@ -63,6 +63,7 @@ impl Doctor {
                 })?
             );
         } else {
+            println!("kachefs {}", env!("CARGO_PKG_VERSION"));
             for check in &checks {
                 let mark = if check.ok { "ok     " } else { "PROBLEM" };
                 println!("{mark} {:<12} {}", check.name, check.detail);

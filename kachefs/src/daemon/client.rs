@@ -61,11 +61,11 @@ pub fn ensure_running(dir: &StoreDir) -> Result<()> {
         if ask(dir, Control::Ping)?.is_some() {
             return Ok(());
         }
-        if let Some(status) = child.try_wait()? {
-            // Two commands may start a daemon at once: one of them gets the store.
-            if ask(dir, Control::Ping)?.is_some() {
-                return Ok(());
-            }
+        // Two commands may start a daemon at once: one of them gets the store, and the other waits
+        // for it to answer.
+        if let Some(status) = child.try_wait()?
+            && !matches!(dir.lock(), Err(store::LayoutError::InUse(_)))
+        {
             bail!(
                 "the daemon ended at once ({status}): {}",
                 last_line(&dir.log())

@@ -116,7 +116,12 @@ impl Mounts {
         if self.clear_path(path)? {
             return Ok(MountOutcome::Already);
         }
-        fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+        match fs::metadata(path) {
+            Ok(meta) if !meta.is_dir() => bail!("{} is not a directory", path.display()),
+            Ok(_) => {}
+            Err(_) => fs::create_dir_all(path)
+                .with_context(|| format!("cannot create {}", path.display()))?,
+        }
         let view = Arc::new(self.open_view(path)?);
         let imported = import(&view, path)?;
         let device = mount::mount(path)?;

@@ -13,7 +13,7 @@ use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use store::{Ino, Kind, Timestamp};
 
 use super::node::{Body, Node, State};
-use super::view::{Entry, View, entry};
+use super::view::{Entry, View};
 use super::{Errno, FsResult, INLINE_MAX, errno};
 use crate::clock;
 
@@ -315,7 +315,7 @@ impl View {
             state.attributes = before;
             return Err(error);
         }
-        Ok(entry(&node, &state))
+        Ok(self.entry(&node, &state))
     }
 
     /// Preallocates, extends, or punches a hole (fallocate(2)).

@@ -11,7 +11,7 @@ use store::{Batch, Ino, Kind, Timestamp};
 use wrapper::protocol::TOKEN_NAME;
 
 use super::node::{Attributes, Body, Directory, Node, State};
-use super::view::{Caller, Entry, View, entry};
+use super::view::{Caller, Entry, View};
 use super::{Errno, FsResult, NAME_MAX, index_failed};
 use crate::clock;
 
@@ -149,7 +149,7 @@ impl View {
         }
         node.lookups.fetch_add(1, Ordering::Relaxed);
         self.nodes.write().insert(ino, Arc::clone(&node));
-        let made = entry(&node, &node.state.lock());
+        let made = self.entry(&node, &node.state.lock());
         Ok((node, made))
     }
 
@@ -217,7 +217,7 @@ impl View {
         }
         state.attributes = attributes;
         node.lookups.fetch_add(1, Ordering::Relaxed);
-        Ok(entry(&node, &state))
+        Ok(self.entry(&node, &state))
     }
 
     /// Removes a name of something that is not a directory.

@@ -46,6 +46,8 @@ pub struct Entry {
     pub attributes: Attributes,
     /// Its length in bytes.
     pub size: u64,
+    /// What it takes on the disk, in units of 512 bytes.
+    pub blocks: u64,
 }
 
 /// One row of a listing.
@@ -235,14 +237,14 @@ impl View {
             child.lookups.fetch_add(1, Ordering::Relaxed);
             child
         };
-        Ok(entry(&child, &child.state.lock()))
+        Ok(self.entry(&child, &child.state.lock()))
     }
 
     /// The attributes of an inode.
     pub fn getattr(&self, ino: Ino) -> FsResult<Entry> {
         let node = self.node(ino)?;
         let state = node.state.lock();
-        Ok(entry(&node, &state))
+        Ok(self.entry(&node, &state))
     }
 
     /// The target of a symbolic link.
@@ -346,6 +348,12 @@ impl View {
         if state.attributes.nlink == 0 {
             return Ok(());
         }
+        if let Body::Private { id, .. } = &state.body {
+            // Tells a later load that nothing was written since (see `load_node`).
+            if let Err(error) = self.storage.stamp_scratch(*id, state.attributes.mtime) {
+                tracing::warn!(?id, %error, "cannot stamp a private file");
+            }
+        }
         let mut batch = self.storage.index.batch();
         batch
             .put_inode(self.id, node.ino, &state.record(node.kind))
@@ -378,13 +386,32 @@ impl View {
     }
 }
 
-/// What `stat` shows of a locked node.
-pub(super) fn entry(node: &Node, state: &State) -> Entry {
+/// What a file of this length takes on the disk when it is not sparse.
+fn full_blocks(size: u64) -> u64 {
+    size.div_ceil(512)
+}
+
+impl View {
+    /// What `stat` shows of a locked node.
+    pub(super) fn entry(&self, node: &Node, state: &State) -> Entry {
+        let size = state.size();
+        let blocks = match &state.body {
+            // Only a private file can be sparse.
+            Body::Private { id, .. } => fs::metadata(self.storage.dir.scratch_file(*id))
+                .map_or_else(|_| full_blocks(size), |meta| meta.blocks()),
+            _ => full_blocks(size),
+        };
+        entry_of(node, state, size, blocks)
+    }
+}
+
+fn entry_of(node: &Node, state: &State, size: u64, blocks: u64) -> Entry {
     Entry {
         ino: node.ino,
         kind: node.kind,
         attributes: state.attributes.clone(),
-        size: state.size(),
+        size,
+        blocks,
     }
 }
 
@@ -407,10 +434,14 @@ fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord) -> Arc<Node> {
         (_, Content::Blob { digest, size }) => Body::Blob { digest, size },
         (_, Content::Private(id)) => {
             let found = backing(storage, id);
-            // Written after the record was stored, by a daemon that died before the close.
-            if found.written > attributes.ctime {
-                attributes.mtime = found.written;
-                attributes.ctime = found.written;
+            // The file carries the record's time since that was stored; another time means that
+            // it was written later, by a daemon that died before the close.
+            if found
+                .written
+                .is_some_and(|written| written != attributes.mtime)
+            {
+                attributes.mtime = found.written.unwrap_or(attributes.mtime);
+                attributes.ctime = attributes.ctime.max(attributes.mtime);
                 origin = None;
             }
             found.body
@@ -423,7 +454,8 @@ fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord) -> Arc<Node> {
 
 struct Backing {
     body: Body,
-    written: Timestamp,
+    /// When it was last written; `None` when it is not there.
+    written: Option<Timestamp>,
 }
 
 fn backing(storage: &Storage, id: ScratchId) -> Backing {
@@ -434,14 +466,14 @@ fn backing(storage: &Storage, id: ScratchId) -> Backing {
             tracing::error!(?id, %error, "private file has no backing");
             return Backing {
                 body: Body::Inline(Vec::new()),
-                written: Timestamp::default(),
+                written: None,
             };
         }
     };
-    let written = Timestamp {
+    let written = Some(Timestamp {
         secs: meta.mtime(),
         nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
-    };
+    });
     let private = Body::Private {
         id,
         size: meta.len(),
