@@ -45,6 +45,8 @@ pub struct Actions {
     pub uncacheable_reasons: BTreeMap<String, u64>,
     /// Milliseconds of compiling that hits spared.
     pub saved_ms: u64,
+    /// Results still being recorded.
+    pub pending: usize,
 }
 
 /// Bytes.
@@ -124,6 +126,7 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
             failed: number(Counter::Failed),
             uncacheable_reasons: counters.uncacheable.clone(),
             saved_ms: number(Counter::SavedMs),
+            pending: daemon.service.pending(),
         },
         bytes: Bytes {
             referenced: number(Counter::BytesReferenced),

@@ -202,6 +202,11 @@ impl Service {
         }
     }
 
+    /// Results being recorded now.
+    pub fn pending(&self) -> usize {
+        *self.recording.active.lock()
+    }
+
     /// What the action cache holds under `key`; a damaged or unknown entry counts as none.
     fn entry(&self, key: &store::ActionKey) -> Option<ActionEntry> {
         self.storage.index.action(key).unwrap_or_else(|error| {

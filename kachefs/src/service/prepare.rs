@@ -158,6 +158,9 @@ pub fn prepare(
             invocation.target.as_deref(),
             &request.environment,
             &cwd,
+            &|path| {
+                path.starts_with(roots.path(Root::View)) || service.mounts.locate(path).is_some()
+            },
         )
         .map_err(io)?;
     let linker = invocation

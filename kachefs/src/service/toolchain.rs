@@ -92,6 +92,7 @@ impl Toolchains {
         target: Option<&str>,
         environment: &Environment,
         cwd: &Path,
+        in_view: &dyn Fn(&Path) -> bool,
     ) -> io::Result<Compiler> {
         let named = find_program(program, environment, cwd)?;
         let path = fs::canonicalize(&named)?;
@@ -109,6 +110,18 @@ impl Toolchains {
             // Under the name it was called by: rustup's proxies go by it.
             roots.push(sysroot_behind(&named, environment, cwd)?);
         }
+        // The loader looks there before it looks beside the program (ld.so(8)): cargo run by
+        // another toolchain may lend this rustc that toolchain's compiler.
+        let search = environment::value(environment, b"LD_LIBRARY_PATH").unwrap_or_default();
+        roots.extend(
+            search
+                .split(|byte| *byte == b':')
+                .map(|path| cwd.join(OsStr::from_bytes(path)))
+                .filter(|path| !in_view(path))
+                .filter_map(|path| path.parent().map(Path::to_owned))
+                .filter(|root| has_driver(root)),
+        );
+        roots.sort();
         roots.dedup();
         for root in &roots {
             self.add_directory(&mut hasher, &root.join("lib"))?;
