@@ -1,0 +1,131 @@
+//! A view loaded again after its daemon died at an unlucky moment, without a mount.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use kachefs::fs::data::Access;
+use kachefs::fs::names::NewNode;
+use kachefs::fs::{Body, Caller, View};
+use kachefs::storage::Storage;
+use store::{Digest, Ino, StoreDir, ViewId};
+
+const CALLER: Caller = Caller { uid: 1, gid: 2 };
+const VIEW: ViewId = ViewId(1);
+const WRITE: Access = Access {
+    write: true,
+    truncate: false,
+};
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    storage: Arc<Storage>,
+}
+
+impl Fixture {
+    fn new() -> (Self, View) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let storage =
+            Arc::new(Storage::open(StoreDir::new(dir.path().join("store"))).expect("opens"));
+        let view = View::create(Arc::clone(&storage), VIEW, b"/nowhere".to_vec(), CALLER);
+        (Self { _dir: dir, storage }, view.expect("creates"))
+    }
+
+    /// What the next daemon sees.
+    fn load(&self) -> View {
+        let views = self.storage.index.views().expect("lists");
+        let (_, record) = views
+            .into_iter()
+            .find(|(id, _)| *id == VIEW)
+            .expect("stored");
+        View::load(Arc::clone(&self.storage), VIEW, record).expect("loads")
+    }
+}
+
+fn create(view: &View, name: &[u8]) -> Ino {
+    let made = view.create_node(Ino::ROOT, name, NewNode::file(0o644), CALLER);
+    let (node, _) = made.expect("creates");
+    node.ino
+}
+
+fn read(view: &View, ino: Ino) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    view.read(ino, 0, 1 << 20, &mut bytes).expect("reads");
+    bytes
+}
+
+#[test]
+fn a_file_sealed_but_not_yet_recorded_becomes_the_blob_it_is() {
+    let (fixture, view) = Fixture::new();
+    let bytes = vec![7; 100_000];
+    let ino = create(&view, b"f");
+    view.open(ino, WRITE).expect("opens");
+    view.write(ino, 0, &bytes).expect("writes");
+    view.release(ino, WRITE).expect("closes");
+    let Body::Private { id, .. } = view.node(ino).expect("there").state.lock().body else {
+        panic!("large files are private");
+    };
+    // What ingest does before it stores the record.
+    let path = fixture.storage.dir.scratch_file(id);
+    let digest = Digest::of(&bytes);
+    let file = File::open(&path).expect("opens");
+    fixture
+        .storage
+        .cas
+        .adopt(&path, &file, digest, bytes.len() as u64)
+        .expect("adopts");
+    drop(view);
+
+    let view = fixture.load();
+    assert_eq!(read(&view, ino), bytes);
+    view.open(ino, WRITE).expect("opens");
+    view.write(ino, 0, b"changed").expect("writes");
+    view.release(ino, WRITE).expect("closes");
+    assert_eq!(&read(&view, ino)[..8], b"changed\x07");
+    assert_eq!(
+        fixture
+            .storage
+            .cas
+            .verify(&digest)
+            .expect("the blob is untouched"),
+        100_000
+    );
+}
+
+#[test]
+fn what_was_written_before_the_last_close_is_there() {
+    let (fixture, view) = Fixture::new();
+    let ino = create(&view, b"f");
+    view.open(ino, WRITE).expect("opens");
+    view.write(ino, 0, &vec![1; 20_000]).expect("writes");
+    let first = view.getattr(ino).expect("stat");
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    view.write(ino, 20_000, &vec![2; 20_000]).expect("writes");
+    // Never closed: the daemon is gone.
+    drop(view);
+
+    let view = fixture.load();
+    let entry = view.getattr(ino).expect("stat");
+    assert_eq!(entry.size, 40_000);
+    assert!(entry.attributes.mtime > first.attributes.mtime);
+    assert_eq!(read(&view, ino)[20_000], 2);
+}
+
+#[test]
+fn a_file_unlinked_while_open_leaves_nothing_behind() {
+    let (fixture, view) = Fixture::new();
+    let ino = create(&view, b"f");
+    view.open(ino, WRITE).expect("opens");
+    view.write(ino, 0, &vec![1; 20_000]).expect("writes");
+    view.unlink(Ino::ROOT, b"f").expect("unlinks");
+    assert_eq!(read(&view, ino).len(), 20_000);
+    let scratch = || {
+        std::fs::read_dir(fixture.storage.dir.scratch())
+            .expect("lists")
+            .count()
+    };
+    assert_eq!(scratch(), 1);
+    view.release(ino, WRITE).expect("closes");
+    view.forget(ino, 1);
+    assert_eq!(scratch(), 0);
+    assert!(view.node(ino).is_err());
+}
