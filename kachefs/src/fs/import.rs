@@ -49,7 +49,8 @@ pub fn import(view: &View, directory: &Path) -> Result<Imported> {
     import.device = Some(fs::metadata(directory)?.dev());
     import.directory(directory, Ino::ROOT)?;
     view.storage.index.sync()?;
-    nix::unistd::sync();
+    // Copies and links are durable before the originals go.
+    nix::unistd::syncfs(fs::File::open(view.storage.dir.root())?)?;
     remove_contents(directory)
         .with_context(|| format!("imported, but cannot empty {}", directory.display()))?;
     Ok(import.done)
