@@ -2,27 +2,23 @@
 //!
 //! Cargo compares modification times across files, some stamped by the kernel and some by us. So
 //! all of them come from the kernel's coarse realtime clock (`ktime_get_coarse_real_ts64`, what
-//! the VFS stamps with), never from the precise one, and never run backwards within a process.
-
-use std::sync::atomic::{AtomicI64, Ordering};
+//! the VFS stamps with), never from the precise one. When the administrator sets the clock back,
+//! views follow as every disk does: a clock of our own ahead of the kernel's would make edited
+//! sources look older than what was built from them.
 
 use nix::time::{ClockId, clock_gettime};
 use store::Timestamp;
 
-const NANOS: i64 = 1_000_000_000;
-
-static LATEST: AtomicI64 = AtomicI64::new(0);
-
 /// The time by which files are stamped now.
 pub fn now() -> Timestamp {
-    let read = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(0, |time| {
-        time.tv_sec().saturating_mul(NANOS) + time.tv_nsec()
-    });
-    let latest = LATEST.fetch_max(read, Ordering::Relaxed).max(read);
-    Timestamp {
-        secs: latest.div_euclid(NANOS),
-        nanos: u32::try_from(latest.rem_euclid(NANOS)).unwrap_or(0),
-    }
+    // Fails only for clocks the kernel does not have (clock_gettime(2)).
+    clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or_else(
+        |_| Timestamp::default(),
+        |time| Timestamp {
+            secs: time.tv_sec(),
+            nanos: u32::try_from(time.tv_nsec()).unwrap_or(0),
+        },
+    )
 }
 
 /// Milliseconds since the epoch.

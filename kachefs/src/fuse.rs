@@ -64,6 +64,13 @@ impl Invalidate for KernelInvalidate {
             tracing::debug!(?parent, %error, "invalidation refused");
         }
     }
+
+    fn attributes(&self, ino: Ino) {
+        // A negative offset leaves the data alone (fuse_reverse_inval_inode).
+        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), -1, 0) {
+            tracing::debug!(?ino, %error, "invalidation refused");
+        }
+    }
 }
 
 impl Adapter {
@@ -468,7 +475,11 @@ impl Filesystem for Adapter {
                 truncate: false,
                 ..access(OpenFlags(flags))
             };
-            self.view.open(node.ino, access).map(|()| entry)
+            // Without a reply the kernel holds no reference either.
+            let opened = self.view.open(node.ino, access);
+            opened
+                .map(|()| entry)
+                .inspect_err(|_| self.view.forget(node.ino, 1))
         });
         match opened {
             Ok(entry) => reply.created(

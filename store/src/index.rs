@@ -76,6 +76,14 @@ pub enum IndexError {
     Key(&'static str),
 }
 
+impl IndexError {
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        // RocksDB passes the errno on only as text.
+        matches!(self, Self::Db { source, .. } if source.to_string().contains("No space left"))
+    }
+}
+
 /// What is counted over the life of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {

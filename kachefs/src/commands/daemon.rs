@@ -87,6 +87,29 @@ fn stop(dir: &StoreDir) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A log that may fail: on a full disk the daemon goes on, only silently.
+struct Careless(std::io::Stderr);
+
+impl std::io::Write for Careless {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(self.0.write(bytes).unwrap_or(bytes.len()))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A panic in one thread ends the process: a mount that fails with ENOTCONN can be mounted again,
+/// one whose server has lost a thread hangs whoever touches it.
+fn die_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
 /// Runs a daemon here until it is told to stop; mounts `path` first if there is one.
 pub(super) fn run_in_foreground(dir: &StoreDir, path: Option<&Path>) -> Result<ExitCode> {
     let filter = EnvFilter::try_from_env("KACHEFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -94,8 +117,10 @@ pub(super) fn run_in_foreground(dir: &StoreDir, path: Option<&Path>) -> Result<E
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .with_writer(|| Careless(std::io::stderr()))
         .try_init();
+    die_on_panic();
     // Before any thread exists, so that all of them inherit it: inode modes come from requests.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     // SIGHUP is taken, not ignored: a closed terminal does not end a daemon.

@@ -136,6 +136,7 @@ impl View {
     /// Closes one handle.
     pub fn release(&self, ino: Ino, access: Access) -> FsResult<()> {
         let node = self.node(ino)?;
+        let mut saved = Ok(());
         {
             let mut state = node.state.lock();
             state.opens = state.opens.saturating_sub(1);
@@ -148,12 +149,12 @@ impl View {
             if state.writers == 0 {
                 node.settled.notify_all();
                 if state.dirty {
-                    self.save(&node, &mut state)?;
+                    saved = self.save(&node, &mut state);
                 }
             }
         }
         self.reap(&node);
-        Ok(())
+        saved
     }
 
     /// Reads up to `size` bytes at `offset` into `into`; fewer only at the end of the file.

@@ -6,7 +6,7 @@
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
-//! and waits for nothing while holding it. The lock of the node table is innermost.
+//! and waits for no other lock while holding it. The lock of the node table is innermost.
 
 pub mod data;
 pub mod import;
@@ -34,8 +34,12 @@ pub(crate) fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// A failed commit: told in the log, EIO to the caller.
+/// A failed commit: told in the log, ENOSPC or EIO to the caller.
 pub(crate) fn index_failed(error: &store::IndexError) -> Errno {
     tracing::error!(%error, "index");
-    Errno::EIO
+    if error.is_disk_full() {
+        Errno::ENOSPC
+    } else {
+        Errno::EIO
+    }
 }

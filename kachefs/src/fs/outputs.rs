@@ -3,6 +3,7 @@
 //! Bind is the product's promise: outputs appear as pointers to blobs, all in one commit, without
 //! a byte read or written.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -139,37 +140,45 @@ impl View {
             .cas
             .adopt(&path, &file, digest, size)
             .map_err(failed)?;
-        let private = std::mem::replace(&mut state.body, Body::Blob { digest, size });
+        state.body = Body::Blob { digest, size };
         // Readers get the sealed file; the writable handle must not outlive the private file.
         state.file = None;
         if state.opens > 0 {
             self.backing(&mut state)?;
         }
         if let Err(error) = self.save(node, &mut state) {
-            state.body = private;
+            // The private file is sealed and must not be written again: the inode stays a blob, and
+            // the stored record is put right by the next save or when the view is loaded.
+            state.dirty = true;
             return Err(error);
         }
         self.storage.remove_scratch(id);
         Ok(Taken::of(stored, scanner.finish(), generation))
     }
 
-    /// Adds to `batch` that these inodes are what `action` made, those that still hold what they
-    /// held when they were ingested.
-    pub fn mark_origin(
+    /// Commits `batch` together with the fact that these inodes are what `action` made, those that
+    /// still hold what they held when they were ingested.
+    pub fn commit_origin(
         &self,
-        batch: &mut Batch<'_>,
+        mut batch: Batch<'_>,
         outputs: &[(Arc<Node>, u64)],
         action: ActionKey,
     ) -> FsResult<()> {
+        let _structure = self.structure.lock();
+        // Locked until the commit is done, or a link made meanwhile would be overwritten.
+        let mut locked: BTreeMap<Ino, (&Node, MutexGuard<'_, State>)> = BTreeMap::new();
         for (node, generation) in outputs {
+            if locked.contains_key(&node.ino) {
+                continue;
+            }
             let mut state = node.state.lock();
             if state.generation == *generation {
                 state.origin = Some(action);
-                let attributes = state.attributes.clone();
-                self.put(batch, node, &state, &attributes)?;
+                self.put(&mut batch, node, &state, &state.attributes)?;
+                locked.insert(node.ino, (node, state));
             }
         }
-        Ok(())
+        batch.commit().map_err(|e| index_failed(&e))
     }
 
     /// Puts all outputs of a hit into a directory: all of them or none. Existing names are
@@ -187,6 +196,9 @@ impl View {
         if let Some(invalidate) = self.invalidate.get() {
             for name in &names {
                 invalidate.entry(directory, name);
+            }
+            for node in &replaced {
+                invalidate.attributes(node.ino);
             }
         }
         for node in replaced {
@@ -210,14 +222,15 @@ impl View {
             return Err(Errno::ENOENT);
         }
         let names = parent_state.directory().ok_or(Errno::ENOTDIR)?;
-        let mut replaced = Vec::new();
+        // Two replaced names may be links of one inode: each takes one away.
+        let mut replaced: BTreeMap<Ino, (Arc<Node>, u32)> = BTreeMap::new();
         for output in &outputs {
             if let Some(ino) = names.get(&output.name) {
                 let node = self.node(ino)?;
                 if node.kind == Kind::Dir {
                     return Err(Errno::EISDIR);
                 }
-                replaced.push(node);
+                replaced.entry(ino).or_insert((node, 0)).1 += 1;
             }
         }
         let now = clock::now();
@@ -246,28 +259,22 @@ impl View {
             batch.put_dentry(self.id, directory, &output.name, ino);
             made.push((output.name, node));
         }
-        // Two replaced names may be links of one inode: each takes one away.
-        let mut states: Vec<(&Arc<Node>, Attributes)> = Vec::new();
-        for node in &replaced {
-            let mut attributes = match states.iter().rev().find(|(known, _)| known.ino == node.ino)
-            {
-                Some((_, attributes)) => attributes.clone(),
-                None => node.state.lock().attributes.clone(),
-            };
-            attributes.nlink = attributes.nlink.saturating_sub(1);
+        let mut states = Vec::with_capacity(replaced.len());
+        for (node, names) in replaced.values() {
+            let state = node.state.lock();
+            let mut attributes = state.attributes.clone();
+            attributes.nlink = attributes.nlink.saturating_sub(*names);
             attributes.ctime = now;
-            self.put(&mut batch, node, &node.state.lock(), &attributes)?;
-            states.push((node, attributes));
+            self.put(&mut batch, node, &state, &attributes)?;
+            states.push((state, attributes));
         }
         self.put(&mut batch, &parent, &parent_state, &parent_attributes)?;
         also(&mut batch);
         batch.commit().map_err(|e| index_failed(&e))?;
 
         parent_state.attributes = parent_attributes;
-        for (node, attributes) in states {
-            let mut state = node.state.lock();
-            state.attributes.nlink = attributes.nlink;
-            state.attributes.ctime = attributes.ctime;
+        for (mut state, attributes) in states {
+            state.attributes = attributes;
         }
         let mut nodes = self.nodes.write();
         for (name, node) in made {
@@ -276,7 +283,7 @@ impl View {
             }
             nodes.insert(node.ino, node);
         }
-        Ok(replaced)
+        Ok(replaced.into_values().map(|(node, _)| node).collect())
     }
 }
 

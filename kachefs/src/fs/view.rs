@@ -24,6 +24,9 @@ pub trait Invalidate: Send + Sync {
     /// Forget what `name` in `parent` is. Called with no lock held: the kernel takes the
     /// directory's lock, which a request waiting for one of ours may hold.
     fn entry(&self, parent: Ino, name: &[u8]);
+
+    /// Forget the attributes of an inode. Called with no lock held.
+    fn attributes(&self, ino: Ino);
 }
 
 /// Who asks.

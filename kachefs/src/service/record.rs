@@ -200,9 +200,6 @@ pub fn record(
     };
     batch.put_action(&stored_under, &ActionEntry::Result(result))?;
     batch.put_record(&prepared.digest, &record)?;
-    prepared
-        .view
-        .mark_origin(&mut batch, &taken.nodes, stored_under)?;
     batch.count(
         &[
             (Counter::Misses, 1),
@@ -211,7 +208,9 @@ pub fn record(
         ],
         None,
     );
-    batch.commit()?;
+    prepared
+        .view
+        .commit_origin(batch, &taken.nodes, stored_under)?;
     tracing::debug!(
         crate_name = prepared.invocation.crate_name,
         ?bound,
