@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use crate::protocol::{
     self, CompileRequest, Decision, Outcome, ProtocolError, Request, Run, TOKEN_NAME, Token,
+    Verdict,
 };
 use crate::roots::Roots;
 
@@ -167,10 +168,11 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
     };
     // The compile stands whether or not the daemon hears of it. It answers once it holds on to
     // the output files, so that nothing cargo does next takes them away first.
-    let reported: Result<(), ProtocolError> =
-        protocol::send(stream, &outcome).and_then(|()| protocol::receive(stream));
-    drop(reported);
-    exit_like(status)
+    let verdict = protocol::send(stream, &outcome).and_then(|()| protocol::receive(stream));
+    match verdict {
+        Ok(Verdict::Redo) => become_compiler(argv),
+        Ok(Verdict::Stands) | Err(_) => exit_like(status),
+    }
 }
 
 fn stream_through(mut child: Child, run: &Run) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
@@ -249,11 +251,15 @@ fn exit_like(status: ExitStatus) -> ExitCode {
 /// prints, cargo records and repeats on every later build.
 fn warn_once(token: &Token, text: &str) {
     let parent = std::os::unix::process::parent_id();
-    let mark =
-        Path::new(OsStr::from_bytes(&token.socket)).with_file_name(format!("warned-{parent}"));
-    let first = OpenOptions::new().write(true).create_new(true).open(mark);
-    if first.is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
-        return;
+    let name = format!("kachefs-warned-{}-{parent}", nix::unistd::geteuid());
+    let beside = Path::new(OsStr::from_bytes(&token.socket)).with_file_name(&name);
+    // Another user's daemon, or none at all: then its directory is closed or gone.
+    for mark in [beside, env::temp_dir().join(&name)] {
+        match OpenOptions::new().write(true).create_new(true).open(mark) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return,
+            Ok(_) => break,
+            Err(_) => {}
+        }
     }
     let cargo = OpenOptions::new()
         .append(true)

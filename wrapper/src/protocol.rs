@@ -84,6 +84,16 @@ pub struct Outcome {
     pub stderr: Vec<u8>,
 }
 
+/// The daemon's last word on a compiler run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// The outcome stands.
+    Stands,
+    /// The compiler looked for a variable that had been taken away from it: run it again as it was
+    /// called.
+    Redo,
+}
+
 /// A command.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Control {

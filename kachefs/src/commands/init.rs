@@ -27,7 +27,14 @@ pub(super) enum Configured {
 
 /// Makes cargo use the wrapper, unless it uses one already.
 pub(super) fn configure_cargo() -> Result<()> {
-    if env::var_os("RUSTC_WRAPPER").is_some_and(|wrapper| is_ours(Path::new(&wrapper))) {
+    if let Some(wrapper) = env::var_os("RUSTC_WRAPPER").filter(|wrapper| !wrapper.is_empty()) {
+        if !is_ours(Path::new(&wrapper)) {
+            println!(
+                "RUSTC_WRAPPER={} stands before cargo's configuration, which is left as it is; to \
+                 use kachefs, set RUSTC_WRAPPER={WRAPPER}",
+                Path::new(&wrapper).display()
+            );
+        }
         return Ok(());
     }
     let path = config_path()?;

@@ -31,6 +31,8 @@ pub struct Mounted {
     pub view: Arc<View>,
     /// Where it is mounted.
     pub path: PathBuf,
+    /// Device number of its files, as `stat` shows it.
+    device: u64,
     session: JoinHandle<std::io::Result<()>>,
 }
 
@@ -89,6 +91,15 @@ impl Mounts {
         })
     }
 
+    /// Device numbers of all mounted views.
+    pub fn devices(&self) -> Vec<u64> {
+        self.mounted
+            .lock()
+            .values()
+            .map(|mounted| mounted.device)
+            .collect()
+    }
+
     /// Mounts again what an earlier daemon had mounted when it ended without unmounting.
     pub fn remount_all(&self) {
         let views = match self.storage.index.views() {
@@ -124,15 +135,18 @@ impl Mounts {
         }
         let view = Arc::new(self.open_view(path)?);
         let imported = import(&view, path)?;
-        let device = mount::mount(path)?;
-        let session = serve(&view, device, &self.storage).inspect_err(|_| {
+        let fuse = mount::mount(path)?;
+        let session = serve(&view, fuse, &self.storage).inspect_err(|_| {
             // Nothing serves it: leave no dead mount behind.
             let _ = mount::unmount(path, true);
         })?;
         view.set_mounted(true)?;
+        let line = mount::mounted_at(path)?.context("the mount is gone already")?;
+        let device = nix::sys::stat::makedev(0, u64::from(line.minor));
         let mounted = Mounted {
             view: Arc::clone(&view),
             path: path.to_owned(),
+            device,
             session,
         };
         self.mounted.lock().insert(view.id, mounted);
@@ -281,6 +295,7 @@ fn finish(mounted: Mounted, lazy: bool) {
         view,
         path,
         session,
+        ..
     } = mounted;
     // After a lazy unmount the session lives on for as long as somebody holds a file open.
     if !lazy {

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use store::{Ino, Kind, Timestamp};
@@ -35,36 +35,57 @@ pub struct Imported {
 pub fn import(view: &View, directory: &Path) -> Result<Imported> {
     let mut import = Import {
         view,
+        device: fs::metadata(directory)?.dev(),
+        inside: HashMap::new(),
         links: HashMap::new(),
+        taken: Vec::new(),
+        adopted: Vec::new(),
         done: Imported::default(),
-        device: None,
     };
-    let empty = fs::read_dir(directory)
-        .with_context(|| format!("cannot list {}", directory.display()))?
-        .next()
-        .is_none();
-    if empty {
+    import.count_links(directory)?;
+    import.directory(directory, Ino::ROOT)?;
+    if import.taken.is_empty() {
         return Ok(import.done);
     }
-    import.device = Some(fs::metadata(directory)?.dev());
-    import.directory(directory, Ino::ROOT)?;
     view.storage.index.sync()?;
     // Copies and links are durable before the originals go.
     nix::unistd::syncfs(fs::File::open(view.storage.dir.root())?)?;
-    remove_contents(directory)
-        .with_context(|| format!("imported, but cannot empty {}", directory.display()))?;
+    import.remove_originals();
     Ok(import.done)
 }
 
+/// A file on the disk, by device and inode number.
+type FileId = (u64, u64);
+
 struct Import<'a> {
     view: &'a View,
-    /// Inodes by `(dev, ino)` of files with several names.
-    links: HashMap<(u64, u64), Ino>,
+    device: u64,
+    /// How many names below the directory each file with several names has.
+    inside: HashMap<FileId, u64>,
+    /// Inodes of files met before.
+    links: HashMap<FileId, Ino>,
+    /// What is in the view now, directories after what they hold.
+    taken: Vec<(PathBuf, bool)>,
+    /// Private files that still share their inode with an original.
+    adopted: Vec<PathBuf>,
     done: Imported,
-    device: Option<u64>,
 }
 
 impl Import<'_> {
+    fn count_links(&mut self, path: &Path) -> Result<()> {
+        let context = || format!("cannot list {}", path.display());
+        for entry in fs::read_dir(path).with_context(context)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            if meta.is_dir() {
+                self.count_links(&entry.path())?;
+            } else if meta.nlink() > 1 {
+                *self.inside.entry((meta.dev(), meta.ino())).or_default() += 1;
+            }
+        }
+        Ok(())
+    }
+
     fn directory(&mut self, path: &Path, ino: Ino) -> Result<()> {
         for entry in
             fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))?
@@ -79,15 +100,17 @@ impl Import<'_> {
 
     fn entry(&mut self, path: &Path, parent: Ino, name: &[u8]) -> Result<()> {
         let meta = fs::symlink_metadata(path)?;
-        if self.device != Some(meta.dev()) {
+        if self.device != meta.dev() {
             bail!("another file system is mounted there");
         }
         if meta.is_dir() {
             let ino = self.subdirectory(&meta, parent, name)?;
             self.directory(path, ino)?;
+            self.taken.push((path.to_owned(), true));
             return self.dress(ino, &meta);
         }
         self.clear(parent, name)?;
+        self.taken.push((path.to_owned(), false));
         self.done.files += 1;
         let key = (meta.dev(), meta.ino());
         if let Some(ino) = self.links.get(&key) {
@@ -132,25 +155,49 @@ impl Import<'_> {
         })
     }
 
-    fn bytes(&self, path: &Path, meta: &Metadata) -> Result<Body> {
+    fn bytes(&mut self, path: &Path, meta: &Metadata) -> Result<Body> {
         if meta.len() <= INLINE_MAX as u64 {
             return Ok(Body::Inline(fs::read(path)?));
         }
-        let (id, file) = self.view.storage.new_scratch()?;
+        let (id, mut file) = self.view.storage.new_scratch()?;
         let scratch = self.view.storage.dir.scratch_file(id);
-        fs::remove_file(&scratch)?;
-        match fs::hard_link(path, &scratch) {
-            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                drop(file);
-                fs::copy(path, &scratch)?;
-                fs::File::open(&scratch)?.sync_all()?;
-            }
-            linked => linked?,
+        // A file that is also named outside stays what it is there: it is copied.
+        let names = self
+            .inside
+            .get(&(meta.dev(), meta.ino()))
+            .copied()
+            .unwrap_or(1);
+        if names == meta.nlink() && adopt(path, &scratch)? {
+            self.adopted.push(scratch);
+        } else {
+            io::copy(&mut fs::File::open(path)?, &mut file)?;
+            file.sync_all()?;
         }
         Ok(Body::Private {
             id,
             size: meta.len(),
         })
+    }
+
+    /// Removes what is in the view now, and nothing that came since. What cannot be removed stays
+    /// under the mount and is met again by the next import.
+    fn remove_originals(&self) {
+        for (path, is_dir) in &self.taken {
+            let removed = if *is_dir {
+                fs::remove_dir(path)
+            } else {
+                fs::remove_file(path)
+            };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "imported, but not removed");
+            }
+        }
+        for scratch in &self.adopted {
+            // Ours alone now; an original that was read-only must not look sealed.
+            if let Err(error) = fs::set_permissions(scratch, fs::Permissions::from_mode(0o600)) {
+                tracing::warn!(path = %scratch.display(), %error, "cannot make writable");
+            }
+        }
     }
 
     fn subdirectory(&self, meta: &Metadata, parent: Ino, name: &[u8]) -> Result<Ino> {
@@ -220,14 +267,16 @@ impl Import<'_> {
     }
 }
 
-fn remove_contents(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
+/// Gives the original a name in the scratch area instead of the empty file that is there;
+/// `false` when that is another file system.
+fn adopt(path: &Path, scratch: &Path) -> Result<bool> {
+    let linked = scratch.with_extension("import");
+    match fs::hard_link(path, &linked) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => return Ok(false),
+        // Protected hard links (proc(5), "protected_hardlinks"): not ours to link.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(false),
+        result => result?,
     }
-    Ok(())
+    fs::rename(&linked, scratch)?;
+    Ok(true)
 }

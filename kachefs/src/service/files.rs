@@ -4,7 +4,6 @@
 //! file had rested for longer than a tick of the file system's clock: a change within the tick
 //! would leave all six as they were (what git calls a racy entry).
 
-use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
@@ -23,18 +22,18 @@ use crate::storage::Storage;
 /// Memos kept in memory; all are kept in the index.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
 
-/// Longer than any tick of a file system's clock.
+/// Longer than any tick of a file system that counts nanoseconds.
 const RESTED_MS: i64 = 50;
+/// Longer than the tick of one that does not.
+const COARSE_MS: i64 = 2_500;
 
-/// Above this many files a directory outside our roots is known by names, sizes and times.
+/// Above this many files a directory of the system is known by names, sizes and times.
 const HASHED_FILES: usize = 512;
 
 /// Computes and remembers digests.
 pub struct FileDigests {
     storage: Arc<Storage>,
     memos: Mutex<LruCache<PathBuf, FileMemo>>,
-    /// Digests of large directories, by the directory's own attributes.
-    listings: Mutex<HashMap<PathBuf, FileMemo>>,
 }
 
 /// When a file last changed, in a form to compare.
@@ -51,7 +50,6 @@ impl FileDigests {
         Self {
             storage,
             memos: Mutex::new(LruCache::new(REMEMBERED)),
-            listings: Mutex::default(),
         }
     }
 
@@ -112,16 +110,9 @@ impl FileDigests {
     }
 
     /// The digest of a directory that a linker searches: names and contents of its files, not of
-    /// its subdirectories. A directory of the system with very many files is known by their
-    /// names, sizes and times instead, looked at again when the directory changed: package
-    /// managers replace files, they do not write into them.
+    /// its subdirectories. Large directories of the system (`/usr`, `/lib`) are known by the
+    /// files' names, sizes and times instead.
     pub fn search_directory(&self, path: &Path) -> io::Result<Digest> {
-        let own = fs::metadata(path)?;
-        if let Some(memo) = self.listings.lock().get(path)
-            && memo_of(&own, memo.digest) == *memo
-        {
-            return Ok(memo.digest);
-        }
         let mut files = Vec::new();
         for entry in fs::read_dir(path)? {
             let entry = entry?;
@@ -133,76 +124,112 @@ impl FileDigests {
             }
         }
         files.sort_by(|a, b| a.0.cmp(&b.0));
+        let by_attributes = files.len() > HASHED_FILES
+            && ["/usr", "/lib", "/lib64"]
+                .iter()
+                .any(|system| path.starts_with(system));
         let mut hasher = Hasher::new("kachefs search directory");
         for (name, meta) in &files {
             hasher.field(name.as_bytes());
-            if files.len() > HASHED_FILES {
+            if by_attributes {
                 hasher.number(meta.len()).field(&meta.mtime().to_le_bytes());
                 hasher.field(&meta.mtime_nsec().to_le_bytes());
             } else {
                 hasher.digest(&self.known_file(&path.join(name), meta)?);
             }
         }
-        let memo = memo_of(&own, hasher.finish());
-        if files.len() > HASHED_FILES && rested(&memo) {
-            self.listings.lock().insert(path.to_owned(), memo);
-        }
-        Ok(memo.digest)
+        Ok(hasher.finish())
     }
 
-    /// The digest of everything below a directory, except what `skip` says. `None` when there
-    /// are more than `limit` files.
+    /// The digest of everything below a directory, except what `skip` says. Links are followed:
+    /// what they lead to can be read through them. `None` when it is more than `limits` allow.
     pub fn tree(
         &self,
         root: &Path,
-        limit: usize,
-        skip: &dyn Fn(&Path) -> bool,
+        limits: Limits,
+        skip: &dyn Fn(&Path, &Metadata) -> bool,
     ) -> io::Result<Option<Digest>> {
-        let mut hasher = Hasher::new("kachefs directory tree");
-        let mut budget = limit;
-        let whole = self.subtree(root, &mut hasher, &mut budget, skip)?;
-        Ok(whole.then(|| hasher.finish()))
+        let mut walk = Walk {
+            digests: self,
+            hasher: Hasher::new("kachefs directory tree"),
+            left: limits,
+            above: Vec::new(),
+            skip,
+        };
+        let whole = walk.directory(root, &fs::metadata(root)?)?;
+        Ok(whole.then(|| walk.hasher.finish()))
     }
+}
 
-    fn subtree(
-        &self,
-        directory: &Path,
-        hasher: &mut Hasher,
-        budget: &mut usize,
-        skip: &dyn Fn(&Path) -> bool,
-    ) -> io::Result<bool> {
-        let mut entries: Vec<_> = fs::read_dir(directory)?.collect::<io::Result<_>>()?;
+/// How much of a tree may be looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Files and directories.
+    pub entries: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// One walk through a directory tree.
+struct Walk<'a> {
+    digests: &'a FileDigests,
+    hasher: Hasher,
+    left: Limits,
+    /// Device and inode of the directories on the way here: a link to one of them is a loop.
+    above: Vec<(u64, u64)>,
+    skip: &'a dyn Fn(&Path, &Metadata) -> bool,
+}
+
+impl Walk<'_> {
+    /// Whether everything below fits the limits.
+    fn directory(&mut self, path: &Path, meta: &Metadata) -> io::Result<bool> {
+        let own = (meta.dev(), meta.ino());
+        if self.above.contains(&own) {
+            self.hasher.field(b"loop");
+            return Ok(true);
+        }
+        self.above.push(own);
+        let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
-            let path = entry.path();
-            if skip(&path) {
-                continue;
-            }
-            let Some(left) = budget.checked_sub(1) else {
+            if !self.entry(&entry)? {
                 return Ok(false);
-            };
-            *budget = left;
-            hasher.field(entry.file_name().as_bytes());
-            let meta = entry.metadata()?;
-            if meta.is_dir() {
-                hasher.field(b"directory");
-                if !self.subtree(&path, hasher, budget, skip)? {
-                    return Ok(false);
-                }
-                hasher.field(b"end");
-            } else if meta.is_symlink() {
-                hasher
-                    .field(b"link")
-                    .field(fs::read_link(&path)?.as_os_str().as_bytes());
-                // What the link leads to can be read through it.
-                if let Ok(digest) = self.file(&path) {
-                    hasher.digest(&digest);
-                }
-            } else if meta.is_file() {
-                hasher
-                    .field(b"file")
-                    .digest(&self.known_file(&path, &meta)?);
             }
+        }
+        self.hasher.field(b"end");
+        self.above.pop();
+        Ok(true)
+    }
+
+    fn entry(&mut self, entry: &fs::DirEntry) -> io::Result<bool> {
+        let path = entry.path();
+        self.hasher.field(entry.file_name().as_bytes());
+        let Ok(meta) = fs::metadata(&path) else {
+            let target = fs::read_link(&path)?;
+            self.hasher
+                .field(b"dangling")
+                .field(target.as_os_str().as_bytes());
+            return Ok(true);
+        };
+        if (self.skip)(&path, &meta) {
+            return Ok(true);
+        }
+        let (Some(entries), Some(bytes)) = (
+            self.left.entries.checked_sub(1),
+            self.left
+                .bytes
+                .checked_sub(if meta.is_file() { meta.len() } else { 0 }),
+        ) else {
+            return Ok(false);
+        };
+        self.left = Limits { entries, bytes };
+        if meta.is_dir() {
+            self.hasher.field(b"directory");
+            return self.directory(&path, &meta);
+        }
+        if meta.is_file() {
+            let digest = self.digests.known_file(&path, &meta)?;
+            self.hasher.field(b"file").digest(&digest);
         }
         Ok(true)
     }
@@ -222,11 +249,18 @@ fn memo_of(meta: &Metadata, digest: Digest) -> FileMemo {
     }
 }
 
+/// Whether a change after the last one would have left another time.
 fn rested(memo: &FileMemo) -> bool {
+    // Without nanoseconds the file system may count in seconds, FAT in pairs of them.
+    let tick = if memo.ctime.nanos == 0 && memo.mtime.nanos == 0 {
+        COARSE_MS
+    } else {
+        RESTED_MS
+    };
     let now = clock::now();
     let age = (now.secs - memo.ctime.secs).saturating_mul(1000)
         + (i64::from(now.nanos) - i64::from(memo.ctime.nanos)) / 1_000_000;
-    age > RESTED_MS
+    age > tick
 }
 
 #[cfg(test)]
@@ -262,18 +296,23 @@ mod tests {
         assert_eq!(digests.remembered(&path, &meta), Some(digest));
     }
 
+    const MANY: Limits = Limits {
+        entries: 100,
+        bytes: 1 << 20,
+    };
+
     #[test]
     fn trees_notice_every_change() {
         let (dir, digests) = digests();
         let root = dir.path().join("p");
         fs::create_dir_all(root.join("a/target")).expect("mkdir");
         fs::write(root.join("a/f"), b"1").expect("writes");
-        let skip = |path: &Path| path.ends_with("target");
+        let skip = |path: &Path, _: &Metadata| path.ends_with("target");
         let mut seen = std::collections::HashSet::new();
         let mut note = || {
             seen.insert(
                 digests
-                    .tree(&root, 100, &skip)
+                    .tree(&root, MANY, &skip)
                     .expect("hashes")
                     .expect("small"),
             )
@@ -287,6 +326,17 @@ mod tests {
         assert!(note(), "a moved file");
         fs::write(root.join("a/f"), b"2").expect("writes");
         assert!(note(), "a changed file");
-        assert!(digests.tree(&root, 2, &skip).expect("hashes").is_none());
+        fs::create_dir(dir.path().join("shared")).expect("mkdir");
+        std::os::unix::fs::symlink("../shared", root.join("link")).expect("links");
+        std::os::unix::fs::symlink("..", root.join("a/loop")).expect("links");
+        assert!(note(), "links");
+        fs::write(dir.path().join("shared/x"), b"").expect("writes");
+        assert!(note(), "a file behind a link");
+        assert!(
+            digests
+                .tree(&root, Limits { entries: 2, ..MANY }, &skip)
+                .expect("hashes")
+                .is_none()
+        );
     }
 }

@@ -12,13 +12,17 @@ pub mod record;
 pub mod toolchain;
 pub mod units;
 
+use std::collections::BTreeSet;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use store::{ActionEntry, Counter, Timestamp};
-use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run};
+use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
 use self::files::FileDigests;
 use self::flight::{Flight, Flights};
@@ -48,11 +52,12 @@ pub struct Service {
     recording: Recording,
 }
 
-/// Counts results being recorded, so that a daemon about to end can wait for them.
+/// Numbers of the results being recorded, so that a daemon about to end can wait for them.
 #[derive(Default)]
 struct Recording {
-    active: Mutex<usize>,
-    idle: Condvar,
+    active: Mutex<BTreeSet<u64>>,
+    begun: AtomicU64,
+    ended: Condvar,
 }
 
 impl Service {
@@ -77,14 +82,18 @@ impl Service {
         request: &CompileRequest,
         caller: Caller,
     ) -> Result<(), ProtocolError> {
-        let prepared = match prepare(self, request, caller) {
+        let asked = Instant::now();
+        let pulse = Pulse::start(stream)?;
+        let prepared = prepare(self, request, caller);
+        pulse.stop();
+        let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(refusal) => {
                 self.refused(&refusal);
                 return protocol::send(stream, &Decision::Plain);
             }
         };
-        match self.decide(stream, &prepared)? {
+        match self.decide(stream, &prepared, asked)? {
             Decided::Hit { stdout, stderr } => {
                 protocol::send(stream, &Decision::Hit { stdout, stderr })
             }
@@ -93,27 +102,40 @@ impl Service {
     }
 
     /// A hit, or leave to compile. Waits while another process compiles the same.
-    fn decide(&self, stream: &UnixStream, prepared: &Prepared) -> Result<Decided, ProtocolError> {
+    fn decide(
+        &self,
+        stream: &UnixStream,
+        prepared: &Prepared,
+        asked: Instant,
+    ) -> Result<Decided, ProtocolError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // Taking off before looking means that nobody can record in between.
-            let flight = match lookup::flight_key(self, prepared) {
-                Some(key) => match self.flights.take_off(key) {
-                    Ok(flight) => Some(flight),
-                    Err(boarding) if Instant::now() < deadline => {
-                        if !boarding.wait(HEARTBEAT) {
-                            protocol::send(stream, &Decision::Wait)?;
-                        }
-                        continue;
-                    }
-                    Err(_) => None,
-                },
-                None => None,
+            if asked.elapsed() > HEARTBEAT {
+                // Fails when the wrapper gave up on us: then nothing may be bound over what it
+                // compiles now.
+                protocol::send(stream, &Decision::Wait)?;
+            }
+            if let Some((stdout, stderr)) = self.find_and_bind(prepared) {
+                return Ok(Decided::Hit { stdout, stderr });
+            }
+            let Some(key) = lookup::flight_key(self, prepared) else {
+                return Ok(Decided::Run(None));
             };
-            return Ok(match self.find_and_bind(prepared) {
-                Some((stdout, stderr)) => Decided::Hit { stdout, stderr },
-                None => Decided::Run(flight),
-            });
+            match self.flights.take_off(key) {
+                // Recorded between the look and the take-off?
+                Ok(flight) => {
+                    return Ok(match self.find_and_bind(prepared) {
+                        Some((stdout, stderr)) => Decided::Hit { stdout, stderr },
+                        None => Decided::Run(Some(flight)),
+                    });
+                }
+                Err(_) if Instant::now() > deadline => return Ok(Decided::Run(None)),
+                Err(boarding) => {
+                    while !boarding.wait(HEARTBEAT) && Instant::now() < deadline {
+                        protocol::send(stream, &Decision::Wait)?;
+                    }
+                }
+            }
         }
     }
 
@@ -161,13 +183,18 @@ impl Service {
         protocol::send(stream, &Decision::Run(run))?;
         let outcome: Outcome = protocol::receive(stream)?;
         let _recording = self.recording.begin();
+        let verdict = record::verdict(prepared, &outcome);
+        if verdict == Verdict::Redo {
+            self.count(&[], Some("reads-terminal-variable"));
+            return protocol::send(stream, &verdict);
+        }
         if !outcome.success {
             self.count(&[(Counter::Failed, 1)], None);
-            return protocol::send(stream, &());
+            return protocol::send(stream, &verdict);
         }
         let elapsed = clock.elapsed();
         let held = record::hold(prepared, &outcome);
-        protocol::send(stream, &())?;
+        protocol::send(stream, &verdict)?;
         let stored =
             held.and_then(|held| record::record(self, prepared, &outcome, &held, started, elapsed));
         if let Err(reason) = stored {
@@ -194,17 +221,22 @@ impl Service {
         }
     }
 
-    /// Waits until nothing is being recorded.
+    /// Waits until everything is recorded whose recording has begun.
     pub fn drain(&self) {
         let mut active = self.recording.active.lock();
-        while *active > 0 {
-            self.recording.idle.wait(&mut active);
+        let newest = active.last().copied();
+        while active
+            .first()
+            .copied()
+            .is_some_and(|oldest| Some(oldest) <= newest)
+        {
+            self.recording.ended.wait(&mut active);
         }
     }
 
     /// Results being recorded now.
     pub fn pending(&self) -> usize {
-        *self.recording.active.lock()
+        self.recording.active.lock().len()
     }
 
     /// What the action cache holds under `key`; a damaged or unknown entry counts as none.
@@ -223,14 +255,47 @@ enum Decided {
 
 impl Recording {
     fn begin(&self) -> OnDrop<impl Fn()> {
-        *self.active.lock() += 1;
-        OnDrop(|| {
-            let mut active = self.active.lock();
-            *active -= 1;
-            if *active == 0 {
-                self.idle.notify_all();
-            }
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        self.active.lock().insert(number);
+        OnDrop(move || {
+            self.active.lock().remove(&number);
+            self.ended.notify_all();
         })
+    }
+}
+
+/// Tells a waiting wrapper every second that we are alive, while this thread is busy.
+struct Pulse(Arc<(Mutex<bool>, Condvar)>, JoinHandle<()>);
+
+impl Pulse {
+    fn start(stream: &UnixStream) -> io::Result<Self> {
+        let stream = stream.try_clone()?;
+        let stopped = Arc::new((Mutex::new(false), Condvar::new()));
+        let watched = Arc::clone(&stopped);
+        let beat = move || {
+            let (stopped, signal) = &*watched;
+            let mut stopped = stopped.lock();
+            while !*stopped {
+                // A wrapper that has gone is noticed by who sends the decision.
+                if signal.wait_for(&mut stopped, HEARTBEAT).timed_out()
+                    && protocol::send(&stream, &Decision::Wait).is_err()
+                {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("pulse".into())
+            .spawn(beat)?;
+        Ok(Self(stopped, thread))
+    }
+
+    /// Stops; nothing is sent after this returns.
+    fn stop(self) {
+        *self.0.0.lock() = true;
+        self.0.1.notify_all();
+        // It cannot panic: it only waits and sends.
+        let _ = self.1.join();
     }
 }
 

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use store::{Digest, Hasher, Ino, InvocationDigest, Kind, Origin, Root};
+use store::{Digest, Hasher, Ino, InvocationDigest, Kind, Origin, Root, RootSet};
 use wrapper::args::{self, SearchKind, Uncacheable};
 use wrapper::environment;
 use wrapper::key::{self, Dependencies};
@@ -19,11 +21,15 @@ use wrapper::protocol::CompileRequest;
 use wrapper::roots::Roots;
 
 use super::Service;
+use super::files::Limits;
 use super::units::UnderWay;
 use crate::fs::{Body, Caller, Errno, Node, View};
 
-/// Files in a package beyond which keying all of them is refused.
-const PACKAGE_FILES: usize = 20_000;
+/// How much of a package is keyed as a whole; a larger one is refused.
+const PACKAGE: Limits = Limits {
+    entries: 20_000,
+    bytes: 1 << 30,
+};
 
 /// Why an action is not cached.
 #[derive(Debug)]
@@ -75,6 +81,8 @@ pub struct Prepared {
     pub umask: u32,
     /// The outputs' name while they are being made.
     pub under_way: UnderWay,
+    /// Roots that reach the outputs in a form a search for their paths would miss.
+    pub hidden_roots: RootSet,
     /// Whether the package's compile may run proc macros or an unknown compiler.
     opaque: bool,
 }
@@ -95,11 +103,14 @@ impl Prepared {
 }
 
 fn locate(service: &Service, view: &Arc<View>, roots: &Roots, cwd: &Path, path: &Path) -> Place {
-    let path = normalise(&cwd.join(path));
-    if let Ok(rest) = path.strip_prefix(roots.path(Root::View)) {
+    let path = cwd.join(path);
+    // By its text, only to see whether it leads into a view: what `..` means behind a symbolic
+    // link only the disk knows, so a path on the disk is opened as it was written.
+    let normal = normalise(&path);
+    if let Ok(rest) = normal.strip_prefix(roots.path(Root::View)) {
         return Place::View(Arc::clone(view), rest.as_os_str().as_bytes().to_vec());
     }
-    match service.mounts.locate(&path) {
+    match service.mounts.locate(&normal) {
         Some((view, rest)) => Place::View(view, rest.into_os_string().into_encoded_bytes()),
         None => Place::Disk(path),
     }
@@ -142,6 +153,9 @@ pub fn prepare(
     }
     let cwd = PathBuf::from(text(&request.cwd)?);
     let invocation = args::parse(arguments, &cwd).map_err(Refusal::Arguments)?;
+    if chooses_linker_script(&invocation.link_args) {
+        return Err(Refusal::Named("linker-script"));
+    }
     let view = service
         .mounts
         .view(store::ViewId(request.token.0))
@@ -177,7 +191,7 @@ pub fn prepare(
         .map_err(|_| Refusal::Named("unknown-linker"))?;
     let facts = key::Invocation {
         compiler: compiler.digest,
-        linker,
+        linker: linker.as_ref().map(|linker| linker.digest),
         cpu: invocation.native_cpu.then(cpu).transpose().map_err(io)?,
         arguments: invocation
             .keyed
@@ -189,7 +203,9 @@ pub fn prepare(
     };
 
     let externs = Externs::collect(service, &invocation, &view, &roots, &cwd)?;
-    let opaque = externs.proc_macro || compiler.behind_shim;
+    let opaque = externs.proc_macro
+        || compiler.behind_shim
+        || linker.as_ref().is_some_and(|linker| linker.is_script);
     let scrubbed = if opaque {
         environment::scrubbed(&request.environment)
     } else {
@@ -219,6 +235,7 @@ pub fn prepare(
         view.id,
         [relative.as_slice(), b"/", stem.as_bytes()].concat(),
     );
+    let hidden_roots = shortened_roots(&invocation.user_remaps, &roots);
     let mut prepared = Prepared {
         digest: facts.digest(),
         dependencies: Dependencies {
@@ -242,6 +259,7 @@ pub fn prepare(
         caller,
         umask: request.umask,
         under_way,
+        hidden_roots,
         opaque,
     };
     prepared.dependencies.closure = closure_digests(service, &prepared, &externs.closure)?;
@@ -254,6 +272,31 @@ pub fn prepare(
         prepared.dependencies.package = package_digest(service, &prepared)?;
     }
     Ok(prepared)
+}
+
+/// Roots that the user's own `--remap-path-prefix` shortens: the outputs then hold the rest of the
+/// path behind another beginning.
+fn shortened_roots(remaps: &[String], roots: &Roots) -> RootSet {
+    let mut set = RootSet::default();
+    for from in remaps
+        .iter()
+        .filter_map(|remap| Some(remap.rsplit_once('=')?.0))
+    {
+        for root in Root::ALL {
+            let path = roots.path(root);
+            if path.starts_with(from) && path != from {
+                set.insert(root);
+            }
+        }
+    }
+    set
+}
+
+/// Whether an argument selects a linker script by name, searched for who knows where.
+fn chooses_linker_script(link_args: &[String]) -> bool {
+    link_args.iter().flat_map(|arg| arg.split(',')).any(|part| {
+        part.starts_with("-T") || part.starts_with("--script") || part.starts_with("-script")
+    })
 }
 
 /// The same dependencies, looked at again: equal when nothing changed while a compiler ran.
@@ -514,9 +557,25 @@ fn named_digests(
         add(path, true)?;
     }
     for path in args::link_arg_paths(&invocation.link_args, &prepared.cwd) {
+        refuse_linker_script(&path)?;
         add(&path, false)?;
     }
     Ok(named)
+}
+
+/// A linker script can name further files (ld(1), "INCLUDE", "INPUT", "GROUP") that nobody would
+/// look at.
+fn refuse_linker_script(path: &Path) -> Result<(), Refusal> {
+    use std::io::Read;
+    const LONGEST: u64 = 1 << 20;
+    let mut text = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text));
+    let binary = text.starts_with(b"\x7fELF") || text.starts_with(b"!<arch>");
+    let names_files = |word: &str| text.windows(word.len()).any(|part| part == word.as_bytes());
+    if read.is_ok() && !binary && ["INCLUDE", "INPUT", "GROUP"].into_iter().any(names_files) {
+        return Err(Refusal::Named("linker-script"));
+    }
+    Ok(())
 }
 
 /// Content of a file, or of the files in a directory; `None` when nothing is there.
@@ -575,33 +634,72 @@ fn view_directory(view: &View, directory: &Node) -> Result<Digest, Errno> {
     Ok(hasher.finish())
 }
 
-/// The whole package directory, except views and version control. Packages below `$CARGO_HOME`
-/// never change under their path (cargo itself relies on it).
+/// What a proc macro may read without anybody reporting it: the package directory, except views
+/// and version control, and what the package's build script left. Registry and git packages never
+/// change under their path (cargo itself relies on it).
 fn package_digest(service: &Service, prepared: &Prepared) -> Result<Option<Digest>, Refusal> {
-    let Some(directory) = environment::value(&prepared.environment, b"CARGO_MANIFEST_DIR") else {
-        return Err(Refusal::Named("no-manifest-dir"));
+    let variable = |name: &[u8]| {
+        environment::value(&prepared.environment, name).map(|v| Path::new(OsStr::from_bytes(v)))
     };
-    let directory = Path::new(OsStr::from_bytes(directory));
-    let cargo_home = prepared.roots.path(Root::CargoHome);
-    if !cargo_home.is_empty() && directory.starts_with(cargo_home) {
+    let directory = variable(b"CARGO_MANIFEST_DIR").ok_or(Refusal::Named("no-manifest-dir"))?;
+    let cargo_home = Path::new(prepared.roots.path(Root::CargoHome));
+    let immutable = ["registry", "git/checkouts"]
+        .iter()
+        .any(|part| directory.starts_with(cargo_home.join(part)));
+    let package = if immutable {
+        None
+    } else {
+        Some(directory_digest(service, directory)?)
+    };
+    let generated = match variable(b"OUT_DIR").map(|path| prepared.locate(service, path)) {
+        None => None,
+        Some(Place::Disk(path)) => Some(directory_digest(service, &path)?),
+        Some(Place::View(view, path)) => {
+            let digest = view.resolve(&path).and_then(|node| view_tree(&view, &node));
+            Some(digest.map_err(|_| Refusal::Named("out-dir-unreadable"))?)
+        }
+    };
+    if package.is_none() && generated.is_none() {
         return Ok(None);
     }
-    let mountpoints: Vec<PathBuf> = service
-        .mounts
-        .all()
-        .into_iter()
-        .map(|(path, _)| path)
-        .collect();
-    let skip = |path: &Path| {
-        path.file_name() == Some(OsStr::new(".git")) || mountpoints.iter().any(|m| m == path)
+    let mut hasher = Hasher::new("kachefs package");
+    for digest in [package, generated] {
+        match digest {
+            Some(digest) => hasher.number(1).digest(&digest),
+            None => hasher.number(0),
+        };
+    }
+    Ok(Some(hasher.finish()))
+}
+
+fn directory_digest(service: &Service, directory: &Path) -> Result<Digest, Refusal> {
+    let devices = service.mounts.devices();
+    let skip = |path: &Path, meta: &Metadata| {
+        path.file_name() == Some(OsStr::new(".git")) || devices.contains(&meta.dev())
     };
     service
         .files
-        .tree(directory, PACKAGE_FILES, &skip)
+        .tree(directory, PACKAGE, &skip)
         .map_err(|_| Refusal::Named("package-unreadable"))?
-        .map_or(Err(Refusal::Named("package-too-large")), |digest| {
-            Ok(Some(digest))
-        })
+        .ok_or(Refusal::Named("package-too-large"))
+}
+
+/// Names and contents of everything below a directory of a view.
+fn view_tree(view: &View, directory: &Node) -> Result<Digest, Errno> {
+    let mut hasher = Hasher::new("kachefs directory tree");
+    let mut rows = view.list(directory.ino, 0, usize::MAX)?;
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    for row in rows {
+        let node = view.node(row.ino)?;
+        hasher.field(&row.name);
+        match node.kind {
+            Kind::Dir => hasher.field(b"directory").digest(&view_tree(view, &node)?),
+            Kind::File => hasher.field(b"file").digest(&view.content_digest(&node)?),
+            Kind::Symlink => hasher.field(b"link").field(&view.readlink(row.ino)?),
+            _ => hasher.field(b"special"),
+        };
+    }
+    Ok(hasher.finish())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use store::{
 use wrapper::depinfo::{self, DepInfo};
 use wrapper::environment;
 use wrapper::key;
-use wrapper::protocol::Outcome;
+use wrapper::protocol::{Outcome, Verdict};
 
 use super::Service;
 use super::files::changed_at;
@@ -88,6 +88,55 @@ struct Notification<'a> {
     artifact: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     emit: std::borrow::Cow<'a, str>,
+}
+
+/// Whether the compiler looked, by `env!` or `option_env!`, for a variable that was taken away from
+/// it. Its outcome is then not what cargo asked for.
+pub fn verdict(prepared: &Prepared, outcome: &Outcome) -> Verdict {
+    let missed = |text: &[u8]| {
+        prepared
+            .scrubbed
+            .iter()
+            .any(|name| text.windows(name.len()).any(|part| part == name))
+    };
+    if prepared.scrubbed.is_empty() {
+        return Verdict::Stands;
+    }
+    if !outcome.success {
+        const UNDEFINED: &[u8] = b"not defined at compile time";
+        let undefined = outcome
+            .stderr
+            .windows(UNDEFINED.len())
+            .any(|part| part == UNDEFINED);
+        return if undefined && missed(&outcome.stderr) {
+            Verdict::Redo
+        } else {
+            Verdict::Stands
+        };
+    }
+    let info = dep_info_name(prepared)
+        .and_then(|name| prepared.view.child(prepared.out_dir, name.as_bytes()).ok())
+        .and_then(|node| read_whole(&prepared.view, &node).ok())
+        .and_then(|text| depinfo::parse(&text).ok());
+    let looked = info.is_some_and(|info| {
+        info.env
+            .iter()
+            .any(|(name, _)| prepared.scrubbed.iter().any(|s| s == name.as_bytes()))
+    });
+    if looked {
+        Verdict::Redo
+    } else {
+        Verdict::Stands
+    }
+}
+
+/// rustc names the dep-info after the crate (rustc book, "--emit").
+fn dep_info_name(prepared: &Prepared) -> Option<String> {
+    prepared
+        .invocation
+        .emit
+        .dep_info
+        .then(|| format!("{}.d", prepared.invocation.stem()))
 }
 
 /// Finds the announced outputs and holds on to them.
@@ -175,6 +224,7 @@ pub fn record(
     let needles = roots.needles();
     let taken = take_outputs(prepared, held, &needles, &dep_info)?;
     bound.extend(taken.roots);
+    bound.extend(prepared.hidden_roots);
     if !roots.is_plain() {
         bound = RootSet::all();
     }

@@ -7,12 +7,16 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use store::{Digest, Hasher};
 use wrapper::environment;
@@ -56,6 +60,29 @@ struct Driver {
     search: Vec<PathBuf>,
 }
 
+/// Which driver was asked, and under which circumstances.
+type Asked = (PathBuf, Digest, Vec<Option<Vec<u8>>>);
+
+/// Variables that change what a gcc-like driver answers (gcc(1), "ENVIRONMENT").
+const ASKED_UNDER: &[&[u8]] = &[
+    b"PATH",
+    b"LIBRARY_PATH",
+    b"COMPILER_PATH",
+    b"GCC_EXEC_PREFIX",
+];
+
+/// How long a driver may take to answer a question about itself.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// A linker as the key sees it.
+#[derive(Clone, Debug)]
+pub struct Linker {
+    /// Digest of everything that is the linker.
+    pub digest: Digest,
+    /// Whether it is a script, which may look at any environment variable.
+    pub is_script: bool,
+}
+
 /// The environment of a request.
 pub type Environment = [(Vec<u8>, Vec<u8>)];
 
@@ -72,7 +99,7 @@ pub struct Compiler {
 pub struct Toolchains {
     files: Arc<FileDigests>,
     /// What a driver said it links in, by driver path and digest.
-    drivers: Mutex<HashMap<(PathBuf, Digest), Arc<Driver>>>,
+    drivers: Mutex<HashMap<Asked, Arc<Driver>>>,
 }
 
 impl Toolchains {
@@ -193,28 +220,28 @@ impl Toolchains {
     }
 
     /// The identity of the linker: `linker` as `-C linker` names it (`None`: `cc`), and the
-    /// program a `-fuse-ld=` argument selects.
+    /// program a `-fuse-ld=` argument selects. A script is never run to find out: its own content
+    /// counts, and that of `cc`, which it most likely ends up with.
     pub fn linker(
         &self,
         linker: Option<&Path>,
         fuse_ld: Option<&str>,
         environment: &Environment,
         cwd: &Path,
-    ) -> io::Result<Digest> {
-        let driver = find_program(linker.unwrap_or(Path::new("cc")), environment, cwd)?;
-        // Probed and digested as the file it is; a driver's name can be a link to another.
-        let digest = self.files.file(&driver)?;
+    ) -> io::Result<Linker> {
+        let named = find_program(linker.unwrap_or(Path::new("cc")), environment, cwd)?;
+        let is_script = !is_elf(&named)?;
         let mut hasher = Hasher::new("kachefs linker");
-        hasher.digest(&digest);
-        let says = self.driver(&driver, digest, environment)?;
-        for path in &says.files {
-            hasher.field(path.file_name().unwrap_or_default().as_bytes());
-            self.add_file(&mut hasher, path)?;
-        }
-        // `-lz` may find any library there, named by an attribute in a crate nobody asked us
-        // about.
-        for path in &says.search {
-            self.add_directory(&mut hasher, path)?;
+        hasher.digest(&self.files.file(&named)?);
+        let driver = if is_script {
+            find_program(Path::new("cc"), environment, cwd)
+                .ok()
+                .filter(|cc| is_elf(cc).unwrap_or(false))
+        } else {
+            Some(named)
+        };
+        if let Some(driver) = driver {
+            self.add_driver(&mut hasher, &driver, environment)?;
         }
         if let Some(name) = fuse_ld {
             let program = PathBuf::from(format!("ld.{name}"));
@@ -223,7 +250,31 @@ impl Toolchains {
                 Err(_) => drop(hasher.number(0)),
             }
         }
-        Ok(hasher.finish())
+        Ok(Linker {
+            digest: hasher.finish(),
+            is_script,
+        })
+    }
+
+    fn add_driver(
+        &self,
+        hasher: &mut Hasher,
+        driver: &Path,
+        environment: &Environment,
+    ) -> io::Result<()> {
+        let digest = self.files.file(driver)?;
+        hasher.digest(&digest);
+        let says = self.driver(driver, digest, environment)?;
+        for path in &says.files {
+            hasher.field(path.file_name().unwrap_or_default().as_bytes());
+            self.add_file(hasher, path)?;
+        }
+        // `-lz` may find any library there, named by an attribute in a crate nobody asked us
+        // about.
+        for path in &says.search {
+            self.add_directory(hasher, path)?;
+        }
+        Ok(())
     }
 
     /// What the driver says of itself; nothing for one that is not gcc-like.
@@ -233,7 +284,11 @@ impl Toolchains {
         digest: Digest,
         environment: &Environment,
     ) -> io::Result<Arc<Driver>> {
-        let key = (driver.to_owned(), digest);
+        let under = ASKED_UNDER
+            .iter()
+            .map(|name| environment::value(environment, name).map(<[u8]>::to_vec))
+            .collect();
+        let key: Asked = (driver.to_owned(), digest, under);
         if let Some(known) = self.drivers.lock().get(&key) {
             return Ok(Arc::clone(known));
         }
@@ -322,9 +377,9 @@ fn first_line(command: Command, environment: &Environment) -> io::Result<Option<
     Ok((!line.is_empty()).then(|| OsString::from_vec(line.to_vec())))
 }
 
-/// What a program prints when it succeeds.
+/// What a program prints when it succeeds. One that does not finish saying it in time is ended.
 fn said(mut command: Command, environment: &Environment) -> io::Result<Option<Vec<u8>>> {
-    let output = command
+    let mut child = command
         .env_clear()
         .envs(
             environment
@@ -332,9 +387,49 @@ fn said(mut command: Command, environment: &Environment) -> io::Result<Option<Ve
                 .map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))),
         )
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .output()?;
-    Ok(output.status.success().then_some(output.stdout))
+        .spawn()?;
+    let text = child
+        .stdout
+        .take()
+        .map_or(Ok(Vec::new()), |stdout| read_in_time(stdout, PROBE));
+    if text.is_err() {
+        // Already ended is what we want.
+        let _ = child.kill();
+    }
+    let status = child.wait()?;
+    let text = text?;
+    Ok(status.success().then_some(text))
+}
+
+fn read_in_time(mut from: ChildStdout, patience: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + patience;
+    let mut text = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).map_err(io::Error::other)?;
+        let mut waiting = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut waiting, timeout) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        match from.read(&mut buffer)? {
+            0 => return Ok(text),
+            n => text.extend_from_slice(&buffer[..n]),
+        }
+    }
+}
+
+fn is_elf(path: &Path) -> io::Result<bool> {
+    let mut magic = [0; 4];
+    match fs::File::open(path)?.read_exact(&mut magic) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        result => result.map(|()| magic == *b"\x7fELF"),
+    }
 }
 
 /// The file a program name means in a request's environment: an absolute path.
