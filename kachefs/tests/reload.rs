@@ -129,3 +129,47 @@ fn a_file_unlinked_while_open_leaves_nothing_behind() {
     assert_eq!(scratch(), 0);
     assert!(view.node(ino).is_err());
 }
+
+#[test]
+fn a_name_given_while_a_result_is_recorded_is_kept() {
+    let (fixture, view) = Fixture::new();
+    let view = Arc::new(view);
+    let action = store::ActionKey(Digest::of(b"action"));
+    let inodes: Vec<Ino> = (0..300_u32)
+        .map(|i| {
+            let ino = create(&view, format!("f{i}").as_bytes());
+            view.open(ino, WRITE).expect("opens");
+            view.write(ino, 0, &vec![1; 10_000]).expect("writes");
+            view.release(ino, WRITE).expect("closes");
+            ino
+        })
+        .collect();
+    let linker = {
+        let (view, inodes) = (Arc::clone(&view), inodes.clone());
+        std::thread::spawn(move || {
+            for (i, ino) in inodes.iter().enumerate() {
+                view.link(*ino, Ino::ROOT, format!("g{i}").as_bytes())
+                    .expect("links");
+            }
+        })
+    };
+    for ino in &inodes {
+        let node = view.node(*ino).expect("there");
+        let generation = node.state.lock().generation;
+        let batch = fixture.storage.index.batch();
+        view.commit_origin(batch, &[(node, generation)], action)
+            .expect("commits");
+    }
+    linker.join().expect("links");
+    drop(view);
+
+    let view = fixture.load();
+    for ino in inodes {
+        let entry = view.getattr(ino).expect("stat");
+        assert_eq!(entry.attributes.nlink, 2, "{ino:?}");
+        assert_eq!(
+            view.node(ino).expect("there").state.lock().origin,
+            Some(action)
+        );
+    }
+}

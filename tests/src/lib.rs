@@ -12,6 +12,7 @@ mod archive;
 pub mod command;
 pub mod counters;
 pub mod fetch;
+pub mod flip;
 pub mod messages;
 pub mod mounts;
 pub mod processes;

@@ -194,6 +194,54 @@ fn existing_contents_are_imported_byte_for_byte() {
 }
 
 #[test]
+fn a_file_that_is_also_named_outside_is_copied() {
+    let sandbox = Sandbox::new();
+    let target = sandbox.make_dir("project/target");
+    let outside = sandbox.path("project/outside");
+    fs::write(&outside, vec![b'o'; 50_000]).must("write");
+    fs::hard_link(&outside, target.join("inside")).must("link");
+    fs::write(target.join("pair"), vec![b'p'; 50_000]).must("write");
+    fs::hard_link(target.join("pair"), target.join("twin")).must("link");
+    sandbox.mount(&target);
+    fs::write(target.join("inside"), "changed through the view").must("write");
+    assert_eq!(fs::read(&outside).must("read"), vec![b'o'; 50_000]);
+    fs::write(target.join("pair"), "changed").must("write");
+    assert_eq!(
+        fs::read_to_string(target.join("twin")).must("read"),
+        "changed"
+    );
+}
+
+#[test]
+fn a_large_read_only_file_is_imported_for_an_ordinary_user() {
+    if let Err(why) = harness::unprivileged::can_mount_unprivileged() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let sandbox = Sandbox::unprivileged();
+    let target = sandbox.make_dir("project/target");
+    let path = target.join("read-only");
+    fs::write(&path, vec![b'r'; 50_000]).must("write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).must("chmod");
+    sandbox.hand_over(&target);
+    sandbox.mount(&target);
+    let seen = sandbox.command("sha256sum").arg(&path).ok();
+    sandbox.unmount(&target);
+    sandbox.mount(&target);
+    let again = sandbox.command("sha256sum").arg(&path).ok();
+    assert_eq!(seen.stdout, again.stdout);
+    let _ = sandbox
+        .command("sh")
+        .args([
+            "-c",
+            "test ! -w \"$0\" && chmod u+w \"$0\" && echo more >> \"$0\"",
+        ])
+        .arg(&path)
+        .ok();
+    let _ = sandbox.command("grep").args(["-q", "more"]).arg(&path).ok();
+}
+
+#[test]
 fn an_imported_build_is_fresh() {
     let sandbox = Sandbox::new();
     let project = harness::samples::whole(sandbox.path("project"));

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use harness::messages::Messages;
 use harness::{Must, Package, Project, Sandbox, Tree, mounts, processes, samples};
@@ -378,6 +379,72 @@ fn with_a_full_store() {
         sandbox.output_of(project.program("app")),
         samples::WHOLE_OUTPUT
     );
+}
+
+#[test]
+fn a_full_disk_below_the_whole_store_stops_writing_and_nothing_else() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: filling the store takes a mount of its own, and we are not root");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let store = sandbox.make_dir("store");
+    // The sandbox detaches it. Larger than what RocksDB wants free before it writes again.
+    let options = Some("size=400m,mode=700");
+    mount(
+        Some("tmpfs"),
+        &store,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        options,
+    )
+    .must("mounting tmpfs");
+    let target = sandbox.make_dir("project").join("target");
+    sandbox.mount(&target);
+    fs::write(target.join("before"), "kept").must("write");
+
+    // The log, the index and the scratch area are all on it.
+    let filler = store.join("filler");
+    let mut file = fs::File::create(&filler).must("create");
+    while file.write_all(&[1; 4096]).is_ok() {}
+    let mut refused = 0;
+    for number in 0..2_000 {
+        let small = fs::write(target.join(format!("small{number}")), [2; 4_000]);
+        let large = fs::write(target.join("large"), vec![3; 100_000]);
+        for error in [small, large].into_iter().filter_map(Result::err) {
+            assert_eq!(error.raw_os_error(), Some(nix::libc::ENOSPC), "{error}");
+            refused += 1;
+        }
+        if refused > 50 {
+            break;
+        }
+    }
+    assert!(refused > 50, "the disk is full");
+    assert_eq!(
+        fs::read_to_string(target.join("before")).must("read"),
+        "kept"
+    );
+    assert!(fs::read_dir(&target).must("list").count() > 0);
+
+    fs::remove_file(&filler).must("make room");
+    // RocksDB looks every few seconds whether there is room again.
+    let patience = Instant::now() + Duration::from_mins(1);
+    while let Err(error) = fs::write(target.join("after"), "written") {
+        assert!(Instant::now() < patience, "with room again: {error}");
+        thread::sleep(Duration::from_millis(200));
+    }
+    sandbox.unmount(&target);
+    sandbox.mount(&target);
+    assert_eq!(
+        fs::read_to_string(target.join("before")).must("read"),
+        "kept"
+    );
+    assert_eq!(
+        fs::read_to_string(target.join("after")).must("read"),
+        "written"
+    );
+    let _ = sandbox.kachefs("daemon stop").ok();
+    umount2(&store, MntFlags::MNT_DETACH).must("unmount the disk");
 }
 
 #[test]
