@@ -83,18 +83,16 @@ pub enum Content {
     Private(ScratchId),
 }
 
-/// One inode as stored.
+/// What `stat` shows of an inode, apart from size and kind.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct InodeRecord {
-    /// Kind of file.
-    pub kind: Kind,
+pub struct Attributes {
     /// Permission bits, `0o7777` at most.
     pub perm: u16,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Names of the inode.
+    /// Names of the inode; for a directory 2 plus its subdirectories.
     pub nlink: u32,
     /// Device number of a device file, else 0.
     pub rdev: u32,
@@ -104,6 +102,15 @@ pub struct InodeRecord {
     pub mtime: Timestamp,
     /// Last change of the inode.
     pub ctime: Timestamp,
+}
+
+/// One inode as stored.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InodeRecord {
+    /// Kind of file.
+    pub kind: Kind,
+    /// What `stat` shows.
+    pub attributes: Attributes,
     /// Where the bytes are.
     pub content: Content,
     /// The action whose output the content is; cleared by any write.
@@ -174,14 +181,16 @@ mod tests {
         let time = Timestamp { secs: -1, nanos: 5 };
         let record = InodeRecord {
             kind: Kind::File,
-            perm: 0o644,
-            uid: 1,
-            gid: 2,
-            nlink: 3,
-            rdev: 0,
-            atime: time,
-            mtime: time,
-            ctime: time,
+            attributes: Attributes {
+                perm: 0o644,
+                uid: 1,
+                gid: 2,
+                nlink: 3,
+                rdev: 0,
+                atime: time,
+                mtime: time,
+                ctime: time,
+            },
             content: Content::Inline(b"hi".to_vec()),
             origin: None,
         };

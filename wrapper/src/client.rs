@@ -91,7 +91,7 @@ fn converse(argv: &[OsString], token: &Token) -> Result<ExitCode, ProtocolError>
 
 /// Connects through the socket's directory: `sun_path` holds 108 bytes (unix(7)), store paths can
 /// be longer.
-fn connect(socket: &Path) -> io::Result<UnixStream> {
+pub fn connect(socket: &Path) -> io::Result<UnixStream> {
     match UnixStream::connect(socket) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
             let directory = std::fs::File::open(socket.parent().unwrap_or(socket))?;

@@ -1,8 +1,7 @@
 //! How commands reach the daemon, and how `mount` starts one.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -19,16 +18,7 @@ const START: Duration = Duration::from_mins(1);
 
 /// Connects to the daemon of a store.
 pub fn connect(dir: &StoreDir) -> io::Result<UnixStream> {
-    let socket = dir.socket();
-    match UnixStream::connect(&socket) {
-        // See `bind`: paths longer than `sun_path` go through the directory's descriptor.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            let run = File::open(dir.run())?;
-            let path = format!("/proc/self/fd/{}/daemon.sock", run.as_raw_fd());
-            UnixStream::connect(Path::new(&path))
-        }
-        result => result,
-    }
+    wrapper::client::connect(&dir.socket())
 }
 
 /// Sends a command; `None` when no daemon runs.

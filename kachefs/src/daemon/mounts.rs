@@ -20,7 +20,7 @@ use crate::mount;
 use crate::storage::Storage;
 
 /// FUSE worker threads per view: one keeps serving while another waits for the disk.
-const WORKERS: usize = 3;
+const WORKERS: usize = 2;
 
 /// How long a session may take to notice that its mount is gone.
 const SESSION_END: Duration = Duration::from_secs(3);

@@ -16,7 +16,8 @@ pub mod outputs;
 pub mod view;
 
 pub use nix::errno::Errno;
-pub use node::{Attributes, Body, Node};
+pub use node::{Body, Node};
+pub use store::Attributes;
 pub use view::{Caller, Entry, Invalidate, Listed, View};
 
 /// The result of a file system operation.

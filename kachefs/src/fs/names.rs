@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
-use store::{Batch, Ino, Kind, Timestamp};
+use store::{Attributes, Batch, Ino, Kind, Timestamp};
 use wrapper::protocol::TOKEN_NAME;
 
-use super::node::{Attributes, Body, Directory, Node, State};
+use super::node::{Body, Directory, Node, State};
 use super::view::{Caller, Entry, View};
 use super::{Errno, FsResult, NAME_MAX, index_failed};
 use crate::clock;

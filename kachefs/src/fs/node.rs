@@ -6,28 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::{Condvar, Mutex};
-use store::{ActionKey, Content, Digest, Ino, InodeRecord, Kind, ScratchId, Timestamp};
-
-/// What `stat` shows, apart from size and kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attributes {
-    /// Permission bits, `0o7777` at most.
-    pub perm: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Names of the inode; for a directory 2 plus its subdirectories.
-    pub nlink: u32,
-    /// Device number of a device file.
-    pub rdev: u32,
-    /// Last access.
-    pub atime: Timestamp,
-    /// Last change of the content.
-    pub mtime: Timestamp,
-    /// Last change of the inode.
-    pub ctime: Timestamp,
-}
+use store::{ActionKey, Attributes, Content, Digest, Ino, InodeRecord, Kind, ScratchId, Timestamp};
 
 /// Where the bytes or names of an inode are.
 #[derive(Debug)]
@@ -211,14 +190,7 @@ impl State {
         };
         InodeRecord {
             kind,
-            perm: attributes.perm,
-            uid: attributes.uid,
-            gid: attributes.gid,
-            nlink: attributes.nlink,
-            rdev: attributes.rdev,
-            atime: attributes.atime,
-            mtime: attributes.mtime,
-            ctime: attributes.ctime,
+            attributes: attributes.clone(),
             content,
             origin: self.origin,
         }

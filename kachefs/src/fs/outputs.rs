@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 use store::scan::RootNeedles;
-use store::{ActionKey, Batch, Digest, Ino, Kind, RootSet};
+use store::{ActionKey, Attributes, Batch, Digest, Ino, Kind, RootSet};
 
-use super::node::{Attributes, Body, Node, State};
+use super::node::{Body, Node, State};
 use super::view::{Caller, View};
 use super::{Errno, FsResult, errno, index_failed};
 use crate::clock;

@@ -9,9 +9,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, RwLock};
-use store::{Content, Ino, InodeRecord, Kind, ScratchId, Timestamp, ViewId, ViewRecord};
+use store::{
+    Attributes, Content, Ino, InodeRecord, Kind, ScratchId, Timestamp, ViewId, ViewRecord,
+};
 
-use super::node::{Attributes, Body, Directory, Node, State};
+use super::node::{Body, Directory, Node, State};
 use super::{Errno, FsResult, index_failed};
 use crate::clock;
 use crate::storage::Storage;
@@ -419,16 +421,7 @@ fn entry_of(node: &Node, state: &State, size: u64, blocks: u64) -> Entry {
 }
 
 fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord) -> Arc<Node> {
-    let mut attributes = Attributes {
-        perm: stored.perm,
-        uid: stored.uid,
-        gid: stored.gid,
-        nlink: stored.nlink,
-        rdev: stored.rdev,
-        atime: stored.atime,
-        mtime: stored.mtime,
-        ctime: stored.ctime,
-    };
+    let mut attributes = stored.attributes;
     let mut origin = stored.origin;
     let body = match (stored.kind, stored.content) {
         (Kind::Dir, _) => Body::Directory(Directory::new(Ino::ROOT)),

@@ -4,9 +4,12 @@
 //! `record` stores what a compiler made. `files`, `toolchain` and `units` know digests and
 //! origins, `flight` keeps two processes from compiling the same.
 
+mod externs;
 pub mod files;
 pub mod flight;
 pub mod lookup;
+mod named;
+mod package;
 pub mod prepare;
 pub mod record;
 pub mod toolchain;
