@@ -1,4 +1,4 @@
-//! Brings the source of a real project from crates.io, with everything it depends on.
+//! Brings the source of a published real project, with everything it depends on.
 //!
 //! The only place that may need the network, and only the first time: it runs with the user's own
 //! environment and cargo home, before the sandbox builds offline.

@@ -338,7 +338,7 @@ impl Sandbox {
         );
     }
 
-    /// The source of a crate from crates.io at `name` in the sandbox, ready to be built offline.
+    /// The source of a published crate at `name` in the sandbox, ready to be built offline.
     #[track_caller]
     pub fn fetch_crate(&self, krate: &str, version: &str, name: &str) -> crate::Project {
         let dest = self.path(name);
