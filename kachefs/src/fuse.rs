@@ -5,6 +5,7 @@
 //! ([`KernelInvalidate`]). File handles are inode numbers, so they mean the same to every process
 //! that serves the mount.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -14,15 +15,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use store::{Ino, Kind, Timestamp};
 use wrapper::protocol::{TOKEN_NAME, Token};
 
 use crate::clock;
-use crate::fs::data::{Access, Changes};
+use crate::fs::data::Changes;
 use crate::fs::names::{NewNode, RenameMode};
 use crate::fs::node::Body;
 use crate::fs::{Caller, Entry, FsResult, Invalidate, NAME_MAX, View};
@@ -44,6 +45,12 @@ const TOKEN_BIT: u64 = 1 << 62;
 
 /// Names read from a directory at a time.
 const LIST_BATCH: usize = 256;
+
+thread_local! {
+    /// What a worker reads into: a fresh megabyte for each request would be mapped, cleared and
+    /// unmapped each time.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Serves one view to the kernel.
 pub struct Adapter {
@@ -125,13 +132,6 @@ fn caller(request: &Request) -> Caller {
     Caller {
         uid: request.uid(),
         gid: request.gid(),
-    }
-}
-
-fn access(flags: OpenFlags) -> Access {
-    Access {
-        write: flags.acc_mode() != OpenAccMode::O_RDONLY,
-        truncate: flags.0 & libc::O_TRUNC != 0,
     }
 }
 
@@ -238,7 +238,6 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
         ] {
@@ -448,12 +447,12 @@ impl Filesystem for Adapter {
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.view.open(Ino(ino.0), access(flags)) {
-            // Nobody changes bytes behind the kernel's back, so its page cache stays true.
-            Ok(()) => reply.opened(FileHandle(ino.0), FopenFlags::FOPEN_KEEP_CACHE),
-            Err(error) => reply.error(errno(error)),
-        }
+    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // From the first ENOSYS on the kernel opens and closes files alone (FUSE_NO_OPEN_SUPPORT)
+        // and keeps its page cache, which stays true: nobody changes bytes behind its back. Half
+        // of the requests of a build that has nothing to do were these. O_TRUNC arrives as a
+        // setattr, because ATOMIC_O_TRUNC is not asked for.
+        reply.error(Errno::ENOSYS);
     }
 
     fn create(
@@ -463,26 +462,15 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        flags: i32,
+        _flags: i32,
         reply: ReplyCreate,
     ) {
         let new = NewNode::file(mode);
         let made = self
             .view
             .create_node(Ino(parent.0), name.as_bytes(), new, caller(request));
-        let opened = made.and_then(|(node, entry)| {
-            let access = Access {
-                truncate: false,
-                ..access(OpenFlags(flags))
-            };
-            // Without a reply the kernel holds no reference either.
-            let opened = self.view.open(node.ino, access);
-            opened
-                .map(|()| entry)
-                .inspect_err(|_| self.view.forget(node.ino, 1))
-        });
-        match opened {
-            Ok(entry) => reply.created(
+        match made {
+            Ok((_, entry)) => reply.created(
                 &TTL,
                 &attr(&entry),
                 GENERATION,
@@ -504,14 +492,16 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let mut bytes = Vec::new();
-        match self
-            .view
-            .read(Ino(ino.0), offset, size as usize, &mut bytes)
-        {
-            Ok(()) => reply.data(&bytes),
-            Err(error) => reply.error(errno(error)),
-        }
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            match self.view.read(Ino(ino.0), offset, &mut buffer[..size]) {
+                Ok(read) => reply.data(&buffer[..read]),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
     }
 
     fn write(
@@ -542,19 +532,6 @@ impl Filesystem for Adapter {
     ) {
         // Writes are already here; ENOSYS spares every later close a round trip.
         reply.error(Errno::ENOSYS);
-    }
-
-    fn release(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply_empty(self.view.release(Ino(ino.0), access(flags)), reply);
     }
 
     fn fsync(

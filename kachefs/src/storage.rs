@@ -5,16 +5,23 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
+use lru::LruCache;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use parking_lot::Mutex;
-use store::{Cas, Content, Index, ScratchId, StoreDir, StoreLock, Timestamp};
+use store::{Cas, CasError, Content, Digest, Index, ScratchId, StoreDir, StoreLock, Timestamp};
 
 /// Scratch ids claimed from the index at a time.
 const CLAIM: u64 = 1024;
+
+/// Backing files kept open. The kernel does not tell when a file of a view is opened or closed, so
+/// the daemon opens backings when they are first read and closes those not used for longest.
+const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
 
 /// A store this process owns.
 pub struct Storage {
@@ -25,7 +32,17 @@ pub struct Storage {
     /// Its facts.
     pub index: Index,
     scratch: Mutex<ScratchIds>,
+    open_files: Mutex<LruCache<Backing, Arc<File>>>,
     _lock: StoreLock,
+}
+
+/// A file that holds the bytes of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Backing {
+    /// A blob, opened for reading.
+    Blob(Digest),
+    /// A private file, opened for reading and writing.
+    Scratch(ScratchId),
 }
 
 struct ScratchIds {
@@ -51,6 +68,7 @@ impl Storage {
             cas,
             index,
             scratch,
+            open_files: Mutex::new(LruCache::new(OPEN_FILES)),
             _lock: lock,
         };
         storage.remove_orphans()?;
@@ -79,7 +97,36 @@ impl Storage {
         Ok((id, file))
     }
 
-    /// Opens a private backing file for reading and writing.
+    /// The opened file of a blob; the same for every reader while it is in use.
+    pub fn blob(&self, digest: &Digest) -> Result<Arc<File>, CasError> {
+        self.opened(Backing::Blob(*digest), || self.cas.open(digest))
+    }
+
+    /// The opened private backing file; the same for every user while it is in use.
+    pub fn scratch(&self, id: ScratchId) -> io::Result<Arc<File>> {
+        self.opened(Backing::Scratch(id), || self.open_scratch(id))
+    }
+
+    fn opened<E>(
+        &self,
+        backing: Backing,
+        open: impl FnOnce() -> Result<File, E>,
+    ) -> Result<Arc<File>, E> {
+        if let Some(file) = self.open_files.lock().get(&backing) {
+            return Ok(Arc::clone(file));
+        }
+        // Not under the lock: opening may wait for the disk. Two openers at once do no harm.
+        let file = Arc::new(open()?);
+        self.open_files.lock().put(backing, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Lets go of the descriptor of a private file that is about to be sealed or removed.
+    pub fn close_scratch(&self, id: ScratchId) {
+        self.open_files.lock().pop(&Backing::Scratch(id));
+    }
+
+    /// Opens a private backing file for reading and writing, with a descriptor of its own.
     pub fn open_scratch(&self, id: ScratchId) -> io::Result<File> {
         OpenOptions::new()
             .read(true)
@@ -102,6 +149,7 @@ impl Storage {
 
     /// Removes a private backing file nobody names any more.
     pub fn remove_scratch(&self, id: ScratchId) {
+        self.close_scratch(id);
         let path = self.dir.scratch_file(id);
         if let Err(error) = fs::remove_file(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove scratch file");

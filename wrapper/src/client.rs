@@ -16,6 +16,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use crate::artifacts;
 use crate::protocol::{
     self, CompileRequest, Decision, Outcome, ProtocolError, Request, Run, TOKEN_NAME, Token,
     Verdict,
@@ -163,6 +164,7 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
     };
     let outcome = Outcome {
         success: status.success(),
+        unsettled: artifacts::unsettled(&stderr),
         stdout,
         stderr,
     };

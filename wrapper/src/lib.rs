@@ -6,6 +6,7 @@
 //! bytes.
 
 pub mod args;
+pub mod artifacts;
 pub mod client;
 pub mod depinfo;
 pub mod environment;

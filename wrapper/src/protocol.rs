@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of every message below.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -82,6 +82,8 @@ pub struct Outcome {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error, with real paths.
     pub stderr: Vec<u8>,
+    /// An output that some process still has open for writing, although the compiler is gone.
+    pub unsettled: Option<String>,
 }
 
 /// The daemon's last word on a compiler run.

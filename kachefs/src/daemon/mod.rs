@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use store::StoreDir;
@@ -20,6 +20,9 @@ use store::StoreDir;
 use self::mounts::Mounts;
 use crate::service::Service;
 use crate::storage::Storage;
+
+/// How long the stored record of a file may stay behind its bytes.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Everything the daemon's threads share.
 pub struct Daemon {
@@ -40,6 +43,7 @@ impl Daemon {
         let listener = listen(&storage.dir)?;
         let mounts = Arc::new(Mounts::new(Arc::clone(&storage))?);
         mounts.remount_all();
+        save_now_and_then(&mounts)?;
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let daemon = Arc::new(Self {
             storage,
@@ -59,6 +63,27 @@ impl Daemon {
         }
         let _ = std::fs::remove_file(self.storage.dir.socket());
     }
+}
+
+/// Stores records that are behind, for as long as anybody has mounts.
+fn save_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
+    let mounts = Arc::downgrade(mounts);
+    let save = move || {
+        while let Some(mounts) = mounts.upgrade() {
+            for (path, view) in mounts.all() {
+                if let Err(error) = view.save_dirty() {
+                    tracing::warn!(path = %path.display(), %error, "cannot store file records");
+                }
+            }
+            drop(mounts);
+            std::thread::sleep(SAVE_INTERVAL);
+        }
+    };
+    std::thread::Builder::new()
+        .name("saver".into())
+        .spawn(save)
+        .context("cannot start a thread")?;
+    Ok(())
 }
 
 /// Binds the socket in the private run directory. The store's lock is held, so a socket that is

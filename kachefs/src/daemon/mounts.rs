@@ -305,7 +305,7 @@ fn finish(mounted: Mounted, lazy: bool) {
             Err(_) => tracing::error!(path = %path.display(), "session thread panicked"),
         }
     }
-    if let Err(error) = view.save_all().and_then(|()| view.set_mounted(false)) {
+    if let Err(error) = view.save_dirty().and_then(|()| view.set_mounted(false)) {
         tracing::error!(path = %path.display(), %error, "cannot store the view");
     }
 }

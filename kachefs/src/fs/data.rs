@@ -1,4 +1,4 @@
-//! Operations on bytes and attributes: open, read, write, truncate, release.
+//! Operations on bytes and attributes: read, write, truncate, preallocate, set.
 //!
 //! A blob is never written. The first change to an inode that points at one gives the inode a
 //! private copy (reflink where the disk can), or nothing at all when it is emptied.
@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
 use store::{Ino, Kind, Timestamp};
 
 use super::node::{Body, Node, State};
@@ -24,15 +26,6 @@ nix::ioctl_write_int! {
 
 /// Largest file, as ext4 with 4 KiB blocks has it.
 const MAX_SIZE: u64 = 1 << 44;
-
-/// How a handle may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// Opened with O_WRONLY or O_RDWR.
-    pub write: bool,
-    /// Opened with O_TRUNC.
-    pub truncate: bool,
-}
 
 /// What `setattr` is asked to change.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,6 +59,13 @@ fn in_memory(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
 }
 
+/// Sets when a backing file was last written.
+fn stamp(file: &File, mtime: Timestamp) -> io::Result<()> {
+    let mtime = TimeSpec::new(mtime.secs, i64::from(mtime.nanos));
+    futimens(file, &TimeSpec::UTIME_OMIT, &mtime)?;
+    Ok(())
+}
+
 /// Makes `to` hold the bytes of `from`, sharing them where the disk can.
 fn copy_all(from: &File, to: &File, size: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
@@ -90,101 +90,60 @@ fn copy_all(from: &File, to: &File, size: u64) -> io::Result<()> {
 }
 
 impl View {
-    /// The backing of a locked inode, opened when nobody had it open yet. `None` for content
-    /// that has none.
-    pub(super) fn backing(&self, state: &mut State) -> FsResult<Option<Arc<File>>> {
-        if state.file.is_none() {
-            let file = match &state.body {
-                Body::Blob { digest, .. } => {
-                    self.storage.cas.open(digest).map_err(|e| blob_failed(&e))?
-                }
-                Body::Private { id, .. } => self
-                    .storage
-                    .open_scratch(*id)
-                    .map_err(|e| io_failed("open private file", &e))?,
-                _ => return Ok(None),
-            };
-            state.file = Some(Arc::new(file));
+    /// The backing of a locked inode. `None` for content that has none.
+    fn backing(&self, state: &State) -> FsResult<Option<Arc<File>>> {
+        match &state.body {
+            Body::Blob { digest, .. } => {
+                let file = self.storage.blob(digest);
+                file.map(Some).map_err(|e| blob_failed(&e))
+            }
+            Body::Private { id, .. } => {
+                let file = self.storage.scratch(*id);
+                file.map(Some)
+                    .map_err(|e| io_failed("open private file", &e))
+            }
+            _ => Ok(None),
         }
-        Ok(state.file.clone())
     }
 
-    /// Opens a regular file. A blob is opened here, so that its bytes stay readable through the
-    /// handle whatever becomes of its name.
-    pub fn open(&self, ino: Ino, access: Access) -> FsResult<()> {
-        let node = self.node(ino)?;
-        if node.kind != Kind::File {
-            return Err(if node.kind == Kind::Dir {
-                Errno::EISDIR
-            } else {
-                Errno::ENXIO
-            });
-        }
-        let mut state = node.state.lock();
-        if access.truncate {
-            self.resize(&node, &mut state, 0)?;
-        } else {
-            self.backing(&mut state)?;
-        }
-        state.opens += 1;
-        if access.write {
-            state.writers += 1;
-        }
-        Ok(())
+    /// Keeps the content of an inode whatever becomes of its names, until [`View::unpin`].
+    pub fn pin(&self, node: &Node) {
+        node.state.lock().pins += 1;
     }
 
-    /// Closes one handle.
-    pub fn release(&self, ino: Ino, access: Access) -> FsResult<()> {
-        let node = self.node(ino)?;
-        let mut saved = Ok(());
+    /// Ends one [`View::pin`].
+    pub fn unpin(&self, node: &Arc<Node>) {
         {
             let mut state = node.state.lock();
-            state.opens = state.opens.saturating_sub(1);
-            if access.write {
-                state.writers = state.writers.saturating_sub(1);
-            }
-            if state.opens == 0 {
-                state.file = None;
-            }
-            if state.writers == 0 {
-                node.settled.notify_all();
-                if state.dirty {
-                    saved = self.save(&node, &mut state);
-                }
-            }
+            state.pins = state.pins.saturating_sub(1);
         }
-        self.reap(&node);
-        saved
+        self.reap(node);
     }
 
-    /// Reads up to `size` bytes at `offset` into `into`; fewer only at the end of the file.
-    pub fn read(&self, ino: Ino, offset: u64, size: usize, into: &mut Vec<u8>) -> FsResult<()> {
+    /// Fills `into` from `offset` on and returns how many bytes that were; fewer than asked for
+    /// only at the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, into: &mut [u8]) -> FsResult<usize> {
         let node = self.node(ino)?;
         let file = {
-            let mut state = node.state.lock();
+            let state = node.state.lock();
             if let Body::Inline(bytes) = &state.body {
-                let from = usize::try_from(offset)
-                    .unwrap_or(usize::MAX)
-                    .min(bytes.len());
-                let to = from.saturating_add(size).min(bytes.len());
-                into.extend_from_slice(&bytes[from..to]);
-                return Ok(());
+                let rest = bytes.get(in_memory(offset)..).unwrap_or_default();
+                let count = rest.len().min(into.len());
+                into[..count].copy_from_slice(&rest[..count]);
+                return Ok(count);
             }
-            self.backing(&mut state)?.ok_or(Errno::EINVAL)?
+            self.backing(&state)?.ok_or(Errno::EINVAL)?
         };
-        let start = into.len();
-        into.resize(start + size, 0);
         let mut filled = 0;
-        while filled < size {
-            match file.read_at(&mut into[start + filled..], offset + filled as u64) {
+        while filled < into.len() {
+            match file.read_at(&mut into[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(io_failed("read", &error)),
             }
         }
-        into.truncate(start + filled);
-        Ok(())
+        Ok(filled)
     }
 
     /// Writes all of `data` at `offset`.
@@ -214,23 +173,33 @@ impl View {
         }
         self.make_private(&node, &mut state, u64::MAX)?;
         state.touch_content(now);
-        let file = self.backing(&mut state)?.ok_or(Errno::EINVAL)?;
-        file.write_all_at(data, offset)
-            .map_err(|e| io_failed("write", &e))?;
-        if let Body::Private { size, .. } = &mut state.body {
-            *size = end.max(*size);
+        let file = self.backing(&state)?.ok_or(Errno::EINVAL)?;
+        // The record follows later; until then the file itself says when it was written.
+        let written = file
+            .write_all_at(data, offset)
+            .and_then(|()| stamp(&file, now));
+        if let Body::Private { size, sparse, .. } = &mut state.body {
+            *sparse |= offset > *size;
+            // A write that failed may have come some of the way.
+            *size = if written.is_ok() {
+                end.max(*size)
+            } else {
+                file.metadata().map_or(*size, |meta| meta.len())
+            };
         }
-        Ok(())
+        self.mark_dirty(&node, &mut state);
+        written.map_err(|e| io_failed("write", &e))
     }
 
     /// Gives the inode a private backing file, keeping at most the first `keep` bytes.
-    fn make_private(&self, node: &Node, state: &mut State, keep: u64) -> FsResult<()> {
+    fn make_private(&self, node: &Arc<Node>, state: &mut State, keep: u64) -> FsResult<()> {
         let size = match &state.body {
             Body::Private { .. } => return Ok(()),
             Body::Inline(_) | Body::Blob { .. } => state.size().min(keep),
             _ => return Err(Errno::EINVAL),
         };
         let source = self.backing(state)?;
+        let had_holes = matches!(state.body, Body::Blob { .. });
         let made = self
             .storage
             .new_scratch()
@@ -245,8 +214,11 @@ impl View {
             self.storage.remove_scratch(id);
             return Err(io_failed("copy up", &error));
         }
-        state.body = Body::Private { id, size };
-        state.file = Some(Arc::new(file));
+        state.body = Body::Private {
+            id,
+            size,
+            sparse: had_holes,
+        };
         state.generation += 1;
         state.digest = None;
         state.origin = None;
@@ -254,14 +226,13 @@ impl View {
         self.save(node, state)
     }
 
-    fn resize(&self, node: &Node, state: &mut State, size: u64) -> FsResult<()> {
+    fn resize(&self, node: &Arc<Node>, state: &mut State, size: u64) -> FsResult<()> {
         if size > MAX_SIZE {
             return Err(Errno::EFBIG);
         }
         let now = clock::now();
         if size == 0 {
             let old = std::mem::replace(&mut state.body, Body::Inline(Vec::new()));
-            state.file = None;
             state.touch_content(now);
             self.save(node, state)?;
             if let Body::Private { id, .. } = old {
@@ -279,13 +250,16 @@ impl View {
         self.make_private(node, state, size)?;
         let file = self.backing(state)?.ok_or(Errno::EINVAL)?;
         file.set_len(size).map_err(|e| io_failed("truncate", &e))?;
-        if let Body::Private { size: length, .. } = &mut state.body {
+        if let Body::Private {
+            size: length,
+            sparse,
+            ..
+        } = &mut state.body
+        {
+            *sparse |= size > *length;
             *length = size;
         }
         state.touch_content(now);
-        if state.opens == 0 {
-            state.file = None;
-        }
         self.save(node, state)
     }
 
@@ -335,9 +309,11 @@ impl View {
         };
         let mut state = node.state.lock();
         self.make_private(&node, &mut state, u64::MAX)?;
-        let file = self.backing(&mut state)?.ok_or(Errno::EINVAL)?;
+        let file = self.backing(&state)?.ok_or(Errno::EINVAL)?;
         fallocate(file.as_fd(), flags, from, count)?;
-        if let Body::Private { size, .. } = &mut state.body {
+        if let Body::Private { size, sparse, .. } = &mut state.body {
+            // Preallocated or punched: either way not what the length says.
+            *sparse = true;
             // Collapse and insert move the end: the file itself knows best.
             *size = file.metadata().map_or((*size).max(end), |meta| meta.len());
         }
@@ -351,7 +327,7 @@ impl View {
         let file = {
             let mut state = node.state.lock();
             self.save(&node, &mut state)?;
-            self.backing(&mut state)?
+            self.backing(&state)?
         };
         if let Some(file) = file {
             file.sync_all().map_err(|e| io_failed("fsync", &e))?;

@@ -1,11 +1,10 @@
 //! One inode in memory: attributes, content pointer, and who has it open.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use store::{ActionKey, Attributes, Content, Digest, Ino, InodeRecord, Kind, ScratchId, Timestamp};
 
 /// Where the bytes or names of an inode are.
@@ -30,6 +29,8 @@ pub enum Body {
         id: ScratchId,
         /// Its length, followed through every write.
         size: u64,
+        /// Whether it may have holes, so that only the disk knows how many blocks it takes.
+        sparse: bool,
     },
     /// FIFOs, sockets, devices.
     Special,
@@ -104,19 +105,14 @@ pub struct State {
     pub body: Body,
     /// The action whose output the content is.
     pub origin: Option<ActionKey>,
-    /// Open handles.
-    pub opens: u32,
-    /// Those of them that may write.
-    pub writers: u32,
+    /// Users inside the daemon that need the content whatever becomes of the names.
+    pub pins: u32,
     /// Grows with every change of the bytes.
     pub generation: u64,
     /// Digest of the bytes at some generation.
     pub digest: Option<(u64, Digest)>,
-    /// Whether the stored record is behind.
+    /// Whether the stored record is behind and the view knows.
     pub dirty: bool,
-    /// The backing of a `Blob` (read-only) or `Private` (read-write) body, while somebody has
-    /// the inode open.
-    pub file: Option<Arc<File>>,
 }
 
 /// One inode.
@@ -128,14 +124,12 @@ pub struct Node {
     pub kind: Kind,
     /// All the rest.
     pub state: Mutex<State>,
-    /// Signalled when the last writer closes.
-    pub settled: Condvar,
-    /// References the kernel holds to the node id.
+    /// References the kernel holds to the node id. An open file holds one.
     pub lookups: AtomicU64,
 }
 
 impl Node {
-    /// A node nobody has open.
+    /// A node nobody refers to.
     pub fn new(
         ino: Ino,
         kind: Kind,
@@ -147,18 +141,15 @@ impl Node {
             attributes,
             body,
             origin,
-            opens: 0,
-            writers: 0,
+            pins: 0,
             generation: 0,
             digest: None,
             dirty: false,
-            file: None,
         };
         Arc::new(Self {
             ino,
             kind,
             state: Mutex::new(state),
-            settled: Condvar::new(),
             lookups: AtomicU64::new(0),
         })
     }
@@ -208,7 +199,6 @@ impl State {
         self.origin = None;
         self.attributes.mtime = now;
         self.attributes.ctime = now;
-        self.dirty = true;
     }
 
     /// The names, when this is a directory.

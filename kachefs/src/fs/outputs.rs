@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 use store::scan::RootNeedles;
@@ -15,9 +14,6 @@ use super::node::{Body, Node, State};
 use super::view::{Caller, View};
 use super::{Errno, FsResult, errno, index_failed};
 use crate::clock;
-
-/// The kernel sends the last close of a file some time after the process is gone.
-const SETTLE: Duration = Duration::from_secs(5);
 
 /// An output on its way into a directory.
 pub struct Bound {
@@ -44,28 +40,15 @@ pub struct Taken {
     pub generation: u64,
 }
 
-/// Waits until nobody can write to the file; `EBUSY` when that takes too long.
-fn settled(node: &Node) -> FsResult<MutexGuard<'_, State>> {
-    let deadline = Instant::now() + SETTLE;
-    let mut state = node.state.lock();
-    while state.writers > 0 {
-        if node.settled.wait_until(&mut state, deadline).timed_out() && state.writers > 0 {
-            return Err(Errno::EBUSY);
-        }
-    }
-    Ok(state)
-}
-
 impl View {
-    /// The digest of a regular file's content, computed once per change. Waits for writers to
-    /// close; a file still being written after that is EBUSY.
+    /// The digest of a regular file's content, computed once per change.
     pub fn content_digest(&self, node: &Node) -> FsResult<Digest> {
         if node.kind != Kind::File {
             return Err(Errno::EINVAL);
         }
         loop {
             let (generation, file) = {
-                let state = settled(node)?;
+                let state = node.state.lock();
                 match &state.body {
                     Body::Blob { digest, .. } => return Ok(*digest),
                     Body::Inline(bytes) => return Ok(Digest::of(bytes)),
@@ -94,7 +77,8 @@ impl View {
     }
 
     /// Moves a finished private file into the CAS and makes the inode point at the blob; any
-    /// other content is stored as a blob beside. Searches the bytes for roots on the way.
+    /// other content is stored as a blob beside. Searches the bytes for roots on the way. A file
+    /// written to meanwhile is EBUSY.
     pub fn ingest(&self, node: &Arc<Node>, needles: &RootNeedles) -> FsResult<Taken> {
         let failed = |error: store::CasError| {
             tracing::warn!(%error, "ingest");
@@ -102,7 +86,7 @@ impl View {
         };
         let mut scanner = needles.scanner();
         let (generation, id) = {
-            let state = settled(node)?;
+            let state = node.state.lock();
             match &state.body {
                 Body::Private { id, .. } => (state.generation, *id),
                 Body::Inline(bytes) => {
@@ -131,9 +115,11 @@ impl View {
             .map_err(|e| errno(&e))?;
 
         let mut state = node.state.lock();
-        if state.generation != generation || state.writers > 0 {
+        if state.generation != generation {
             return Err(Errno::EBUSY);
         }
+        // A writable descriptor must not outlive the private file.
+        self.storage.close_scratch(id);
         let path = self.storage.dir.scratch_file(id);
         let stored = self
             .storage
@@ -141,15 +127,9 @@ impl View {
             .adopt(&path, &file, digest, size)
             .map_err(failed)?;
         state.body = Body::Blob { digest, size };
-        // Readers get the sealed file; the writable handle must not outlive the private file.
-        state.file = None;
-        if state.opens > 0 {
-            self.backing(&mut state)?;
-        }
         if let Err(error) = self.save(node, &mut state) {
             // The private file is sealed and must not be written again: the inode stays a blob, and
             // the stored record is put right by the next save or when the view is loaded.
-            state.dirty = true;
             return Err(error);
         }
         self.storage.remove_scratch(id);

@@ -77,6 +77,8 @@ pub struct View {
     pub(super) invalidate: OnceLock<Box<dyn Invalidate>>,
     record: Mutex<ViewRecord>,
     next_ino: Mutex<u64>,
+    /// Inodes whose stored records are behind.
+    dirty: Mutex<Vec<Arc<Node>>>,
 }
 
 impl View {
@@ -169,6 +171,7 @@ impl View {
             invalidate: OnceLock::new(),
             next_ino: Mutex::new(record.next_ino),
             record: Mutex::new(record),
+            dirty: Mutex::default(),
         }
     }
 
@@ -334,10 +337,10 @@ impl View {
         self.reap(&node);
     }
 
-    /// Lets go of an inode that has no name, no handle and no kernel reference.
+    /// Lets go of an inode that has no name, no pin and no kernel reference.
     pub(super) fn reap(&self, node: &Arc<Node>) {
         let state = node.state.lock();
-        if state.attributes.nlink > 0 || state.opens > 0 || node.lookups.load(Ordering::Relaxed) > 0
+        if state.attributes.nlink > 0 || state.pins > 0 || node.lookups.load(Ordering::Relaxed) > 0
         {
             return;
         }
@@ -347,9 +350,18 @@ impl View {
         }
     }
 
-    /// Stores the current record of a node whose attributes changed.
-    pub(super) fn save(&self, node: &Node, state: &mut State) -> FsResult<()> {
-        state.dirty = false;
+    /// Stores the current record of a node whose attributes changed. When that fails the node is
+    /// among the dirty ones.
+    pub(super) fn save(&self, node: &Arc<Node>, state: &mut State) -> FsResult<()> {
+        let saved = self.store_record(node, state);
+        match saved {
+            Ok(()) => state.dirty = false,
+            Err(_) => self.mark_dirty(node, state),
+        }
+        saved
+    }
+
+    fn store_record(&self, node: &Node, state: &State) -> FsResult<()> {
         if state.attributes.nlink == 0 {
             return Ok(());
         }
@@ -366,16 +378,26 @@ impl View {
         batch.commit().map_err(|e| index_failed(&e))
     }
 
-    /// Stores every record that is behind, as before an unmount.
-    pub fn save_all(&self) -> FsResult<()> {
-        let nodes: Vec<Arc<Node>> = self.nodes.read().values().cloned().collect();
+    /// Notes that the stored record of a locked node is behind.
+    pub(super) fn mark_dirty(&self, node: &Arc<Node>, state: &mut State) {
+        if !state.dirty {
+            state.dirty = true;
+            self.dirty.lock().push(Arc::clone(node));
+        }
+    }
+
+    /// Stores every record that is behind: now and then, and before an unmount. Tries them all;
+    /// those that fail stay behind, and the first error is returned.
+    pub fn save_dirty(&self) -> FsResult<()> {
+        let nodes = std::mem::take(&mut *self.dirty.lock());
+        let mut result = Ok(());
         for node in nodes {
             let mut state = node.state.lock();
-            if state.dirty {
-                self.save(&node, &mut state)?;
+            if std::mem::take(&mut state.dirty) {
+                result = result.and(self.save(&node, &mut state));
             }
         }
-        Ok(())
+        result
     }
 
     /// Number of inodes and the sum of the file sizes in bytes.
@@ -396,13 +418,20 @@ fn full_blocks(size: u64) -> u64 {
     size.div_ceil(512)
 }
 
+/// Whether a file takes fewer blocks than its length needs.
+pub(super) fn is_sparse(meta: &fs::Metadata) -> bool {
+    meta.blocks() < full_blocks(meta.len())
+}
+
 impl View {
     /// What `stat` shows of a locked node.
     pub(super) fn entry(&self, node: &Node, state: &State) -> Entry {
         let size = state.size();
         let blocks = match &state.body {
             // Only a private file can be sparse.
-            Body::Private { id, .. } => fs::metadata(self.storage.dir.scratch_file(*id))
+            Body::Private {
+                id, sparse: true, ..
+            } => fs::metadata(self.storage.dir.scratch_file(*id))
                 .map_or_else(|_| full_blocks(size), |meta| meta.blocks()),
             _ => full_blocks(size),
         };
@@ -473,6 +502,7 @@ fn backing(storage: &Storage, id: ScratchId) -> Backing {
     let private = Body::Private {
         id,
         size: meta.len(),
+        sparse: is_sparse(&meta),
     };
     if meta.mode() & 0o222 != 0 {
         return Backing {

@@ -9,12 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
 use store::scan::RootNeedles;
 use store::{
     ActionEntry, ActionResult, Counter, InputRecord, Kind, Output, OutputContent, Root, RootSet,
     Timestamp,
 };
+use wrapper::artifacts;
 use wrapper::depinfo::{self, DepInfo};
 use wrapper::environment;
 use wrapper::key;
@@ -25,7 +25,6 @@ use super::files::changed_at;
 use super::lookup::current_sources;
 use super::prepare::{Place, Prepared, dependencies_again};
 use crate::clock;
-use crate::fs::data::Access;
 use crate::fs::{Errno, Node, View};
 
 /// Why a compile that succeeded is not stored.
@@ -42,6 +41,9 @@ pub enum NotStored {
         /// Why.
         errno: Errno,
     },
+    /// Somebody still writes to an output although the compiler is gone.
+    #[error("output {0} is still open for writing")]
+    Unsettled(String),
     /// No dep-info among the outputs, or one that does not parse.
     #[error("dep-info: {0}")]
     DepInfo(String),
@@ -68,26 +70,10 @@ pub struct Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        for (name, node) in &self.outputs {
-            if let Err(error) = self.view.release(node.ino, READ) {
-                tracing::warn!(name, %error, "release");
-            }
+        for (_, node) in &self.outputs {
+            self.view.unpin(node);
         }
     }
-}
-
-const READ: Access = Access {
-    write: false,
-    truncate: false,
-};
-
-/// rustc's artifact notification (`--json=artifacts`; rustc book, "JSON Output").
-#[derive(Deserialize)]
-struct Notification<'a> {
-    #[serde(borrow)]
-    artifact: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    emit: std::borrow::Cow<'a, str>,
 }
 
 /// Whether the compiler looked, by `env!` or `option_env!`, for a variable that was taken away from
@@ -146,13 +132,10 @@ pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, N
         outputs: Vec::new(),
         dep_info: usize::MAX,
     };
-    for line in outcome.stderr.split(|byte| *byte == b'\n') {
-        if !line.starts_with(b"{\"$message_type\":\"artifact\"") {
-            continue;
-        }
-        let Ok(note) = serde_json::from_slice::<Notification<'_>>(line) else {
-            continue;
-        };
+    if let Some(path) = &outcome.unsettled {
+        return Err(NotStored::Unsettled(path.clone()));
+    }
+    for note in artifacts::announced(&outcome.stderr) {
         let path = Path::new(note.artifact.as_ref());
         let name = path
             .file_name()
@@ -173,7 +156,7 @@ pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, N
         if held.outputs.iter().any(|(known, _)| known == name) {
             continue;
         }
-        prepared.view.open(node.ino, READ).map_err(failed)?;
+        prepared.view.pin(&node);
         if note.emit == "dep-info" {
             held.dep_info = held.outputs.len();
         }
@@ -378,7 +361,8 @@ fn take_outputs(
 
 fn read_whole(view: &View, node: &Node) -> Result<Vec<u8>, NotStored> {
     let size = usize::try_from(node.state.lock().size()).map_err(|_| Errno::EFBIG)?;
-    let mut bytes = Vec::with_capacity(size);
-    view.read(node.ino, 0, size, &mut bytes)?;
+    let mut bytes = vec![0; size];
+    let read = view.read(node.ino, 0, &mut bytes)?;
+    bytes.truncate(read);
     Ok(bytes)
 }

@@ -1,0 +1,45 @@
+//! An output that somebody still writes to when the compiler is gone never gets into the store.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use harness::flip::{Case, State};
+use harness::{Must, Package};
+
+/// Seconds the child of the linker holds on to the output.
+const LINGER: u64 = 4;
+
+#[test]
+fn a_linker_that_leaves_a_writer_behind() {
+    let case = Case::new(&[Package::new("app").bin("fn main() { println!(\"here\"); }\n")]);
+    let linker = case.sandbox.path("linker");
+    let marker = case.sandbox.path("linger");
+    let script = format!(
+        "#!/bin/sh\n\
+         cc \"$@\" || exit\n\
+         [ -e '{marker}' ] || exit 0\n\
+         while [ \"$1\" != -o ]; do shift; done\n\
+         (exec 3<>\"$2\"; : >'{marker}'.held; exec sleep {LINGER}) </dev/null >/dev/null 2>&1 &\n\
+         while [ ! -e '{marker}'.held ]; do sleep 0.01; done\n",
+        marker = marker.display()
+    );
+    fs::write(&linker, script).must("write the linker");
+    fs::set_permissions(&linker, fs::Permissions::from_mode(0o755)).must("make it run");
+    let state = State::printing("here").env("RUSTFLAGS", format!("-Clinker={}", linker.display()));
+
+    fs::write(&marker, "").must("ask it to linger");
+    let first = case.build(&state, false, "while the output is open for writing");
+    assert!(marker.with_extension("held").exists(), "it lingered");
+    assert_eq!(first.misses + first.uncacheable, 1, "{first:?}");
+    fs::remove_file(&marker).must("no more lingering");
+    std::thread::sleep(Duration::from_secs(LINGER));
+
+    let second = case.build(&state, true, "with nobody writing");
+    assert_eq!(
+        second.hits, 0,
+        "an unfinished output was stored: {second:?}"
+    );
+    let third = case.build(&state, true, "once more");
+    third.assert_all_hit(1);
+}
