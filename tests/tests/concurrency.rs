@@ -32,12 +32,7 @@ fn two_checkouts_at_once_compile_each_unit_once() {
         Messages::of(&again).assert_all_fresh();
     }
     assert_eq!(seen.hits + seen.misses, 2 * UNITS, "{seen:?}");
-    // Each unit once. A waiter may lose patience on a machine under load: allow one, and the
-    // program, which is then linked from another rlib.
-    assert!(
-        (UNITS..=UNITS + 2).contains(&seen.misses),
-        "{UNITS} units: {seen:?}"
-    );
+    assert_eq!(seen.misses, UNITS, "each unit once: {seen:?}");
     assert_eq!(seen.failed, 0, "{seen:?}");
 }
 
