@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -55,6 +56,8 @@ thread_local! {
 /// Serves one view to the kernel.
 pub struct Adapter {
     view: Arc<View>,
+    /// Whether the kernel opens files straight onto their backings for us.
+    passthrough: AtomicBool,
     socket: Vec<u8>,
 }
 
@@ -74,7 +77,17 @@ impl Invalidate for KernelInvalidate {
 
     fn attributes(&self, ino: Ino) {
         // A negative offset leaves the data alone (fuse_reverse_inval_inode).
-        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), -1, 0) {
+        self.inode(ino, -1);
+    }
+
+    fn data(&self, ino: Ino) {
+        self.inode(ino, 0);
+    }
+}
+
+impl KernelInvalidate {
+    fn inode(&self, ino: Ino, offset: i64) {
+        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), offset, 0) {
             tracing::debug!(?ino, %error, "invalidation refused");
         }
     }
@@ -85,6 +98,7 @@ impl Adapter {
     pub fn new(view: Arc<View>, socket: &Path) -> Self {
         Self {
             view,
+            passthrough: AtomicBool::new(false),
             socket: socket.as_os_str().as_bytes().to_vec(),
         }
     }
@@ -244,6 +258,12 @@ impl Filesystem for Adapter {
             if config.add_capabilities(capability).is_err() {
                 tracing::info!(?capability, "kernel does without");
             }
+        }
+        // The kernel then opens files of a compiler straight onto their backings (see
+        // `fs::passthrough`); a stack of one is the depth of a plain disk below a view.
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() {
+            let allowed = config.set_max_stack_depth(1).is_ok();
+            self.passthrough.store(allowed, Ordering::Relaxed);
         }
         for (what, set) in [
             ("max_write", config.set_max_write(MAX_REQUEST).err()),
@@ -465,10 +485,14 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        let parent = Ino(parent.0);
+        if self.passthrough.load(Ordering::Relaxed) && self.view.is_compiling(parent) {
+            return self.create_passthrough(request, parent, name, mode, reply);
+        }
         let new = NewNode::file(mode);
         let made = self
             .view
-            .create_node(Ino(parent.0), name.as_bytes(), new, caller(request));
+            .create_node(parent, name.as_bytes(), new, caller(request));
         match made {
             Ok((_, entry)) => reply.created(
                 &TTL,
@@ -671,6 +695,47 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         reply_empty(self.view.fallocate(Ino(ino.0), offset, length, mode), reply);
+    }
+}
+
+impl Adapter {
+    /// Creates a file that its creator writes past us.
+    fn create_passthrough(
+        &self,
+        request: &Request,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        reply: ReplyCreate,
+    ) {
+        let made = self
+            .view
+            .create_backed(parent, name.as_bytes(), mode, caller(request));
+        let (node, entry, backing) = match made {
+            Ok(made) => made,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let (attr, handle) = (attr(&entry), FileHandle(entry.ino.0));
+        match reply.open_backing(&backing) {
+            Ok(grant) => {
+                let flags = FopenFlags::empty();
+                reply.created_passthrough(&TTL, &attr, GENERATION, handle, flags, &grant);
+                self.view.granted(&node, Box::new(grant));
+            }
+            Err(error) => {
+                // Not privileged enough, or the store is on a stacked file system.
+                tracing::info!(%error, "no passthrough");
+                self.passthrough.store(false, Ordering::Relaxed);
+                self.view.keep_asking(&node);
+                reply.created(
+                    &TTL,
+                    &attr,
+                    GENERATION,
+                    handle,
+                    FopenFlags::FOPEN_KEEP_CACHE,
+                );
+            }
+        }
     }
 }
 

@@ -2,17 +2,16 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::Deserialize;
+
+use crate::lease;
 
 /// How long to wait for somebody who still writes when the compiler is gone: linkers that leave a
 /// child behind to tidy up.
-const PATIENCE: Duration = Duration::from_millis(200);
+pub const PATIENCE: Duration = Duration::from_millis(200);
 
 /// rustc's artifact notification (`--json=artifacts`; rustc book, "JSON Output").
 #[derive(Debug, Deserialize)]
@@ -36,52 +35,17 @@ pub fn announced(stderr: &[u8]) -> impl Iterator<Item = Artifact<'_>> {
 /// The first announced output that some process has open for writing, or mapped for it. A file
 /// that cannot be asked counts as finished.
 ///
-/// The daemon cannot tell: the kernel does not report to it who opens a file. Everybody else can,
-/// by asking for a read lease, which the kernel refuses while there are writers (fcntl(2),
-/// "Leases").
+/// The daemon cannot tell: the kernel does not report to it who opens a file, and it must not
+/// touch its own mount to ask.
 pub fn unsettled(stderr: &[u8]) -> Option<String> {
     let deadline = Instant::now() + PATIENCE;
-    // Somebody who opens the file in this moment breaks the lease, and SIGIO says so: it must not
-    // end this process.
-    // SAFETY: no handler is installed, the signal is ignored.
-    let before = unsafe { signal(Signal::SIGIO, SigHandler::SigIgn) };
-    let found = announced(stderr)
-        .find(|output| !is_settled(Path::new(output.artifact.as_ref()), deadline))
-        .map(|output| output.artifact.into_owned());
-    if let Ok(before) = before {
-        // SAFETY: puts back what was there; this program installs no handlers of its own.
-        let _ = unsafe { signal(Signal::SIGIO, before) };
-    }
-    found
-}
-
-fn is_settled(path: &Path, deadline: Instant) -> bool {
-    let Ok(file) = File::open(path) else {
-        return true;
-    };
-    while has_writers(&file) {
-        if Instant::now() > deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    true
-}
-
-fn has_writers(file: &File) -> bool {
-    let lease = |kind: libc::c_int| {
-        // SAFETY: the descriptor is open for the call; F_SETLEASE takes a number.
-        let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
-        Errno::result(result)
-    };
-    match lease(libc::F_RDLCK) {
-        Ok(_) => {
-            // Closing the file ends it too.
-            let _ = lease(libc::F_UNLCK);
-            false
-        }
-        Err(error) => error == Errno::EAGAIN,
-    }
+    let _unharmed = lease::Unharmed::start();
+    announced(stderr)
+        .find(|output| {
+            File::open(Path::new(output.artifact.as_ref()))
+                .is_ok_and(|file| !lease::wait_unwritten(&file, deadline))
+        })
+        .map(|output| output.artifact.into_owned())
 }
 
 #[cfg(test)]

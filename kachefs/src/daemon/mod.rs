@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use store::StoreDir;
+use wrapper::lease::Unharmed;
 
 use self::mounts::Mounts;
 use crate::service::Service;
@@ -34,6 +35,7 @@ pub struct Daemon {
     pub service: Service,
     /// When this process started.
     pub started: Instant,
+    _unharmed: Unharmed,
 }
 
 impl Daemon {
@@ -50,6 +52,7 @@ impl Daemon {
             mounts,
             service,
             started: Instant::now(),
+            _unharmed: Unharmed::start(),
         });
         Ok((daemon, listener))
     }
@@ -71,6 +74,7 @@ fn save_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
     let save = move || {
         while let Some(mounts) = mounts.upgrade() {
             for (path, view) in mounts.all() {
+                view.expire_grants();
                 if let Err(error) = view.save_dirty() {
                     tracing::warn!(path = %path.display(), %error, "cannot store file records");
                 }

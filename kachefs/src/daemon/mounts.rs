@@ -305,6 +305,7 @@ fn finish(mounted: Mounted, lazy: bool) {
             Err(_) => tracing::error!(path = %path.display(), "session thread panicked"),
         }
     }
+    view.settle_all();
     if let Err(error) = view.save_dirty().and_then(|()| view.set_mounted(false)) {
         tracing::error!(path = %path.display(), %error, "cannot store the view");
     }

@@ -125,7 +125,8 @@ impl View {
     pub fn read(&self, ino: Ino, offset: u64, into: &mut [u8]) -> FsResult<usize> {
         let node = self.node(ino)?;
         let file = {
-            let state = node.state.lock();
+            let mut state = node.state.lock();
+            self.note_read(&mut state);
             if let Body::Inline(bytes) = &state.body {
                 let rest = bytes.get(in_memory(offset)..).unwrap_or_default();
                 let count = rest.len().min(into.len());
@@ -218,6 +219,7 @@ impl View {
             id,
             size,
             sparse: had_holes,
+            passthrough: false,
         };
         state.generation += 1;
         state.digest = None;
@@ -231,7 +233,15 @@ impl View {
             return Err(Errno::EFBIG);
         }
         let now = clock::now();
-        if size == 0 {
+        let passthrough = matches!(
+            state.body,
+            Body::Private {
+                passthrough: true,
+                ..
+            }
+        );
+        // A backing the kernel may write to stays.
+        if size == 0 && !passthrough {
             let old = std::mem::replace(&mut state.body, Body::Inline(Vec::new()));
             state.touch_content(now);
             self.save(node, state)?;

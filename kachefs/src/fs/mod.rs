@@ -13,6 +13,7 @@ pub mod import;
 pub mod names;
 pub mod node;
 pub mod outputs;
+pub mod passthrough;
 pub mod view;
 
 pub use nix::errno::Errno;

@@ -31,6 +31,9 @@ pub enum Body {
         size: u64,
         /// Whether it may have holes, so that only the disk knows how many blocks it takes.
         sparse: bool,
+        /// Whether the kernel may write to the file without asking: then length and times are
+        /// the file's own (see `fs::passthrough`).
+        passthrough: bool,
     },
     /// FIFOs, sockets, devices.
     Special,
@@ -96,6 +99,15 @@ impl Directory {
     }
 }
 
+/// Tells one state of a backing file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Length in bytes.
+    pub size: u64,
+    /// Last change of the bytes.
+    pub mtime: Timestamp,
+}
+
 /// Everything that changes about an inode.
 #[derive(Debug)]
 pub struct State {
@@ -111,6 +123,8 @@ pub struct State {
     pub generation: u64,
     /// Digest of the bytes at some generation.
     pub digest: Option<(u64, Digest)>,
+    /// What a passthrough file was when its bytes were first read through the daemon.
+    pub first_read: Option<Stamp>,
     /// Whether the stored record is behind and the view knows.
     pub dirty: bool,
 }
@@ -144,6 +158,7 @@ impl Node {
             pins: 0,
             generation: 0,
             digest: None,
+            first_read: None,
             dirty: false,
         };
         Arc::new(Self {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 use store::scan::RootNeedles;
@@ -14,6 +15,9 @@ use super::node::{Body, Node, State};
 use super::view::{Caller, View};
 use super::{Errno, FsResult, errno, index_failed};
 use crate::clock;
+
+/// How long a file that is an input may go on being written past the daemon.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An output on its way into a directory.
 pub struct Bound {
@@ -60,9 +64,17 @@ impl View {
                     }
                     _ => {}
                 }
-                let Body::Private { id, .. } = &state.body else {
-                    return Err(Errno::EINVAL);
+                let (id, passthrough) = match &state.body {
+                    Body::Private {
+                        id, passthrough, ..
+                    } => (id, *passthrough),
+                    _ => return Err(Errno::EINVAL),
                 };
+                if passthrough {
+                    let id = *id;
+                    drop(state);
+                    return self.passthrough_digest(id, Instant::now() + PATIENCE);
+                }
                 // A handle of its own: the shared one has no use for a moving offset.
                 let file = self.storage.open_scratch(*id).map_err(|e| errno(&e))?;
                 (state.generation, file)
@@ -88,6 +100,9 @@ impl View {
         let (generation, id) = {
             let state = node.state.lock();
             match &state.body {
+                Body::Private {
+                    passthrough: true, ..
+                } => return Err(Errno::EBUSY),
                 Body::Private { id, .. } => (state.generation, *id),
                 Body::Inline(bytes) => {
                     scanner.feed(bytes);

@@ -14,6 +14,7 @@ use store::{
 };
 
 use super::node::{Body, Directory, Node, State};
+use super::passthrough::Passthrough;
 use super::{Errno, FsResult, index_failed};
 use crate::clock;
 use crate::storage::Storage;
@@ -29,6 +30,9 @@ pub trait Invalidate: Send + Sync {
 
     /// Forget the attributes of an inode. Called with no lock held.
     fn attributes(&self, ino: Ino);
+
+    /// Forget the attributes and the bytes of an inode. Called with no lock held.
+    fn data(&self, ino: Ino);
 }
 
 /// Who asks.
@@ -79,6 +83,7 @@ pub struct View {
     next_ino: Mutex<u64>,
     /// Inodes whose stored records are behind.
     dirty: Mutex<Vec<Arc<Node>>>,
+    pub(super) passthrough: Mutex<Passthrough>,
 }
 
 impl View {
@@ -172,6 +177,7 @@ impl View {
             next_ino: Mutex::new(record.next_ino),
             record: Mutex::new(record),
             dirty: Mutex::default(),
+            passthrough: Mutex::default(),
         }
     }
 
@@ -345,6 +351,7 @@ impl View {
             return;
         }
         self.nodes.write().remove(&node.ino);
+        self.not_granted(node.ino);
         if let Body::Private { id, .. } = state.body {
             self.storage.remove_scratch(id);
         }
@@ -426,6 +433,15 @@ pub(super) fn is_sparse(meta: &fs::Metadata) -> bool {
 impl View {
     /// What `stat` shows of a locked node.
     pub(super) fn entry(&self, node: &Node, state: &State) -> Entry {
+        if let Body::Private {
+            id,
+            passthrough: true,
+            ..
+        } = &state.body
+            && let Ok(meta) = self.backing_meta(*id)
+        {
+            return passthrough_entry(node, state, &meta);
+        }
         let size = state.size();
         let blocks = match &state.body {
             // Only a private file can be sparse.
@@ -437,6 +453,19 @@ impl View {
         };
         entry_of(node, state, size, blocks)
     }
+}
+
+/// The length and times of a file the kernel writes to are those of the backing, but not later
+/// than now: the disk's clock is finer than the one that stamps everything else.
+fn passthrough_entry(node: &Node, state: &State, meta: &fs::Metadata) -> Entry {
+    let written = Timestamp {
+        secs: meta.mtime(),
+        nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
+    };
+    let mut entry = entry_of(node, state, meta.len(), meta.blocks());
+    entry.attributes.mtime = written.min(clock::now());
+    entry.attributes.ctime = entry.attributes.ctime.max(entry.attributes.mtime);
+    entry
 }
 
 fn entry_of(node: &Node, state: &State, size: u64, blocks: u64) -> Entry {
@@ -503,6 +532,7 @@ fn backing(storage: &Storage, id: ScratchId) -> Backing {
         id,
         size: meta.len(),
         sparse: is_sparse(&meta),
+        passthrough: false,
     };
     if meta.mode() & 0o222 != 0 {
         return Backing {

@@ -24,13 +24,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use store::{ActionEntry, Counter, Timestamp};
+use store::{ActionEntry, Counter, Ino, Timestamp};
 use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
 use self::files::FileDigests;
 use self::flight::{Flight, Flights};
 use self::lookup::Found;
-use self::prepare::{Prepared, Refusal, prepare};
+use self::prepare::{Place, Prepared, Refusal, prepare};
 use self::toolchain::Toolchains;
 use self::units::Units;
 use crate::clock;
@@ -181,6 +181,7 @@ impl Service {
         self.units
             .begin(prepared.under_way.clone(), prepared.origin.clone());
         let _over = OnDrop(|| self.units.end(&prepared.under_way));
+        let compiling = prepared.view.compiling(self.written_by(prepared));
         // Compilers take as long as they take; the connection ends with the wrapper's process.
         stream.set_read_timeout(None)?;
         protocol::send(stream, &Decision::Run(run))?;
@@ -198,6 +199,8 @@ impl Service {
         let elapsed = clock.elapsed();
         let held = record::hold(prepared, &outcome);
         protocol::send(stream, &verdict)?;
+        // The compiler and all it started are gone, and cargo does not wait for the rest.
+        drop(compiling);
         let stored =
             held.and_then(|held| record::record(self, prepared, &outcome, &held, started, elapsed));
         if let Err(reason) = stored {
@@ -206,6 +209,19 @@ impl Service {
         }
         drop(flight);
         Ok(())
+    }
+
+    /// The directories a compiler writes to.
+    fn written_by(&self, prepared: &Prepared) -> Vec<Ino> {
+        let incremental = prepared.invocation.incremental.as_deref();
+        let incremental = incremental.and_then(|path| {
+            let Place::View(view, path) = prepared.locate(self, path) else {
+                return None;
+            };
+            let node = view.resolve(&path).ok()?;
+            (view.id == prepared.view.id).then_some(node.ino)
+        });
+        incremental.into_iter().chain([prepared.out_dir]).collect()
     }
 
     fn refused(&self, refusal: &Refusal) {

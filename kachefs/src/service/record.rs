@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use store::scan::RootNeedles;
 use store::{
@@ -155,6 +155,13 @@ pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, N
         }
         if held.outputs.iter().any(|(known, _)| known == name) {
             continue;
+        }
+        match prepared
+            .view
+            .settle(&node, Instant::now() + artifacts::PATIENCE)
+        {
+            Err(Errno::EBUSY) => return Err(NotStored::Unsettled(name.to_owned())),
+            settled => settled.map_err(failed)?,
         }
         prepared.view.pin(&node);
         if note.emit == "dep-info" {
@@ -360,7 +367,8 @@ fn take_outputs(
 }
 
 fn read_whole(view: &View, node: &Node) -> Result<Vec<u8>, NotStored> {
-    let size = usize::try_from(node.state.lock().size()).map_err(|_| Errno::EFBIG)?;
+    let size = view.getattr(node.ino)?.size;
+    let size = usize::try_from(size).map_err(|_| Errno::EFBIG)?;
     let mut bytes = vec![0; size];
     let read = view.read(node.ino, 0, &mut bytes)?;
     bytes.truncate(read);

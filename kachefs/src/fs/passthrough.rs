@@ -1,0 +1,302 @@
+//! Files a compiler writes, past the daemon.
+//!
+//! Where the kernel lets us (FUSE passthrough), a file that is created in a directory compilers
+//! write to is opened straight onto its backing: the megabytes of objects, rlibs and linked
+//! programs go to the disk as without a view. Nobody else gets such a handle, and every other
+//! open reads through the page cache of the view as ever.
+//!
+//! While such a handle may be open, length and times of the inode are those of the backing, and
+//! its content has no digest to remember. That ends when the inode is *settled*: at the end of
+//! the compile for its outputs, for the rest when no compiler runs in the directory any more, and
+//! never while somebody has the backing open for writing, which the kernel tells (`wrapper::lease`).
+
+use std::any::Any;
+use std::collections::{HashMap, VecDeque};
+use std::fs::{self, File, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use store::{Digest, Ino, Kind, ScratchId, Timestamp};
+use wrapper::lease;
+
+use super::names::NewNode;
+use super::node::{Body, Node, Stamp, State};
+use super::view::{Caller, Entry, View};
+use super::{Errno, FsResult, INLINE_MAX, errno};
+use crate::clock;
+
+/// What keeps the kernel's reference to a backing file.
+pub type Grant = Box<dyn Any + Send + Sync>;
+
+/// The kernel looks a grant up when the process that created the file goes on, which is long
+/// after the reply on a machine under load.
+const GRANT_LIFE: Duration = Duration::from_secs(60);
+
+/// Directories between a file and one named as a compiler's: rustc makes `rmetaXXXX/` in its
+/// out-dir, and `<crate>/<session>/` in its incremental directory.
+const DEPTH: usize = 3;
+
+/// Which files of a view are written past the daemon.
+#[derive(Default)]
+pub(super) struct Passthrough {
+    /// Directories compilers write to now, and how many of them.
+    compiling: HashMap<Ino, u32>,
+    open: HashMap<Ino, Arc<Node>>,
+    grants: VecDeque<(Instant, Grant)>,
+}
+
+/// A compiler that writes to some directories, until dropped.
+pub struct Compiling {
+    view: Arc<View>,
+    directories: Vec<Ino>,
+}
+
+impl Drop for Compiling {
+    fn drop(&mut self) {
+        let idle = {
+            let mut passthrough = self.view.passthrough.lock();
+            for directory in &self.directories {
+                if let Some(count) = passthrough.compiling.get_mut(directory) {
+                    *count -= 1;
+                    if *count == 0 {
+                        passthrough.compiling.remove(directory);
+                    }
+                }
+            }
+            passthrough.compiling.is_empty()
+        };
+        if idle {
+            self.view.settle_all();
+        }
+    }
+}
+
+/// What the file itself says.
+fn stamp(meta: &Metadata) -> Stamp {
+    Stamp {
+        size: meta.len(),
+        mtime: Timestamp {
+            secs: meta.mtime(),
+            nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
+        },
+    }
+}
+
+impl View {
+    /// Notes that a compiler writes to these directories, for as long as the result lives.
+    pub fn compiling(self: &Arc<Self>, directories: Vec<Ino>) -> Compiling {
+        let mut passthrough = self.passthrough.lock();
+        for directory in &directories {
+            *passthrough.compiling.entry(*directory).or_default() += 1;
+        }
+        drop(passthrough);
+        Compiling {
+            view: Arc::clone(self),
+            directories,
+        }
+    }
+
+    /// Whether files created in `directory` are a compiler's.
+    pub fn is_compiling(&self, directory: Ino) -> bool {
+        let mut at = directory;
+        for _ in 0..DEPTH {
+            {
+                let passthrough = self.passthrough.lock();
+                if passthrough.compiling.is_empty() {
+                    return false;
+                }
+                if passthrough.compiling.contains_key(&at) {
+                    return true;
+                }
+            }
+            match self.parent(at) {
+                Ok(parent) if parent != at => at = parent,
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// Makes a regular file with a backing for the kernel to write to. Returns also that backing,
+    /// opened for reading, which is enough to name it to the kernel and leaves it to the creator
+    /// to be the only writer.
+    pub fn create_backed(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        caller: Caller,
+    ) -> FsResult<(Arc<Node>, Entry, File)> {
+        let (id, _) = self.storage.new_scratch().map_err(|e| errno(&e))?;
+        let new = NewNode {
+            kind: Kind::File,
+            mode,
+            rdev: 0,
+            body: Body::Private {
+                id,
+                size: 0,
+                sparse: true,
+                passthrough: true,
+            },
+        };
+        let made = File::open(self.storage.dir.scratch_file(id))
+            .map_err(|e| errno(&e))
+            .and_then(|file| {
+                let (node, entry) = self.create_node(parent, name, new, caller)?;
+                Ok((node, entry, file))
+            });
+        made.inspect_err(|_| self.storage.remove_scratch(id))
+    }
+
+    /// Takes back what [`View::create_backed`] planned: every change comes through the daemon.
+    pub fn keep_asking(&self, node: &Node) {
+        if let Body::Private { passthrough, .. } = &mut node.state.lock().body {
+            *passthrough = false;
+        }
+    }
+
+    /// Keeps a new file among those written past the daemon.
+    pub fn granted(&self, node: &Arc<Node>, grant: Grant) {
+        let mut passthrough = self.passthrough.lock();
+        passthrough.open.insert(node.ino, Arc::clone(node));
+        passthrough.grants.push_back((Instant::now(), grant));
+    }
+
+    /// Lets go of grants that nobody can be about to use.
+    pub fn expire_grants(&self) {
+        let mut passthrough = self.passthrough.lock();
+        let expired = passthrough
+            .grants
+            .iter()
+            .take_while(|(since, _)| since.elapsed() > GRANT_LIFE)
+            .count();
+        let expired: Vec<_> = passthrough.grants.drain(..expired).collect();
+        // Closing them asks the kernel.
+        drop(passthrough);
+        drop(expired);
+    }
+
+    /// Forgets a file that is no longer written past the daemon.
+    pub(super) fn not_granted(&self, ino: Ino) {
+        self.passthrough.lock().open.remove(&ino);
+    }
+
+    /// What the backing of a passthrough file says now.
+    pub(super) fn backing_meta(&self, id: ScratchId) -> FsResult<Metadata> {
+        fs::metadata(self.storage.dir.scratch_file(id)).map_err(|e| errno(&e))
+    }
+
+    /// Remembers in which state a passthrough file was first read: if it changes later, pages of
+    /// the old state may be in the page cache.
+    pub(super) fn note_read(&self, state: &mut State) {
+        if let Body::Private {
+            id,
+            passthrough: true,
+            ..
+        } = state.body
+            && state.first_read.is_none()
+        {
+            state.first_read = self.backing_meta(id).ok().as_ref().map(stamp);
+        }
+    }
+
+    /// Opens the backing and waits until nobody writes to it.
+    fn unwritten(&self, id: ScratchId, deadline: Instant) -> FsResult<File> {
+        // Our own descriptor could write.
+        self.storage.close_scratch(id);
+        let file = File::open(self.storage.dir.scratch_file(id)).map_err(|e| errno(&e))?;
+        if lease::wait_unwritten(&file, deadline) {
+            Ok(file)
+        } else {
+            Err(Errno::EBUSY)
+        }
+    }
+
+    /// The digest of a file that may still be written past the daemon; EBUSY when it is.
+    pub(super) fn passthrough_digest(&self, id: ScratchId, deadline: Instant) -> FsResult<Digest> {
+        let file = self.unwritten(id, deadline)?;
+        let before = stamp(&file.metadata().map_err(|e| errno(&e))?);
+        let (digest, _) = store::digest::hash_reader(&file, |_| ()).map_err(|e| errno(&e))?;
+        let after = stamp(&file.metadata().map_err(|e| errno(&e))?);
+        if before == after {
+            Ok(digest)
+        } else {
+            Err(Errno::EBUSY)
+        }
+    }
+
+    /// Ends the passthrough of a file: from now on all its changes come through the daemon. EBUSY
+    /// when somebody has it open for writing at the deadline. Any other file is settled already.
+    pub fn settle(&self, node: &Arc<Node>, deadline: Instant) -> FsResult<()> {
+        let id = match node.state.lock().body {
+            Body::Private {
+                id,
+                passthrough: true,
+                ..
+            } => id,
+            _ => return Ok(()),
+        };
+        let file = self.unwritten(id, deadline)?;
+        let stale = self.take_over(node, id, &file)?;
+        self.not_granted(node.ino);
+        if let Some(invalidate) = self.invalidate.get() {
+            if stale {
+                invalidate.data(node.ino);
+            } else {
+                invalidate.attributes(node.ino);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes inode and record say what the backing says. Returns whether the kernel may hold
+    /// pages of an older state.
+    fn take_over(&self, node: &Arc<Node>, id: ScratchId, file: &File) -> FsResult<bool> {
+        let mut state = node.state.lock();
+        match &state.body {
+            Body::Private {
+                id: current,
+                passthrough: true,
+                ..
+            } if *current == id => {}
+            _ => return Ok(false),
+        }
+        let meta = file.metadata().map_err(|e| errno(&e))?;
+        let now = stamp(&meta);
+        let stale = state.first_read.take().is_some_and(|seen| seen != now);
+        state.body = if now.size <= INLINE_MAX as u64 {
+            let bytes = fs::read(self.storage.dir.scratch_file(id)).map_err(|e| errno(&e))?;
+            Body::Inline(bytes)
+        } else {
+            Body::Private {
+                id,
+                size: now.size,
+                sparse: super::view::is_sparse(&meta),
+                passthrough: false,
+            }
+        };
+        state.generation += 1;
+        state.digest = None;
+        // The disk's clock is finer than the one that stamps everything else in a view.
+        state.attributes.mtime = now.mtime.min(clock::now());
+        state.attributes.ctime = state.attributes.ctime.max(state.attributes.mtime);
+        self.save(node, &mut state)?;
+        if matches!(state.body, Body::Inline(_)) {
+            self.storage.remove_scratch(id);
+        }
+        Ok(stale)
+    }
+
+    /// Settles every file nobody writes to.
+    pub fn settle_all(&self) {
+        let open: Vec<Arc<Node>> = self.passthrough.lock().open.values().cloned().collect();
+        for node in open {
+            match self.settle(&node, Instant::now()) {
+                // Tried again when the next compiler ends.
+                Ok(()) | Err(Errno::EBUSY) => {}
+                Err(error) => tracing::warn!(ino = ?node.ino, %error, "cannot settle"),
+            }
+        }
+    }
+}

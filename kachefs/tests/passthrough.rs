@@ -1,0 +1,190 @@
+//! Files written past the daemon, without a mount: what the kernel would write is written to the
+//! backing directly.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kachefs::fs::{Body, Caller, Errno, Invalidate, Node, View};
+use kachefs::storage::Storage;
+use store::{Digest, Ino, ScratchId, StoreDir, ViewId};
+use wrapper::lease::Unharmed;
+
+const CALLER: Caller = Caller { uid: 1, gid: 2 };
+
+/// Remembers which inodes' bytes the kernel was told to forget.
+#[derive(Default)]
+struct Forgotten(Arc<Mutex<Vec<Ino>>>);
+
+impl Invalidate for Forgotten {
+    fn entry(&self, _parent: Ino, _name: &[u8]) {}
+    fn attributes(&self, _ino: Ino) {}
+    fn data(&self, ino: Ino) {
+        self.0.lock().expect("not poisoned").push(ino);
+    }
+}
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    _unharmed: Unharmed,
+    view: Arc<View>,
+    forgotten: Arc<Mutex<Vec<Ino>>>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let storage =
+            Arc::new(Storage::open(StoreDir::new(dir.path().join("store"))).expect("opens"));
+        let view = View::create(storage, ViewId(1), b"/nowhere".to_vec(), CALLER).expect("creates");
+        let forgotten = Forgotten::default();
+        let list = Arc::clone(&forgotten.0);
+        view.set_invalidate(Box::new(forgotten));
+        Self {
+            _dir: dir,
+            _unharmed: Unharmed::start(),
+            view: Arc::new(view),
+            forgotten: list,
+        }
+    }
+
+    /// A file as a compiler creates it, and the writable backing the kernel would open.
+    fn create(&self, name: &[u8]) -> (Arc<Node>, File) {
+        let made = self.view.create_backed(Ino::ROOT, name, 0o644, CALLER);
+        let (node, _, _) = made.expect("creates");
+        self.view.granted(&node, Box::new(()));
+        let path = self.view.storage.dir.scratch_file(backing(&node));
+        let file = File::options().read(true).write(true).open(path);
+        (node, file.expect("opens"))
+    }
+
+    fn read(&self, node: &Node) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 20];
+        let read = self.view.read(node.ino, 0, &mut bytes).expect("reads");
+        bytes.truncate(read);
+        bytes
+    }
+}
+
+fn backing(node: &Node) -> ScratchId {
+    match node.state.lock().body {
+        Body::Private { id, .. } => id,
+        ref other => panic!("has no backing: {other:?}"),
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(20)
+}
+
+#[test]
+fn what_the_kernel_wrote_is_what_everybody_sees() {
+    let fixture = Fixture::new();
+    let bytes = vec![7; 100_000];
+    let (node, mut file) = fixture.create(b"f");
+    file.write_all(&bytes).expect("writes");
+    let entry = fixture.view.getattr(node.ino).expect("stat");
+    assert_eq!(entry.size, 100_000, "before it is settled");
+    drop(file);
+    fixture.view.settle(&node, soon()).expect("settles");
+    let entry = fixture.view.getattr(node.ino).expect("stat");
+    assert_eq!(entry.size, 100_000);
+    assert_eq!(fixture.read(&node), bytes);
+    let digest = fixture.view.content_digest(&node).expect("hashes");
+    assert_eq!(digest, Digest::of(&bytes));
+}
+
+#[test]
+fn small_files_end_up_in_the_index() {
+    let fixture = Fixture::new();
+    let (node, mut file) = fixture.create(b"f.d");
+    let path = fixture.view.storage.dir.scratch_file(backing(&node));
+    file.write_all(b"f: f.rs\n").expect("writes");
+    drop(file);
+    fixture.view.settle(&node, soon()).expect("settles");
+    assert!(matches!(node.state.lock().body, Body::Inline(_)));
+    assert_eq!(fixture.read(&node), b"f: f.rs\n");
+    assert!(!path.exists(), "the backing is gone");
+}
+
+#[test]
+fn nothing_is_settled_while_somebody_writes() {
+    let fixture = Fixture::new();
+    let (node, mut file) = fixture.create(b"f");
+    file.write_all(&vec![1; 20_000]).expect("writes");
+    assert_eq!(fixture.view.settle(&node, soon()), Err(Errno::EBUSY));
+    fixture.view.settle_all();
+    // The writer goes on, and the digest knows.
+    file.write_all(&vec![2; 20_000]).expect("writes");
+    drop(file);
+    let whole = [vec![1; 20_000], vec![2; 20_000]].concat();
+    let digest = fixture.view.content_digest(&node).expect("hashes");
+    assert_eq!(digest, Digest::of(&whole));
+    fixture.view.settle_all();
+    assert_eq!(fixture.view.getattr(node.ino).expect("stat").size, 40_000);
+    assert!(matches!(
+        node.state.lock().body,
+        Body::Private {
+            passthrough: false,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn emptying_keeps_the_backing_the_kernel_writes_to() {
+    let fixture = Fixture::new();
+    let (node, mut file) = fixture.create(b"f");
+    file.write_all(&vec![1; 20_000]).expect("writes");
+    let changes = kachefs::fs::data::Changes {
+        size: Some(0),
+        ..Default::default()
+    };
+    let entry = fixture.view.setattr(node.ino, changes).expect("empties");
+    assert_eq!(entry.size, 0);
+    fs::File::write_all(&mut file, b"more").expect("writes");
+    assert_eq!(
+        fixture.view.getattr(node.ino).expect("stat").size,
+        20_004,
+        "at the writer's own offset"
+    );
+}
+
+#[test]
+fn pages_read_too_early_are_forgotten() {
+    let fixture = Fixture::new();
+    let (early, mut file) = fixture.create(b"early");
+    file.write_all(&vec![1; 20_000]).expect("writes");
+    fixture.read(&early);
+    file.write_all(&vec![2; 20_000]).expect("writes");
+    drop(file);
+    let (late, mut file) = fixture.create(b"late");
+    file.write_all(&vec![1; 20_000]).expect("writes");
+    drop(file);
+    fixture.read(&late);
+    fixture.view.settle_all();
+    assert_eq!(
+        *fixture.forgotten.lock().expect("not poisoned"),
+        [early.ino]
+    );
+}
+
+#[test]
+fn only_directories_of_running_compilers_count() {
+    let fixture = Fixture::new();
+    let view = &fixture.view;
+    let dir = |parent, name: &[u8]| view.mkdir(parent, name, 0o755, CALLER).expect("makes").ino;
+    let deps = dir(Ino::ROOT, b"deps");
+    let inner = dir(deps, b"rmetaX");
+    let other = dir(Ino::ROOT, b"other");
+    let state = || [deps, inner, other, Ino::ROOT].map(|ino| view.is_compiling(ino));
+    assert_eq!(state(), [false; 4]);
+    let one = view.compiling(vec![deps]);
+    let two = view.compiling(vec![deps]);
+    assert_eq!(state(), [true, true, false, false]);
+    drop(one);
+    assert_eq!(state(), [true, true, false, false]);
+    drop(two);
+    assert_eq!(state(), [false; 4]);
+}
