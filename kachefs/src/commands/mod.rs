@@ -1,6 +1,7 @@
 //! What a person types: one file per command.
 
 mod daemon;
+mod dead_mounts;
 mod doctor;
 mod init;
 mod mount;
