@@ -123,7 +123,7 @@ impl Managed {
             path: target.as_os_str().as_bytes().to_vec(),
             parent: Identity::of(parent)?,
         };
-        let mut record = self.read(parent)?;
+        let (mut record, _) = self.read_to_change(parent)?;
         if record.targets.contains(&new) {
             return Ok(());
         }
@@ -135,12 +135,12 @@ impl Managed {
     /// Ends the management of a target; whether it was managed.
     pub fn remove(&self, target: &Path) -> io::Result<bool> {
         let parent = parent(target);
-        let mut record = self.read(parent)?;
+        let (mut record, damaged) = self.read_to_change(parent)?;
         let before = record.targets.len();
         record
             .targets
             .retain(|known| known.path != target.as_os_str().as_bytes());
-        if record.targets.len() == before {
+        if record.targets.len() == before && !damaged {
             return Ok(false);
         }
         if record.targets.is_empty() {
@@ -197,6 +197,17 @@ impl Managed {
 
     fn read(&self, directory: &Path) -> io::Result<ManagedRecord> {
         read_record(&self.file(directory))
+    }
+
+    /// A damaged file must not keep a target from being managed, or managed for ever: it counts as
+    /// empty, and the second value says so.
+    fn read_to_change(&self, directory: &Path) -> io::Result<(ManagedRecord, bool)> {
+        match self.read(directory) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Ok((ManagedRecord::default(), true))
+            }
+            read => Ok((read?, false)),
+        }
     }
 
     /// Writes beside and renames: a crash leaves the old file or the new one.
@@ -304,6 +315,13 @@ mod tests {
         let (all, damaged) = managed.all().expect("lists");
         assert_eq!((all.len(), damaged.len()), (1, 1));
         assert!(damaged[0].to_string().contains("beef"), "{}", damaged[0]);
+
+        let file = managed.file(dir.path());
+        fs::write(&file, b"\xff").expect("write");
+        let target = dir.path().join("target");
+        assert!(managed.find(&target).is_err());
+        assert!(managed.remove(&target).expect("removes"));
+        assert!(!file.exists());
     }
 
     #[test]
