@@ -56,7 +56,12 @@ thread_local! {
 pub struct Adapter {
     view: Arc<View>,
     socket: Vec<u8>,
+    emptied: Option<Emptied>,
 }
+
+/// Told before the kernel is answered that a process has removed the last name of the root, and
+/// which process.
+pub type Emptied = Box<dyn Fn(&View, u32) + Send + Sync>;
 
 /// Invalidations through the kernel's notification channel.
 pub struct KernelInvalidate(pub Notifier);
@@ -86,6 +91,23 @@ impl Adapter {
         Self {
             view,
             socket: socket.as_os_str().as_bytes().to_vec(),
+            emptied: None,
+        }
+    }
+
+    /// Sets who is told that the view was emptied.
+    #[must_use]
+    pub fn on_emptied(mut self, emptied: Emptied) -> Self {
+        self.emptied = Some(emptied);
+        self
+    }
+
+    fn after_removal(&self, request: &Request, parent: INodeNo) {
+        if let Some(emptied) = &self.emptied
+            && parent == INodeNo::ROOT
+            && self.view.is_empty()
+        {
+            emptied(&self.view, request.pid());
         }
     }
 
@@ -383,12 +405,20 @@ impl Filesystem for Adapter {
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.view.unlink(Ino(parent.0), name.as_bytes()), reply);
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let removed = self.view.unlink(Ino(parent.0), name.as_bytes());
+        if removed.is_ok() {
+            self.after_removal(request, parent);
+        }
+        reply_empty(removed, reply);
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.view.rmdir(Ino(parent.0), name.as_bytes()), reply);
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let removed = self.view.rmdir(Ino(parent.0), name.as_bytes());
+        if removed.is_ok() {
+            self.after_removal(request, parent);
+        }
+        reply_empty(removed, reply);
     }
 
     fn symlink(
