@@ -31,6 +31,11 @@ use crate::fs::{Caller, Entry, FsResult, Invalidate, NAME_MAX, View};
 /// How long the kernel may remember: until told otherwise.
 const TTL: Duration = Duration::from_hours(365 * 24);
 
+/// What cargo knows about the compiler. With it cargo asks the compiler nothing, and a mount whose
+/// daemon died is not mended by the wrapper: so the kernel must ask us for this name every time,
+/// and fail when nobody answers.
+const RUSTC_INFO: &str = ".rustc_info.json";
+
 /// Inodes are never reused, so one generation is enough.
 const GENERATION: Generation = Generation(0);
 
@@ -139,6 +144,15 @@ impl Adapter {
         self.view
             .lookup(parent, name.as_bytes())
             .map(|entry| attr(&entry))
+    }
+}
+
+/// How long the kernel may remember what a name means.
+fn ttl(name: &OsStr) -> &'static Duration {
+    if name == RUSTC_INFO {
+        &Duration::ZERO
+    } else {
+        &TTL
     }
 }
 
@@ -287,7 +301,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.lookup_entry(Ino(parent.0), name) {
-            Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
+            Ok(attr) => reply.entry(ttl(name), &attr, GENERATION),
             // An entry with inode 0 is remembered as absent (libfuse: fuse_entry_param).
             Err(crate::fs::Errno::ENOENT) => {
                 let mut absent = absent();
@@ -501,7 +515,7 @@ impl Filesystem for Adapter {
             .create_node(Ino(parent.0), name.as_bytes(), new, caller(request));
         match made {
             Ok((_, entry)) => reply.created(
-                &TTL,
+                ttl(name),
                 &attr(&entry),
                 GENERATION,
                 FileHandle(entry.ino.0),
@@ -617,7 +631,8 @@ impl Filesystem for Adapter {
                     .map(|entry| attr(&entry))
             };
             let Ok(attr) = attr else { return false };
-            let full = reply.add(attr.ino, row.cookie, row.name, &TTL, &attr, GENERATION);
+            let ttl = ttl(row.name);
+            let full = reply.add(attr.ino, row.cookie, row.name, ttl, &attr, GENERATION);
             if full && !is_dots {
                 self.view.forget(Ino(attr.ino.0), 1);
             }

@@ -11,5 +11,6 @@ pub mod client;
 pub mod depinfo;
 pub mod environment;
 pub mod key;
+mod managed;
 pub mod protocol;
 pub mod roots;
