@@ -113,7 +113,7 @@ fn command(process: &Path) -> String {
         .replace(char::is_control, "?");
     if line.is_empty() {
         let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-        line = name.trim().to_owned();
+        name.trim().clone_into(&mut line);
     }
     match line.char_indices().nth(COMMAND_MAX) {
         Some((end, _)) => format!("{}…", &line[..end]),
@@ -134,7 +134,10 @@ mod tests {
         let holders = of(device);
         let found = holders.iter().find(|holder| holder.pid == own);
         let found = found.expect("this process is found");
-        assert!(describe(&[found.clone()]).is_some_and(|text| text.contains(&own.to_string())));
+        assert!(
+            describe(std::slice::from_ref(found))
+                .is_some_and(|text| text.contains(&own.to_string()))
+        );
         assert_eq!(of(nix::sys::stat::makedev(0, 0xf_ffff)), []);
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{Record, decode, encode};
 use crate::digest::Digest;
 
-/// Links followed on the way to a mountpoint, as the kernel does (path_resolution(7)).
+/// Links followed on the way to a mountpoint, as the kernel does (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
 /// The managed targets of one store.

@@ -55,7 +55,12 @@ pub(crate) fn bring_back(serves: impl Fn(&Path) -> bool) -> Result<(), Unmounted
     let Ok(cwd) = env::current_dir() else {
         return Ok(());
     };
-    for target in targets(&managed, &cwd, &callers_arguments()) {
+    let cargo = callers_arguments();
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let named =
+        option(&cargo, "--target-dir").or_else(|| TARGET_VARIABLES.into_iter().find_map(variable));
+    let manifest = option(&cargo, "--manifest-path");
+    for target in targets(&managed, &cwd, named, manifest) {
         if serves(&target) {
             continue;
         }
@@ -71,13 +76,13 @@ pub(crate) fn bring_back(serves: impl Fn(&Path) -> bool) -> Result<(), Unmounted
 }
 
 /// The managed targets that may be meant: the one that is named, or any above the sources.
-fn targets(managed: &Managed, cwd: &Path, cargo: &[Vec<u8>]) -> Vec<PathBuf> {
+fn targets(
+    managed: &Managed,
+    cwd: &Path,
+    named: Option<OsString>,
+    manifest: Option<OsString>,
+) -> Vec<PathBuf> {
     let in_place = |target: &ManagedTarget| target.is_in_place();
-    let named = option(cargo, "--target-dir").or_else(|| {
-        TARGET_VARIABLES
-            .iter()
-            .find_map(|name| env::var_os(name).filter(|value| !value.is_empty()))
-    });
     if let Some(named) = named {
         return mountpoint(&cwd.join(named))
             .and_then(|path| managed.find(&path))
@@ -88,9 +93,8 @@ fn targets(managed: &Managed, cwd: &Path, cargo: &[Vec<u8>]) -> Vec<PathBuf> {
             .into_iter()
             .collect();
     }
-    let manifest = option(cargo, "--manifest-path")
-        .and_then(|path| cwd.join(path).parent()?.canonicalize().ok());
-    let start = manifest.as_deref().unwrap_or(cwd);
+    let package = manifest.and_then(|path| cwd.join(path).parent()?.canonicalize().ok());
+    let start = package.as_deref().unwrap_or(cwd);
     start
         .ancestors()
         .flat_map(|directory| {
@@ -238,20 +242,22 @@ mod tests {
         let (target, away) = (ws.join("target"), root.join("disk/away"));
         managed.add(&target).expect("adds");
         managed.add(&away).expect("adds");
-        let found = |cwd: &str, line: &str| targets(&managed, &root.join(cwd), &words(line));
-        assert_eq!(found("ws/crates/app/src", "build"), [target.clone()]);
-        assert_eq!(found("ws", ""), [target.clone()]);
-        assert!(found("other", "build").is_empty());
-        assert_eq!(
-            found("other", "build --manifest-path ../ws/Cargo.toml"),
-            [target.clone()]
-        );
-        assert_eq!(
-            found("ws", "build --target-dir ../disk/away"),
-            [away.clone()]
-        );
-        assert!(found("ws", "build --target-dir ../disk/none").is_empty());
+        let found = |cwd: &str, named: Option<&str>, manifest: Option<&str>| {
+            let cwd = root.join(cwd);
+            targets(
+                &managed,
+                &cwd,
+                named.map(Into::into),
+                manifest.map(Into::into),
+            )
+        };
+        assert_eq!(found("ws/crates/app/src", None, None), [target.clone()]);
+        assert_eq!(found("ws", None, None), [target.clone()]);
+        assert!(found("other", None, None).is_empty());
+        assert_eq!(found("other", None, Some("../ws/Cargo.toml")), [target]);
+        assert_eq!(found("ws", Some("../disk/away"), None), [away.clone()]);
+        assert!(found("ws", Some("../disk/none"), None).is_empty());
         std::os::unix::fs::symlink(&away, root.join("other/target")).expect("symlink");
-        assert_eq!(found("other", "build"), [away]);
+        assert_eq!(found("other", None, None), [away]);
     }
 }
