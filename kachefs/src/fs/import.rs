@@ -176,7 +176,7 @@ impl Import<'_> {
         Ok(Body::Private {
             id,
             size: meta.len(),
-            sparse: super::view::is_sparse(&meta),
+            sparse: super::view::is_sparse(meta),
         })
     }
 
