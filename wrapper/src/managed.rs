@@ -251,13 +251,17 @@ mod tests {
                 manifest.map(Into::into),
             )
         };
-        assert_eq!(found("ws/crates/app/src", None, None), [target.clone()]);
-        assert_eq!(found("ws", None, None), [target.clone()]);
+        let only = |path: &Path| vec![path.to_owned()];
+        assert_eq!(found("ws/crates/app/src", None, None), only(&target));
+        assert_eq!(found("ws", None, None), only(&target));
         assert!(found("other", None, None).is_empty());
-        assert_eq!(found("other", None, Some("../ws/Cargo.toml")), [target]);
-        assert_eq!(found("ws", Some("../disk/away"), None), [away.clone()]);
+        assert_eq!(
+            found("other", None, Some("../ws/Cargo.toml")),
+            only(&target)
+        );
+        assert_eq!(found("ws", Some("../disk/away"), None), only(&away));
         assert!(found("ws", Some("../disk/none"), None).is_empty());
         std::os::unix::fs::symlink(&away, root.join("other/target")).expect("symlink");
-        assert_eq!(found("other", None, None), [away]);
+        assert_eq!(found("other", None, None), only(&away));
     }
 }
