@@ -32,6 +32,11 @@ use crate::fs::{Caller, Entry, FsResult, Invalidate, NAME_MAX, View};
 /// How long the kernel may remember: until told otherwise.
 const TTL: Duration = Duration::from_hours(365 * 24);
 
+/// What cargo knows about the compiler. With it cargo asks the compiler nothing, and a mount whose
+/// daemon died is not mended by the wrapper: so the kernel must ask us for this name every time,
+/// and fail when nobody answers.
+const RUSTC_INFO: &str = ".rustc_info.json";
+
 /// Inodes are never reused, so one generation is enough.
 const GENERATION: Generation = Generation(0);
 
@@ -59,7 +64,12 @@ pub struct Adapter {
     /// Whether the kernel opens files straight onto their backings for us.
     passthrough: AtomicBool,
     socket: Vec<u8>,
+    emptied: Option<Emptied>,
 }
+
+/// Told before the kernel is answered that a process has removed the last name of the root, and
+/// which process.
+pub type Emptied = Box<dyn Fn(&View, u32) + Send + Sync>;
 
 /// Invalidations through the kernel's notification channel.
 pub struct KernelInvalidate(pub Notifier);
@@ -100,6 +110,23 @@ impl Adapter {
             view,
             passthrough: AtomicBool::new(false),
             socket: socket.as_os_str().as_bytes().to_vec(),
+            emptied: None,
+        }
+    }
+
+    /// Sets who is told that the view was emptied.
+    #[must_use]
+    pub fn on_emptied(mut self, emptied: Emptied) -> Self {
+        self.emptied = Some(emptied);
+        self
+    }
+
+    fn after_removal(&self, request: &Request, parent: INodeNo) {
+        if let Some(emptied) = &self.emptied
+            && parent == INodeNo::ROOT
+            && self.view.is_empty()
+        {
+            emptied(&self.view, request.pid());
         }
     }
 
@@ -131,6 +158,15 @@ impl Adapter {
         self.view
             .lookup(parent, name.as_bytes())
             .map(|entry| attr(&entry))
+    }
+}
+
+/// How long the kernel may remember what a name means.
+fn ttl(name: &OsStr) -> &'static Duration {
+    if name == RUSTC_INFO {
+        &Duration::ZERO
+    } else {
+        &TTL
     }
 }
 
@@ -285,7 +321,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.lookup_entry(Ino(parent.0), name) {
-            Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
+            Ok(attr) => reply.entry(ttl(name), &attr, GENERATION),
             // An entry with inode 0 is remembered as absent (libfuse: fuse_entry_param).
             Err(crate::fs::Errno::ENOENT) => {
                 let mut absent = absent();
@@ -403,12 +439,20 @@ impl Filesystem for Adapter {
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.view.unlink(Ino(parent.0), name.as_bytes()), reply);
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let removed = self.view.unlink(Ino(parent.0), name.as_bytes());
+        if removed.is_ok() {
+            self.after_removal(request, parent);
+        }
+        reply_empty(removed, reply);
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.view.rmdir(Ino(parent.0), name.as_bytes()), reply);
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let removed = self.view.rmdir(Ino(parent.0), name.as_bytes());
+        if removed.is_ok() {
+            self.after_removal(request, parent);
+        }
+        reply_empty(removed, reply);
     }
 
     fn symlink(
@@ -495,7 +539,7 @@ impl Filesystem for Adapter {
             .create_node(parent, name.as_bytes(), new, caller(request));
         match made {
             Ok((_, entry)) => reply.created(
-                &TTL,
+                ttl(name),
                 &attr(&entry),
                 GENERATION,
                 FileHandle(entry.ino.0),
@@ -611,7 +655,8 @@ impl Filesystem for Adapter {
                     .map(|entry| attr(&entry))
             };
             let Ok(attr) = attr else { return false };
-            let full = reply.add(attr.ino, row.cookie, row.name, &TTL, &attr, GENERATION);
+            let ttl = ttl(row.name);
+            let full = reply.add(attr.ino, row.cookie, row.name, ttl, &attr, GENERATION);
             if full && !is_dots {
                 self.view.forget(Ino(attr.ino.0), 1);
             }

@@ -1,14 +1,15 @@
 //! kachefs: the daemon and its commands.
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
-//! `service` answers compilers, `daemon` holds all of it together, and `commands` is what a
-//! person types. The binary in `main.rs` only parses arguments.
+//! `holders` says who uses a mount, `service` answers compilers, `daemon` holds all of it
+//! together, and `commands` is what a person types. The binary in `main.rs` only parses arguments.
 
 pub mod clock;
 pub mod commands;
 pub mod daemon;
 pub mod fs;
 pub mod fuse;
+pub mod holders;
 pub mod mount;
 pub mod service;
 pub mod storage;

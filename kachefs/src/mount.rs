@@ -33,6 +33,8 @@ pub struct MountLine {
     pub fs_type: String,
     /// Minor device number: the number of the FUSE connection.
     pub minor: u32,
+    /// The user who mounted it; FUSE mounts have one.
+    pub owner: Option<u32>,
 }
 
 /// Mounts and returns the opened FUSE device.
@@ -175,12 +177,20 @@ fn parse_line(line: &[u8]) -> Option<MountLine> {
     let device = std::str::from_utf8(fields.nth(2)?).ok()?;
     let minor = device.split_once(':')?.1.parse().ok()?;
     let path = unescape(fields.nth(1)?);
-    // Optional fields end with a dash; the type follows.
-    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
+    // Optional fields end with a dash; type, source and options follow.
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let fs_type = rest.next()?;
+    let owner = rest.nth(1).and_then(|options| {
+        let value = options
+            .split(|byte| *byte == b',')
+            .find_map(|option| option.strip_prefix(b"user_id="))?;
+        std::str::from_utf8(value).ok()?.parse().ok()
+    });
     Some(MountLine {
         path,
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
         minor,
+        owner,
     })
 }
 
@@ -216,13 +226,14 @@ mod tests {
 
     #[test]
     fn reads_mountinfo() {
-        let line = br"73 29 0:46 / /home/ann/my\040ws/target rw,nosuid shared:9 - fuse.kachefs kachefs rw,user_id=0";
+        let line = br"73 29 0:46 / /home/ann/my\040ws/target rw,nosuid shared:9 - fuse.kachefs kachefs rw,user_id=1000,group_id=0";
         assert_eq!(
             parse_line(line),
             Some(MountLine {
                 path: "/home/ann/my ws/target".into(),
                 fs_type: FS_TYPE.into(),
                 minor: 46,
+                owner: Some(1000),
             })
         );
         assert_eq!(parse_line(b""), None);

@@ -7,8 +7,10 @@
 //! blobs/xx/<hex>  the CAS
 //! scratch/<id>    private backing files, on the same file system as the CAS
 //! index/          RocksDB
+//! managed/<hex>   the targets that come back by themselves
 //! ```
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::managed::Managed;
 use crate::view::ScratchId;
 
 /// The paths of one store.
@@ -48,6 +51,19 @@ impl StoreDir {
     /// A store at `root`, which should be an absolute path. Touches nothing.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
+    }
+
+    /// The store a person means by these environment variables: `$KACHEFS_STORE`, else `kachefs`
+    /// in the user's cache directory.
+    pub fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+        let set = |name| {
+            get(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        set("KACHEFS_STORE")
+            .or_else(|| Some(set("XDG_CACHE_HOME")?.join("kachefs")))
+            .or_else(|| Some(set("HOME")?.join(".cache/kachefs")))
     }
 
     /// The store directory itself.
@@ -90,6 +106,11 @@ impl StoreDir {
         self.root.join("index")
     }
 
+    /// The targets that come back by themselves.
+    pub fn managed(&self) -> Managed {
+        Managed::new(self.root.join("managed"))
+    }
+
     /// Makes the directories that are missing, readable by nobody else.
     pub fn create(&self) -> Result<(), LayoutError> {
         for path in [self.root.clone(), self.run(), self.blobs(), self.scratch()] {
@@ -129,6 +150,25 @@ impl StoreDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_environment_names_the_store() {
+        let with = |pairs: &[(&str, &str)]| {
+            StoreDir::from_environment(|name| {
+                let (_, value) = pairs.iter().find(|(known, _)| *known == name)?;
+                Some(OsString::from(value))
+            })
+        };
+        let all = [
+            ("KACHEFS_STORE", "/s"),
+            ("XDG_CACHE_HOME", "/c"),
+            ("HOME", "/h"),
+        ];
+        assert_eq!(with(&all), Some("/s".into()));
+        assert_eq!(with(&all[1..]), Some("/c/kachefs".into()));
+        assert_eq!(with(&all[2..]), Some("/h/.cache/kachefs".into()));
+        assert_eq!(with(&[("KACHEFS_STORE", "")]), None);
+    }
 
     #[test]
     fn a_store_has_one_owner() {

@@ -12,6 +12,7 @@ pub mod codec;
 pub mod digest;
 pub mod index;
 pub mod layout;
+pub mod managed;
 pub mod scan;
 pub mod view;
 
@@ -24,6 +25,7 @@ pub use codec::CodecError;
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use index::{Batch, Counter, Index, IndexError};
 pub use layout::{LayoutError, StoreDir, StoreLock};
+pub use managed::{Managed, ManagedTarget};
 pub use scan::RootScanner;
 pub use view::{
     Attributes, Content, DentryRecord, FileMemo, Ino, InodeRecord, Kind, ScratchId, Timestamp,

@@ -177,10 +177,23 @@ impl Sandbox {
                 let [first, rest @ ..] = user.prefix();
                 Cmd::new(first, &self.root).args(rest).arg(program)
             }
-            None => Cmd::new(program, &self.root),
+            None => return self.privileged(program),
         };
         cmd.envs(self.env.iter().map(|(name, value)| (name, value)))
             .in_dir(&self.root)
+    }
+
+    /// A command run by the user who runs the tests, with the sandbox's environment.
+    pub fn privileged(&self, program: impl AsRef<OsStr>) -> Cmd {
+        Cmd::new(program, &self.root)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .in_dir(&self.root)
+    }
+
+    /// What to put before a command in a shell so that the sandbox's user runs it.
+    pub fn user_prefix(&self) -> String {
+        self.user
+            .map_or_else(String::new, |user| user.prefix().join(" "))
     }
 
     /// A kachefs command, given as words.

@@ -17,6 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::artifacts;
+use crate::managed;
 use crate::protocol::{
     self, CompileRequest, Decision, Outcome, ProtocolError, Request, Run, TOKEN_NAME, Token,
     Verdict,
@@ -40,14 +41,22 @@ pub fn main() -> ExitCode {
     if env::var_os("KACHEFS_DISABLE").is_some() {
         return become_compiler(&argv);
     }
+    if managed::is_first_question(&argv) {
+        let brought = managed::bring_back(is_served);
+        if let Err(failed) = brought {
+            warn_once(&failed.run, &failed.warning);
+        }
+        return become_compiler(&argv);
+    }
     let Some(token) = out_dir(&argv).and_then(|directory| read_token(&directory)) else {
         return become_compiler(&argv);
     };
     match converse(&argv, &token) {
         Ok(code) => code,
         Err(error) => {
+            let socket = Path::new(OsStr::from_bytes(&token.socket));
             warn_once(
-                &token,
+                socket.parent().unwrap_or(socket),
                 &format!("kachefs: {error}; compiling without the cache"),
             );
             become_compiler(&argv)
@@ -71,6 +80,12 @@ fn out_dir(argv: &[OsString]) -> Option<PathBuf> {
 fn read_token(directory: &Path) -> Option<Token> {
     let target = std::fs::read_link(directory.join(TOKEN_NAME)).ok()?;
     Token::decode(target.as_os_str().as_bytes())
+}
+
+/// Whether a directory is in a view that somebody serves. The kernel may know the token by heart;
+/// for the disk's numbers it always asks.
+fn is_served(directory: &Path) -> bool {
+    read_token(directory).is_some() && nix::sys::statvfs::statvfs(directory).is_ok()
 }
 
 fn converse(argv: &[OsString], token: &Token) -> Result<ExitCode, ProtocolError> {
@@ -249,14 +264,13 @@ fn exit_like(status: ExitStatus) -> ExitCode {
     ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)))
 }
 
-/// Tells the person once per build. Straight to cargo's own standard error: what a compiler
+/// Tells the person once per build, which a mark in the run directory shows. Straight to cargo's own standard error: what a compiler
 /// prints, cargo records and repeats on every later build.
-fn warn_once(token: &Token, text: &str) {
+fn warn_once(run: &Path, text: &str) {
     let parent = std::os::unix::process::parent_id();
     let name = format!("kachefs-warned-{}-{parent}", nix::unistd::geteuid());
-    let beside = Path::new(OsStr::from_bytes(&token.socket)).with_file_name(&name);
     // Another user's daemon, or none at all: then its directory is closed or gone.
-    for mark in [beside, env::temp_dir().join(&name)] {
+    for mark in [run.join(&name), env::temp_dir().join(&name)] {
         match OpenOptions::new().write(true).create_new(true).open(mark) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return,
             Ok(_) => break,

@@ -12,5 +12,6 @@ pub mod depinfo;
 pub mod environment;
 pub mod key;
 pub mod lease;
+mod managed;
 pub mod protocol;
 pub mod roots;

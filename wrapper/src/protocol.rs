@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of every message below.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -106,17 +106,24 @@ pub enum Control {
         /// The mountpoint, canonical.
         path: Vec<u8>,
     },
-    /// Unmount the view at an absolute path, or all views.
+    /// Mount a managed target again; nothing if it is not managed any more.
+    Remount {
+        /// The mountpoint, canonical.
+        path: Vec<u8>,
+    },
+    /// Unmount the view at an absolute path, or all views. They do not come back by themselves.
     Unmount {
         /// The mountpoint; `None` for all.
         path: Option<Vec<u8>>,
+        /// Detach it although it is in use.
+        lazy: bool,
     },
     /// Numbers.
     Stats {
         /// Only the view mounted at this path.
         view: Option<Vec<u8>>,
     },
-    /// Unmount everything and exit.
+    /// Unmount everything and exit; the next daemon mounts it again.
     Stop,
 }
 

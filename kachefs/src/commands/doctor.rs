@@ -12,6 +12,7 @@ use serde::Serialize;
 use store::StoreDir;
 use wrapper::protocol::Control;
 
+use super::dead_mounts;
 use super::init::{self, Configured};
 use crate::daemon::client;
 
@@ -21,6 +22,9 @@ pub struct Doctor {
     /// Print JSON for scripts
     #[arg(long)]
     json: bool,
+    /// Remove mounts whose daemon is gone
+    #[arg(long)]
+    fix: bool,
 }
 
 /// One check.
@@ -49,6 +53,7 @@ impl Doctor {
             cargo(),
             rustc(),
             daemon(dir),
+            check("mounts", dead_mounts::check(self.fix)),
         ];
         let ok = checks.iter().all(|check| check.ok);
         if self.json {

@@ -1,6 +1,7 @@
 //! What a person types: one file per command.
 
 mod daemon;
+mod dead_mounts;
 mod doctor;
 mod init;
 mod mount;
@@ -11,7 +12,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use store::StoreDir;
 use wrapper::protocol::Answer;
@@ -61,38 +62,16 @@ impl Cli {
 
 /// The store of this command: as given, from the environment, or the user's cache.
 fn store_dir(given: Option<PathBuf>) -> Result<StoreDir> {
-    let set = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
     let path = given
-        .or_else(|| set("KACHEFS_STORE"))
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("kachefs")))
-        .or_else(|| Some(set("HOME")?.join(".cache/kachefs")))
+        .or_else(|| StoreDir::from_environment(|name| env::var_os(name)))
         .context("no store: give --store DIR or set KACHEFS_STORE")?;
     Ok(StoreDir::new(std::path::absolute(path)?))
 }
 
-/// The mountpoint a target argument means: absolute, symbolic links resolved as far as the path
-/// exists. Resolves the parent, never the target itself: a dead mount there must not be touched.
+/// The mountpoint a target argument means.
 fn mountpoint(target: &Path) -> Result<PathBuf> {
-    let mut path = std::path::absolute(target)?;
-    // `target` may be a link to a disk with more room.
-    for _ in 0..40 {
-        let Ok(link) = std::fs::read_link(&path) else {
-            break;
-        };
-        path = path.parent().unwrap_or(Path::new("/")).join(link);
-    }
-    let name = path
-        .file_name()
-        .ok_or_else(|| anyhow!("{} cannot be mounted on", path.display()))?;
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    let parent = parent
-        .canonicalize()
-        .with_context(|| format!("no directory {}", parent.display()))?;
-    Ok(parent.join(name))
+    store::managed::mountpoint(target)
+        .with_context(|| format!("{} cannot be mounted on", target.display()))
 }
 
 /// The text of a successful answer.
@@ -113,24 +92,5 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_mountpoint_is_canonical_but_for_itself() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let real = dir.path().canonicalize().expect("canonical");
-        std::fs::create_dir(real.join("ws")).expect("mkdir");
-        std::os::unix::fs::symlink(real.join("ws"), real.join("link")).expect("symlink");
-        assert_eq!(
-            mountpoint(&real.join("link/target")).expect("ok"),
-            real.join("ws/target")
-        );
-        std::os::unix::fs::symlink("../elsewhere", real.join("ws/target")).expect("symlink");
-        assert_eq!(
-            mountpoint(&real.join("ws/target")).expect("ok"),
-            real.join("elsewhere")
-        );
-        assert!(mountpoint(&real.join("none/target")).is_err());
-        assert!(mountpoint(Path::new("/")).is_err());
     }
 }

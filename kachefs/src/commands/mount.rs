@@ -26,6 +26,9 @@ pub struct Mount {
     /// Leave cargo's configuration alone
     #[arg(long)]
     no_init: bool,
+    /// Mount again what was mounted before, as the compiler wrapper asks; else do nothing
+    #[arg(long, hide = true, conflicts_with = "foreground")]
+    managed: bool,
 }
 
 impl Mount {
@@ -38,6 +41,13 @@ impl Mount {
             return super::daemon::run_in_foreground(dir, Some(&path));
         }
         client::ensure_running(dir)?;
+        if self.managed {
+            let path = path.into_os_string().into_encoded_bytes();
+            return match client::ask(dir, Control::Remount { path })? {
+                Some(Answer::Failed(why)) => bail!(why),
+                _ => Ok(ExitCode::SUCCESS),
+            };
+        }
         let request = Control::Mount {
             path: path.clone().into_os_string().into_encoded_bytes(),
         };

@@ -1,9 +1,11 @@
 //! The daemon: one process that owns a store, serves its views and answers compilers.
 //!
-//! `server` speaks the socket protocol, `mounts` keeps the mounted views. Started by
+//! `server` speaks the socket protocol, `mounts` keeps the mounted views, `managed` knows which of
+//! them come back by themselves. Started by
 //! `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting everything.
 
 pub mod client;
+mod managed;
 pub mod mounts;
 pub mod server;
 pub mod stats;
@@ -18,7 +20,7 @@ use anyhow::{Context, Result};
 use store::StoreDir;
 use wrapper::lease::Unharmed;
 
-use self::mounts::Mounts;
+use self::mounts::{Management, Mounts};
 use crate::service::Service;
 use crate::storage::Storage;
 
@@ -39,7 +41,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Opens the store and mounts again what an earlier daemon left mounted.
+    /// Opens the store and mounts the managed targets again.
     pub fn start(dir: StoreDir) -> Result<(Arc<Self>, UnixListener)> {
         let storage = Arc::new(Storage::open(dir)?);
         let listener = listen(&storage.dir)?;
@@ -60,11 +62,22 @@ impl Daemon {
     /// Unmounts everything, also what is in use, and waits for what is still being recorded.
     pub fn shut_down(&self) {
         self.service.drain();
-        self.mounts.unmount_all(true);
+        self.mounts.unmount_all(true, Management::Stays);
+        save(&self.mounts);
         if let Err(error) = self.storage.index.sync() {
             tracing::error!(%error, "last sync");
         }
         let _ = std::fs::remove_file(self.storage.dir.socket());
+    }
+}
+
+/// Stores the records that are behind.
+fn save(mounts: &Mounts) {
+    for (path, view) in mounts.in_use() {
+        view.expire_grants();
+        if let Err(error) = view.save_dirty() {
+            tracing::warn!(path = %path.display(), %error, "cannot store file records");
+        }
     }
 }
 
@@ -73,12 +86,7 @@ fn save_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
     let mounts = Arc::downgrade(mounts);
     let save = move || {
         while let Some(mounts) = mounts.upgrade() {
-            for (path, view) in mounts.all() {
-                view.expire_grants();
-                if let Err(error) = view.save_dirty() {
-                    tracing::warn!(path = %path.display(), %error, "cannot store file records");
-                }
-            }
+            save(&mounts);
             drop(mounts);
             std::thread::sleep(SAVE_INTERVAL);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,17 +13,21 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use store::{ViewId, ViewRecord};
 
+use super::managed;
 use crate::fs::import::{Imported, import};
 use crate::fs::{Caller, View};
 use crate::fuse::{Adapter, KernelInvalidate};
-use crate::mount;
 use crate::storage::Storage;
+use crate::{holders, mount};
 
 /// FUSE worker threads per view: one keeps serving while another waits for the disk.
 const WORKERS: usize = 2;
 
 /// How long a session may take to notice that its mount is gone.
 const SESSION_END: Duration = Duration::from_secs(3);
+
+/// The same after a lazy unmount, when it is likely to have users left.
+const LAZY_END: Duration = Duration::from_millis(200);
 
 /// One mounted view.
 pub struct Mounted {
@@ -32,16 +36,28 @@ pub struct Mounted {
     /// Where it is mounted.
     pub path: PathBuf,
     /// Device number of its files, as `stat` shows it.
-    device: u64,
+    pub(super) device: u64,
+    /// Whether it has left the tree of mounts, and only its last users keep it alive.
+    pub(super) leaving: bool,
     session: JoinHandle<std::io::Result<()>>,
 }
 
 /// All mounted views.
 pub struct Mounts {
-    storage: Arc<Storage>,
-    mounted: Mutex<HashMap<ViewId, Mounted>>,
-    /// Held over a whole mount or unmount, so that two of them never meet on one path.
-    changing: Mutex<()>,
+    pub(super) storage: Arc<Storage>,
+    mounted: Arc<Mutex<HashMap<ViewId, Mounted>>>,
+    /// Held over a whole mount or unmount, so that two of them never meet on one path. No FUSE
+    /// worker takes it: an unmount waits for them.
+    pub(super) changing: Mutex<()>,
+}
+
+/// Whether an unmounted view comes back by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Management {
+    /// A person unmounts it: it stays away.
+    Ends,
+    /// The daemon ends: the next one mounts it again.
+    Stays,
 }
 
 /// What a mount request did.
@@ -58,7 +74,7 @@ impl Mounts {
     pub fn new(storage: Arc<Storage>) -> Result<Self> {
         Ok(Self {
             storage,
-            mounted: Mutex::default(),
+            mounted: Arc::default(),
             changing: Mutex::new(()),
         })
     }
@@ -73,10 +89,21 @@ impl Mounts {
 
     /// Every mounted view, by path.
     pub fn all(&self) -> Vec<(PathBuf, Arc<View>)> {
+        self.select(|mounted| !mounted.leaving)
+    }
+
+    /// Every view that may change: the mounted ones, and those that are still in use after a lazy
+    /// unmount.
+    pub fn in_use(&self) -> Vec<(PathBuf, Arc<View>)> {
+        self.select(|_| true)
+    }
+
+    fn select(&self, wanted: impl Fn(&Mounted) -> bool) -> Vec<(PathBuf, Arc<View>)> {
         let mut all: Vec<_> = self
             .mounted
             .lock()
             .values()
+            .filter(|mounted| wanted(mounted))
             .map(|mounted| (mounted.path.clone(), Arc::clone(&mounted.view)))
             .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
@@ -100,30 +127,14 @@ impl Mounts {
             .collect()
     }
 
-    /// Mounts again what an earlier daemon had mounted when it ended without unmounting.
-    pub fn remount_all(&self) {
-        let views = match self.storage.index.views() {
-            Ok(views) => views,
-            Err(error) => {
-                tracing::error!(%error, "cannot list views");
-                return;
-            }
-        };
-        for (_, record) in views.into_iter().filter(|(_, record)| record.mounted) {
-            let path = PathBuf::from(std::ffi::OsString::from_vec(record.path));
-            match self.mount(&path) {
-                Ok(_) => tracing::info!(path = %path.display(), "mounted again"),
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::warn!(path = %path.display(), error, "not mounted again");
-                }
-            }
-        }
-    }
-
     /// Mounts the view of `path`, a canonical path, making it on first use.
     pub fn mount(&self, path: &Path) -> Result<MountOutcome> {
         let _changing = self.changing.lock();
+        self.attach(path, false)
+    }
+
+    /// Mounts under the lock; with `cleared` the view comes back empty.
+    pub(super) fn attach(&self, path: &Path, cleared: bool) -> Result<MountOutcome> {
         if self.clear_path(path)? {
             return Ok(MountOutcome::Already);
         }
@@ -134,9 +145,13 @@ impl Mounts {
                 .with_context(|| format!("cannot create {}", path.display()))?,
         }
         let view = Arc::new(self.open_view(path)?);
+        if cleared {
+            view.clear()
+                .map_err(|error| anyhow!("cannot empty the view of {}: {error}", path.display()))?;
+        }
         let imported = import(&view, path)?;
         let fuse = mount::mount(path)?;
-        let session = serve(&view, fuse, &self.storage).inspect_err(|_| {
+        let session = self.serve(&view, fuse).inspect_err(|_| {
             // Nothing serves it: leave no dead mount behind.
             let _ = mount::unmount(path, true);
         })?;
@@ -147,6 +162,7 @@ impl Mounts {
             view: Arc::clone(&view),
             path: path.to_owned(),
             device,
+            leaving: false,
             session,
         };
         self.mounted.lock().insert(view.id, mounted);
@@ -170,7 +186,7 @@ impl Mounts {
             .mounted
             .lock()
             .values()
-            .any(|m| m.path == path && !m.session.is_finished())
+            .any(|m| m.path == path && !m.leaving && !m.session.is_finished())
         {
             return Ok(true);
         }
@@ -185,36 +201,44 @@ impl Mounts {
         Ok(false)
     }
 
-    /// Lets go of a view that was unmounted behind our back. While somebody still uses it (a lazy
-    /// unmount), its tree must not be loaded a second time.
+    /// Lets go of a view that was unmounted behind our back, or lazily. While somebody still uses
+    /// it, its tree must not be loaded a second time.
     fn let_go(&self, path: &Path) -> Result<()> {
-        let deadline = Instant::now() + SESSION_END;
+        let here: Vec<(ViewId, u64)> = self
+            .mounted
+            .lock()
+            .iter()
+            .filter(|(_, m)| m.path == path)
+            .map(|(id, m)| (*id, m.device))
+            .collect();
+        for (id, device) in here {
+            if !self.wait_for_end(id, SESSION_END) {
+                bail!(
+                    "{} was unmounted lazily and is still in use{}",
+                    path.display(),
+                    users(device)
+                );
+            }
+            self.finish(id);
+        }
+        Ok(())
+    }
+
+    /// Waits a moment for the end of a session whose mount is gone; whether it came.
+    fn wait_for_end(&self, id: ViewId, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
         while self
             .mounted
             .lock()
-            .values()
-            .any(|m| m.path == path && !m.session.is_finished())
+            .get(&id)
+            .is_some_and(|m| !m.session.is_finished())
         {
             if Instant::now() > deadline {
-                bail!(
-                    "{} was unmounted lazily and is still in use",
-                    path.display()
-                );
+                return false;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let mut mounted = self.mounted.lock();
-        let ids: Vec<ViewId> = mounted
-            .iter()
-            .filter(|(_, m)| m.path == path)
-            .map(|(id, _)| *id)
-            .collect();
-        let gone: Vec<Mounted> = ids.iter().filter_map(|id| mounted.remove(id)).collect();
-        drop(mounted);
-        for mounted in gone {
-            finish(mounted, false);
-        }
-        Ok(())
+        true
     }
 
     fn open_view(&self, path: &Path) -> Result<View> {
@@ -235,78 +259,130 @@ impl Mounts {
         View::create(storage, id, bytes.to_vec(), owner).map_err(failed)
     }
 
-    /// Unmounts the view at `path`.
-    pub fn unmount(&self, path: &Path, lazy: bool) -> Result<()> {
+    /// Unmounts the view at `path`, and says what was done.
+    pub fn unmount(&self, path: &Path, lazy: bool, management: Management) -> Result<String> {
         let _changing = self.changing.lock();
-        let id = self
+        let found = self
             .mounted
             .lock()
             .iter()
-            .find(|(_, mounted)| mounted.path == path)
-            .map(|(id, _)| *id)
-            .ok_or_else(|| anyhow!("{} is not mounted", path.display()))?;
+            .find(|(_, mounted)| mounted.path == path && !mounted.leaving)
+            .map(|(id, mounted)| (*id, mounted.device));
+        let Some((id, device)) = found else {
+            if management == Management::Ends && self.storage.dir.managed().remove(path)? {
+                let path = path.display();
+                return Ok(format!("{path} was not mounted, and stays so from now on"));
+            }
+            bail!("{} is not mounted", path.display());
+        };
         match mount::unmount(path, lazy) {
-            // EINVAL: somebody else unmounted it.
-            Ok(()) | Err(Errno::EINVAL) => {}
-            Err(Errno::EBUSY) => bail!("{} is in use", path.display()),
+            Ok(()) => {}
+            // Somebody else unmounted it.
+            Err(_) if mount::mounted_at(path)?.is_none() => {}
+            Err(Errno::EBUSY) => bail!(
+                "{} is in use{}; `kachefs unmount --lazy` detaches it all the same",
+                path.display(),
+                users(device)
+            ),
             Err(error) => bail!("cannot unmount {}: {error}", path.display()),
         }
-        if let Some(mounted) = self.mounted.lock().remove(&id) {
-            finish(mounted, lazy);
+        if management == Management::Ends {
+            self.storage.dir.managed().remove(path)?;
+        }
+        let patience = if lazy { LAZY_END } else { SESSION_END };
+        if self.wait_for_end(id, patience) {
+            self.finish(id);
+            return Ok(format!("unmounted {}", path.display()));
+        }
+        // A session with users left goes on, and its view with it.
+        self.leave(id);
+        Ok(format!(
+            "detached {}, still in use{}",
+            path.display(),
+            users(device)
+        ))
+    }
+
+    /// Unmounts every view; returns what could not be, as one line each.
+    pub fn unmount_all(&self, lazy: bool, management: Management) -> Vec<String> {
+        let mut failures: Vec<String> = self
+            .all()
+            .into_iter()
+            .filter_map(|(path, _)| self.unmount(&path, lazy, management).err())
+            .map(|error| format!("{error:#}"))
+            .collect();
+        if management == Management::Ends && failures.is_empty() {
+            failures.extend(self.manage_nothing().err().map(|error| error.to_string()));
+        }
+        failures
+    }
+
+    fn manage_nothing(&self) -> std::io::Result<()> {
+        let managed = self.storage.dir.managed();
+        for target in managed.all()?.0 {
+            managed.remove(&target.path())?;
         }
         Ok(())
     }
 
-    /// Unmounts every view; returns what could not be, as one line each.
-    pub fn unmount_all(&self, lazy: bool) -> Vec<String> {
-        self.all()
-            .into_iter()
-            .filter_map(|(path, _)| self.unmount(&path, lazy).err())
-            .map(|error| format!("{error:#}"))
-            .collect()
+    fn serve(
+        &self,
+        view: &Arc<View>,
+        device: std::os::fd::OwnedFd,
+    ) -> Result<JoinHandle<std::io::Result<()>>> {
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(WORKERS);
+        config.acl = if mount::is_shared() {
+            fuser::SessionACL::All
+        } else {
+            fuser::SessionACL::Owner
+        };
+        let mounted = Arc::clone(&self.mounted);
+        let adapter = Adapter::new(Arc::clone(view), &self.storage.dir.socket()).on_emptied(
+            Box::new(move |view, pid| managed::emptied(&mounted, view, pid)),
+        );
+        let session = fuser::Session::from_fd(adapter, device, config.acl, config)
+            .context("the kernel refuses the FUSE session")?;
+        view.set_invalidate(Box::new(KernelInvalidate(session.notifier())));
+        std::thread::Builder::new()
+            .name(format!("view-{}", view.id.0))
+            .spawn(move || session.run())
+            .context("cannot start the session thread")
     }
-}
 
-fn serve(
-    view: &Arc<View>,
-    device: std::os::fd::OwnedFd,
-    storage: &Storage,
-) -> Result<JoinHandle<std::io::Result<()>>> {
-    let mut config = fuser::Config::default();
-    config.n_threads = Some(WORKERS);
-    config.acl = if mount::is_shared() {
-        fuser::SessionACL::All
-    } else {
-        fuser::SessionACL::Owner
-    };
-    let adapter = Adapter::new(Arc::clone(view), &storage.dir.socket());
-    let session = fuser::Session::from_fd(adapter, device, config.acl, config)
-        .context("the kernel refuses the FUSE session")?;
-    view.set_invalidate(Box::new(KernelInvalidate(session.notifier())));
-    std::thread::Builder::new()
-        .name(format!("view-{}", view.id.0))
-        .spawn(move || session.run())
-        .context("cannot start the session thread")
-}
-
-/// Ends the life of an unmounted view in memory.
-fn finish(mounted: Mounted, lazy: bool) {
-    let Mounted {
-        view,
-        path,
-        session,
-        ..
-    } = mounted;
-    // After a lazy unmount the session lives on for as long as somebody holds a file open.
-    if !lazy {
-        match session.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(path = %path.display(), %error, "session"),
-            Err(_) => tracing::error!(path = %path.display(), "session thread panicked"),
+    /// Marks an unmounted view that is still in use, and stores what it has.
+    fn leave(&self, id: ViewId) {
+        let left = self.mounted.lock().get_mut(&id).map(|mounted| {
+            mounted.leaving = true;
+            (Arc::clone(&mounted.view), mounted.path.clone())
+        });
+        if let Some((view, path)) = left {
+            store(&view, &path);
         }
     }
+
+    /// Ends the life of a view in memory whose session has ended.
+    fn finish(&self, id: ViewId) {
+        let Some(mounted) = self.mounted.lock().remove(&id) else {
+            return;
+        };
+        match mounted.session.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(path = %mounted.path.display(), %error, "session"),
+            Err(_) => tracing::error!(path = %mounted.path.display(), "session thread panicked"),
+        }
+        store(&mounted.view, &mounted.path);
+    }
+}
+
+fn store(view: &View, path: &Path) {
     view.settle_all();
     if let Err(error) = view.save_dirty().and_then(|()| view.set_mounted(false)) {
         tracing::error!(path = %path.display(), %error, "cannot store the view");
     }
+}
+
+/// ` by …`: the processes that hold a mount, for the end of a sentence.
+fn users(device: u64) -> String {
+    holders::describe(&holders::of(device)).map_or_else(String::new, |text| format!(" by {text}"))
 }

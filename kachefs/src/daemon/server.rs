@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use wrapper::protocol::{self, Answer, Control, ProtocolError, Request};
 
 use super::Daemon;
-use super::mounts::MountOutcome;
+use super::mounts::{Management, MountOutcome};
 use super::stats;
 use crate::fs::Caller;
 
@@ -79,16 +79,14 @@ fn control_answer(
     let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
     let answer = match control {
         Control::Ping => Answer::Done(std::process::id().to_string()),
-        Control::Mount { path: bytes } => match daemon.mounts.mount(&path(bytes)) {
-            Ok(MountOutcome::Already) => Answer::AlreadyMounted,
-            Ok(MountOutcome::Mounted(imported)) if imported.files > 0 => Answer::Done(format!(
-                "took over {} files, {} bytes",
-                imported.files, imported.bytes
-            )),
-            Ok(MountOutcome::Mounted(_)) => Answer::Done(String::new()),
+        Control::Mount { path: bytes } => mount(daemon, &path(bytes)),
+        Control::Remount { path: bytes } => match daemon.mounts.remount(&path(bytes)) {
+            Ok(_) => Answer::Done(String::new()),
             Err(error) => Answer::Failed(format!("{error:#}")),
         },
-        Control::Unmount { path: bytes } => unmount(daemon, bytes.map(path)),
+        Control::Unmount { path: bytes, lazy } => {
+            unmount(daemon, bytes.map(path), lazy, Management::Ends)
+        }
         Control::Stats { view } => match stats::collect(daemon, view.map(path).as_deref()) {
             Ok(json) => Answer::Stats(json),
             Err(error) => Answer::Failed(format!("{error:#}")),
@@ -103,27 +101,40 @@ fn control_answer(
     Ok(())
 }
 
-fn unmount(daemon: &Daemon, path: Option<PathBuf>) -> Answer {
-    daemon.service.drain();
-    let failures = match path {
-        Some(path) => daemon
-            .mounts
-            .unmount(&path, false)
-            .err()
-            .map(|e| format!("{e:#}"))
-            .into_iter()
-            .collect(),
-        None => daemon.mounts.unmount_all(false),
+fn mount(daemon: &Daemon, path: &Path) -> Answer {
+    let outcome = match daemon.mounts.mount(path) {
+        Ok(outcome) => outcome,
+        Err(error) => return Answer::Failed(format!("{error:#}")),
     };
-    if failures.is_empty() {
-        Answer::Done(String::new())
-    } else {
-        Answer::Failed(failures.join("; "))
+    daemon.mounts.manage(path);
+    match outcome {
+        MountOutcome::Already => Answer::AlreadyMounted,
+        MountOutcome::Mounted(imported) if imported.files > 0 => Answer::Done(format!(
+            "took over {} files, {} bytes",
+            imported.files, imported.bytes
+        )),
+        MountOutcome::Mounted(_) => Answer::Done(String::new()),
+    }
+}
+
+fn unmount(daemon: &Daemon, path: Option<PathBuf>, lazy: bool, management: Management) -> Answer {
+    daemon.service.drain();
+    let Some(path) = path else {
+        let failures = daemon.mounts.unmount_all(lazy, management);
+        return if failures.is_empty() {
+            Answer::Done("unmounted everything".to_owned())
+        } else {
+            Answer::Failed(failures.join("; "))
+        };
+    };
+    match daemon.mounts.unmount(&path, lazy, management) {
+        Ok(said) => Answer::Done(said),
+        Err(error) => Answer::Failed(format!("{error:#}")),
     }
 }
 
 fn stop(daemon: &Daemon, ended: &AtomicBool) -> Answer {
-    let answer = unmount(daemon, None);
+    let answer = unmount(daemon, None, false, Management::Stays);
     if matches!(answer, Answer::Done(_)) {
         ended.store(true, Ordering::Relaxed);
     }

@@ -2,12 +2,14 @@
 //!
 //! Arguments in, `Result<_, Errno>` out; nothing here knows FUSE, so everything can be tested
 //! without a mount. `names` changes names, `data` changes bytes, `outputs` is what the action
-//! service asks of a view (digests, ingest, bind), `import` takes over an existing directory.
+//! service asks of a view (digests, ingest, bind), `import` takes over an existing directory,
+//! `clear` ends everything in a view.
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
 //! and waits for no other lock while holding it. The lock of the node table is innermost.
 
+pub mod clear;
 pub mod data;
 pub mod import;
 pub mod names;

@@ -142,11 +142,9 @@ impl View {
             .adopt(&path, &file, digest, size)
             .map_err(failed)?;
         state.body = Body::Blob { digest, size };
-        if let Err(error) = self.save(node, &mut state) {
-            // The private file is sealed and must not be written again: the inode stays a blob, and
-            // the stored record is put right by the next save or when the view is loaded.
-            return Err(error);
-        }
+        // When this fails, the private file is sealed and must not be written again: the inode stays
+        // a blob, and the stored record is put right by the next save or when the view is loaded.
+        self.save(node, &mut state)?;
         self.storage.remove_scratch(id);
         Ok(Taken::of(stored, scanner.finish(), generation))
     }
