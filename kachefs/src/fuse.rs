@@ -43,6 +43,9 @@ const MAX_BACKGROUND: u16 = 64;
 /// Inode numbers with this bit are the tokens of the directories without it.
 const TOKEN_BIT: u64 = 1 << 62;
 
+/// Set in the number of a request that an earlier daemon had (`FUSE_UNIQUE_RESEND`).
+const RESENT: u64 = 1 << 63;
+
 /// Names read from a directory at a time.
 const LIST_BATCH: usize = 256;
 
@@ -110,6 +113,22 @@ impl Adapter {
         Ok(attr(&entry))
     }
 
+    fn make(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new: NewNode,
+    ) -> FsResult<Entry> {
+        let (parent, name, caller) = (Ino(parent.0), name.as_bytes(), caller(request));
+        if number_of(request).1 {
+            self.view.create_again(parent, name, new, caller)
+        } else {
+            let (_, entry) = self.view.create_node(parent, name, new, caller)?;
+            Ok(entry)
+        }
+    }
+
     fn lookup_entry(&self, parent: Ino, name: &OsStr) -> FsResult<FileAttr> {
         if name == TOKEN_NAME {
             return self.token_entry(parent);
@@ -118,6 +137,12 @@ impl Adapter {
             .lookup(parent, name.as_bytes())
             .map(|entry| attr(&entry))
     }
+}
+
+/// The number of a request, and whether an earlier daemon had it and may have carried it out.
+fn number_of(request: &Request) -> (u64, bool) {
+    let number = request.unique().0;
+    (number & !RESENT, number & RESENT != 0)
 }
 
 fn token_of(ino: INodeNo) -> Option<Ino> {
@@ -362,10 +387,8 @@ impl Filesystem for Adapter {
             rdev,
             body,
         };
-        let made = self
-            .view
-            .create_node(Ino(parent.0), name.as_bytes(), new, caller(request));
-        reply_entry(made.map(|(_, entry)| attr(&entry)), reply);
+        let made = self.make(request, parent, name, new);
+        reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
     fn mkdir(
@@ -377,18 +400,31 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self
-            .view
-            .mkdir(Ino(parent.0), name.as_bytes(), mode, caller(request));
+        let made = self.make(
+            request,
+            parent,
+            name,
+            NewNode::directory(Ino(parent.0), mode),
+        );
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.view.unlink(Ino(parent.0), name.as_bytes()), reply);
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (parent, name) = (Ino(parent.0), name.as_bytes());
+        let done = match number_of(request) {
+            (_, true) => self.view.unlink_again(parent, name),
+            _ => self.view.unlink(parent, name),
+        };
+        reply_empty(done, reply);
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.view.rmdir(Ino(parent.0), name.as_bytes()), reply);
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (parent, name) = (Ino(parent.0), name.as_bytes());
+        let done = match number_of(request) {
+            (_, true) => self.view.rmdir_again(parent, name),
+            _ => self.view.rmdir(parent, name),
+        };
+        reply_empty(done, reply);
     }
 
     fn symlink(
@@ -399,16 +435,14 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let target = target.as_os_str().as_bytes();
-        let made = self
-            .view
-            .symlink(Ino(parent.0), name.as_bytes(), target, caller(request));
+        let new = NewNode::symlink(target.as_os_str().as_bytes());
+        let made = self.make(request, parent, name, new);
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -427,12 +461,16 @@ impl Filesystem for Adapter {
         };
         let from = (Ino(parent.0), name.as_bytes());
         let to = (Ino(newparent.0), newname.as_bytes());
-        reply_empty(self.view.rename(from, to, mode), reply);
+        let done = match number_of(request) {
+            (number, true) => self.view.rename_again(from, to, mode, number),
+            (number, false) => self.view.rename(from, to, mode, number),
+        };
+        reply_empty(done, reply);
     }
 
     fn link(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
@@ -441,9 +479,11 @@ impl Filesystem for Adapter {
         if token_of(ino).is_some() {
             return reply.error(Errno::EPERM);
         }
-        let made = self
-            .view
-            .link(Ino(ino.0), Ino(newparent.0), newname.as_bytes());
+        let (ino, parent, name) = (Ino(ino.0), Ino(newparent.0), newname.as_bytes());
+        let made = match number_of(request) {
+            (_, true) => self.view.link_again(ino, parent, name),
+            _ => self.view.link(ino, parent, name),
+        };
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
@@ -462,21 +502,22 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
-        let new = NewNode::file(mode);
-        let made = self
-            .view
-            .create_node(Ino(parent.0), name.as_bytes(), new, caller(request));
-        match made {
-            Ok((_, entry)) => reply.created(
+        match self.make(request, parent, name, NewNode::file(mode)) {
+            Ok(entry) => reply.created(
                 &TTL,
                 &attr(&entry),
                 GENERATION,
                 FileHandle(entry.ino.0),
                 FopenFlags::FOPEN_KEEP_CACHE,
             ),
+            // The kernel remembers that the name is not there, and it has come since: with ESTALE
+            // it looks the name up again and opens what it finds.
+            Err(crate::fs::Errno::EEXIST) if flags & libc::O_EXCL == 0 => {
+                reply.error(Errno::ESTALE);
+            }
             Err(error) => reply.error(errno(error)),
         }
     }

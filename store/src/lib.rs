@@ -26,6 +26,6 @@ pub use index::{Batch, Counter, Index, IndexError};
 pub use layout::{LayoutError, StoreDir, StoreLock};
 pub use scan::RootScanner;
 pub use view::{
-    Attributes, Content, DentryRecord, FileMemo, Ino, InodeRecord, Kind, ScratchId, Timestamp,
-    ViewId, ViewRecord,
+    Attributes, Content, DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, Kind, ScratchId,
+    Timestamp, ViewId, ViewRecord,
 };

@@ -133,9 +133,13 @@ pub struct Node {
     pub kind: Kind,
     /// All the rest.
     pub state: Mutex<State>,
-    /// References the kernel holds to the node id. An open file holds one.
+    /// References the kernel holds to the node id. An open file holds one. [`UNKNOWN`] and more:
+    /// an earlier daemon gave out some, how many went with it.
     pub lookups: AtomicU64,
 }
+
+/// Added to the references of a node taken over from an earlier daemon.
+pub const UNKNOWN: u64 = 1 << 62;
 
 impl Node {
     /// A node nobody refers to.
