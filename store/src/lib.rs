@@ -23,7 +23,7 @@ pub use cas::{Cas, CasError, Ingested};
 pub use codec::CodecError;
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use index::{Batch, Counter, Index, IndexError};
-pub use layout::{LayoutError, StoreDir, StoreLock};
+pub use layout::{KeeperLock, LayoutError, StoreDir, StoreLock};
 pub use scan::RootScanner;
 pub use view::{
     Attributes, Content, DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, Kind, ScratchId,
