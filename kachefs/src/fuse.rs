@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -27,6 +27,7 @@ use crate::fs::data::Changes;
 use crate::fs::names::{NewNode, RenameMode};
 use crate::fs::node::Body;
 use crate::fs::{Caller, Entry, FsResult, Invalidate, NAME_MAX, View};
+use crate::keeper::wire::Connection;
 
 /// How long the kernel may remember: until told otherwise.
 const TTL: Duration = Duration::from_hours(365 * 24);
@@ -35,7 +36,7 @@ const TTL: Duration = Duration::from_hours(365 * 24);
 const GENERATION: Generation = Generation(0);
 
 /// Largest read-ahead and write the kernel sends in one request (`fs.fuse.max_pages_limit`).
-const MAX_REQUEST: u32 = 1 << 20;
+pub const MAX_REQUEST: u32 = 1 << 20;
 
 /// Requests the kernel may have under way in the background.
 const MAX_BACKGROUND: u16 = 64;
@@ -59,6 +60,7 @@ thread_local! {
 pub struct Adapter {
     view: Arc<View>,
     socket: Vec<u8>,
+    connection: Arc<OnceLock<Connection>>,
 }
 
 /// Invalidations through the kernel's notification channel.
@@ -89,7 +91,13 @@ impl Adapter {
         Self {
             view,
             socket: socket.as_os_str().as_bytes().to_vec(),
+            connection: Arc::default(),
         }
+    }
+
+    /// Where to find, after the handshake, what was agreed upon with the kernel.
+    pub fn connection(&self) -> Arc<OnceLock<Connection>> {
+        Arc::clone(&self.connection)
     }
 
     fn token(&self, directory: Ino) -> Vec<u8> {
@@ -285,6 +293,13 @@ impl Filesystem for Adapter {
                 tracing::debug!(what, nearest, "kernel limit differs");
             }
         }
+        let fuser::Version(major, minor) = config.kernel_abi();
+        let connection = Connection {
+            abi: (major, minor),
+            capabilities: config.capabilities().bits(),
+        };
+        // There is one handshake.
+        let _ = self.connection.set(connection);
         Ok(())
     }
 

@@ -1,14 +1,16 @@
 //! kachefs: the daemon and its commands.
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
-//! `service` answers compilers, `daemon` holds all of it together, and `commands` is what a
-//! person types. The binary in `main.rs` only parses arguments.
+//! `service` answers compilers, `daemon` holds all of it together, `keeper` starts the daemon and
+//! keeps its mounts when it dies, and `commands` is what a person types. The binary in `main.rs` only
+//! parses arguments.
 
 pub mod clock;
 pub mod commands;
 pub mod daemon;
 pub mod fs;
 pub mod fuse;
+pub mod keeper;
 pub mod mount;
 pub mod service;
 pub mod storage;

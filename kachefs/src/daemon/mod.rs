@@ -1,12 +1,13 @@
 //! The daemon: one process that owns a store, serves its views and answers compilers.
 //!
-//! `server` speaks the socket protocol, `mounts` keeps the mounted views. Started by
-//! `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting everything.
+//! `server` speaks the socket protocol, `mounts` keeps the mounted views, `takeover` goes on with
+//! those of a daemon that died. Started by a keeper, for `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting everything.
 
 pub mod client;
 pub mod mounts;
 pub mod server;
 pub mod stats;
+pub mod takeover;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result};
 use store::StoreDir;
 
 use self::mounts::Mounts;
+use self::takeover::{Inherited, Keeper};
 use crate::service::Service;
 use crate::storage::Storage;
 
@@ -32,16 +34,26 @@ pub struct Daemon {
     pub mounts: Arc<Mounts>,
     /// The action service.
     pub service: Service,
+    /// Who starts the next one.
+    pub keeper: Arc<Keeper>,
     /// When this process started.
     pub started: Instant,
 }
 
 impl Daemon {
-    /// Opens the store and mounts again what an earlier daemon left mounted.
-    pub fn start(dir: StoreDir) -> Result<(Arc<Self>, UnixListener)> {
+    /// Opens the store, goes on with what an earlier daemon served, and mounts again what it left
+    /// mounted without anybody holding on to it.
+    pub fn start(
+        dir: StoreDir,
+        keeper: Keeper,
+        inherited: Vec<Inherited>,
+    ) -> Result<(Arc<Self>, UnixListener)> {
         let storage = Arc::new(Storage::open(dir)?);
+        // From here on compilers wait for us instead of going without the cache.
         let listener = listen(&storage.dir)?;
-        let mounts = Arc::new(Mounts::new(Arc::clone(&storage))?);
+        let keeper = Arc::new(keeper);
+        let mounts = Arc::new(Mounts::new(Arc::clone(&storage), Arc::clone(&keeper))?);
+        mounts.take_over(inherited);
         mounts.remount_all();
         save_now_and_then(&mounts)?;
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
@@ -49,6 +61,7 @@ impl Daemon {
             storage,
             mounts,
             service,
+            keeper,
             started: Instant::now(),
         });
         Ok((daemon, listener))

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,9 +14,11 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use store::{ViewId, ViewRecord};
 
+use super::takeover::Keeper;
 use crate::fs::import::{Imported, import};
 use crate::fs::{Caller, View};
 use crate::fuse::{Adapter, KernelInvalidate};
+use crate::keeper::wire;
 use crate::mount;
 use crate::storage::Storage;
 
@@ -32,16 +35,17 @@ pub struct Mounted {
     /// Where it is mounted.
     pub path: PathBuf,
     /// Device number of its files, as `stat` shows it.
-    device: u64,
-    session: JoinHandle<std::io::Result<()>>,
+    pub(super) device: u64,
+    pub(super) session: JoinHandle<std::io::Result<()>>,
 }
 
 /// All mounted views.
 pub struct Mounts {
-    storage: Arc<Storage>,
-    mounted: Mutex<HashMap<ViewId, Mounted>>,
+    pub(super) storage: Arc<Storage>,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) mounted: Mutex<HashMap<ViewId, Mounted>>,
     /// Held over a whole mount or unmount, so that two of them never meet on one path.
-    changing: Mutex<()>,
+    pub(super) changing: Mutex<()>,
 }
 
 /// What a mount request did.
@@ -55,9 +59,10 @@ pub enum MountOutcome {
 
 impl Mounts {
     /// No mounts yet.
-    pub fn new(storage: Arc<Storage>) -> Result<Self> {
+    pub fn new(storage: Arc<Storage>, keeper: Arc<Keeper>) -> Result<Self> {
         Ok(Self {
             storage,
+            keeper,
             mounted: Mutex::default(),
             changing: Mutex::new(()),
         })
@@ -112,6 +117,8 @@ impl Mounts {
         for (_, record) in views.into_iter().filter(|(_, record)| record.mounted) {
             let path = PathBuf::from(std::ffi::OsString::from_vec(record.path));
             match self.mount(&path) {
+                // Taken over.
+                Ok(MountOutcome::Already) => {}
                 Ok(_) => tracing::info!(path = %path.display(), "mounted again"),
                 Err(error) => {
                     let error = format!("{error:#}");
@@ -136,12 +143,22 @@ impl Mounts {
         let view = Arc::new(self.open_view(path)?);
         let imported = import(&view, path)?;
         let fuse = mount::mount(path)?;
-        let session = serve(&view, fuse, &self.storage).inspect_err(|_| {
+        let kept = wire::duplicate(&fuse)?;
+        let (session, connection) = serve(&view, fuse, &self.storage).inspect_err(|_| {
             // Nothing serves it: leave no dead mount behind.
             let _ = mount::unmount(path, true);
         })?;
-        view.set_mounted(true)?;
         let line = mount::mounted_at(path)?.context("the mount is gone already")?;
+        self.keeper.hold(
+            &wire::Session {
+                view: view.id,
+                path: path.as_os_str().as_bytes().to_vec(),
+                minor: line.minor,
+                connection,
+            },
+            kept.as_fd(),
+        );
+        view.set_mounted(true)?;
         let device = nix::sys::stat::makedev(0, u64::from(line.minor));
         let mounted = Mounted {
             view: Arc::clone(&view),
@@ -212,7 +229,7 @@ impl Mounts {
         let gone: Vec<Mounted> = ids.iter().filter_map(|id| mounted.remove(id)).collect();
         drop(mounted);
         for mounted in gone {
-            finish(mounted, false);
+            self.finish(mounted, false);
         }
         Ok(())
     }
@@ -251,10 +268,18 @@ impl Mounts {
             Err(Errno::EBUSY) => bail!("{} is in use", path.display()),
             Err(error) => bail!("cannot unmount {}: {error}", path.display()),
         }
-        if let Some(mounted) = self.mounted.lock().remove(&id) {
-            finish(mounted, lazy);
+        let mounted = self.mounted.lock().remove(&id);
+        if let Some(mounted) = mounted {
+            self.finish(mounted, lazy);
         }
         Ok(())
+    }
+
+    /// Ends the life of an unmounted view, here and with the keeper.
+    fn finish(&self, mounted: Mounted, lazy: bool) {
+        let id = mounted.view.id;
+        finish(mounted, lazy);
+        self.keeper.release(id);
     }
 
     /// Unmounts every view; returns what could not be, as one line each.
@@ -267,11 +292,8 @@ impl Mounts {
     }
 }
 
-fn serve(
-    view: &Arc<View>,
-    device: std::os::fd::OwnedFd,
-    storage: &Storage,
-) -> Result<JoinHandle<std::io::Result<()>>> {
+/// How every view is served.
+pub(super) fn session_config() -> fuser::Config {
     let mut config = fuser::Config::default();
     config.n_threads = Some(WORKERS);
     config.acl = if mount::is_shared() {
@@ -279,14 +301,33 @@ fn serve(
     } else {
         fuser::SessionACL::Owner
     };
-    let adapter = Adapter::new(Arc::clone(view), &storage.dir.socket());
-    let session = fuser::Session::from_fd(adapter, device, config.acl, config)
-        .context("the kernel refuses the FUSE session")?;
+    config
+}
+
+/// Runs a session until its mount is gone.
+pub(super) fn run(
+    view: &View,
+    session: fuser::Session<Adapter>,
+) -> Result<JoinHandle<std::io::Result<()>>> {
     view.set_invalidate(Box::new(KernelInvalidate(session.notifier())));
     std::thread::Builder::new()
         .name(format!("view-{}", view.id.0))
         .spawn(move || session.run())
         .context("cannot start the session thread")
+}
+
+fn serve(
+    view: &Arc<View>,
+    device: OwnedFd,
+    storage: &Storage,
+) -> Result<(JoinHandle<std::io::Result<()>>, wire::Connection)> {
+    let config = session_config();
+    let adapter = Adapter::new(Arc::clone(view), &storage.dir.socket());
+    let connection = adapter.connection();
+    let session = fuser::Session::from_fd(adapter, device, config.acl, config)
+        .context("the kernel refuses the FUSE session")?;
+    let connection = *connection.get().context("no handshake with the kernel")?;
+    Ok((run(view, session)?, connection))
 }
 
 /// Ends the life of an unmounted view in memory.
