@@ -24,6 +24,7 @@ use crate::protocol::{
     Verdict,
 };
 use crate::roots::Roots;
+use crate::verdict::verdict;
 
 /// The daemon answers or sends `Wait` at least every second; silence for this long means that it
 /// is stuck, and the compiler runs without it.
@@ -223,12 +224,23 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
     // The compile stands whether or not the daemon hears of it. It answers once it holds on to
     // the output files, so that nothing cargo does next takes them away first.
     let verdict = protocol::send(stream, &outcome).and_then(|()| protocol::receive(stream));
+    let verdict = verdict.unwrap_or_else(|_| own_verdict(&outcome, run));
     match verdict {
-        Ok(Verdict::Redo) => become_compiler(argv),
-        // Nobody is left to say whether it looked for what was taken away from it.
-        Err(_) if !run.remove_environment.is_empty() => become_compiler(argv),
-        Ok(Verdict::Stands) | Err(_) => exit_like(status),
+        Verdict::Redo => become_compiler(argv),
+        Verdict::Stands => exit_like(status),
     }
+}
+
+/// What the daemon would have said, had it lived.
+fn own_verdict(outcome: &Outcome, run: &Run) -> Verdict {
+    let Outcome {
+        success, stderr, ..
+    } = outcome;
+    verdict(*success, stderr, &run.remove_environment, || {
+        let mut outputs = artifacts::announced(stderr);
+        let info = outputs.find(|output| output.emit == "dep-info")?;
+        std::fs::read(info.artifact.as_ref()).ok()
+    })
 }
 
 fn stream_through(mut child: Child, run: &Run) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {

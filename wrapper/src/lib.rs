@@ -13,3 +13,4 @@ pub mod environment;
 pub mod key;
 pub mod protocol;
 pub mod roots;
+pub mod verdict;
