@@ -10,8 +10,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -28,6 +28,7 @@ use crate::fs::data::Changes;
 use crate::fs::names::{NewNode, RenameMode};
 use crate::fs::node::Body;
 use crate::fs::{Caller, Entry, FsResult, Invalidate, NAME_MAX, View};
+use crate::keeper::wire::Connection;
 
 /// How long the kernel may remember: until told otherwise.
 const TTL: Duration = Duration::from_hours(365 * 24);
@@ -41,13 +42,16 @@ const RUSTC_INFO: &str = ".rustc_info.json";
 const GENERATION: Generation = Generation(0);
 
 /// Largest read-ahead and write the kernel sends in one request (`fs.fuse.max_pages_limit`).
-const MAX_REQUEST: u32 = 1 << 20;
+pub const MAX_REQUEST: u32 = 1 << 20;
 
 /// Requests the kernel may have under way in the background.
 const MAX_BACKGROUND: u16 = 64;
 
 /// Inode numbers with this bit are the tokens of the directories without it.
 const TOKEN_BIT: u64 = 1 << 62;
+
+/// Set in the number of a request that an earlier daemon had (`FUSE_UNIQUE_RESEND`).
+const RESENT: u64 = 1 << 63;
 
 /// Names read from a directory at a time.
 const LIST_BATCH: usize = 256;
@@ -65,6 +69,7 @@ pub struct Adapter {
     passthrough: AtomicBool,
     socket: Vec<u8>,
     emptied: Option<Emptied>,
+    connection: Arc<OnceLock<Connection>>,
 }
 
 /// Told before the kernel is answered that a process has removed the last name of the root, and
@@ -111,6 +116,7 @@ impl Adapter {
             passthrough: AtomicBool::new(false),
             socket: socket.as_os_str().as_bytes().to_vec(),
             emptied: None,
+            connection: Arc::default(),
         }
     }
 
@@ -128,6 +134,11 @@ impl Adapter {
         {
             emptied(&self.view, request.pid());
         }
+    }
+
+    /// Where to find, after the handshake, what was agreed upon with the kernel.
+    pub fn connection(&self) -> Arc<OnceLock<Connection>> {
+        Arc::clone(&self.connection)
     }
 
     fn token(&self, directory: Ino) -> Vec<u8> {
@@ -151,6 +162,22 @@ impl Adapter {
         Ok(attr(&entry))
     }
 
+    fn make(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new: NewNode,
+    ) -> FsResult<Entry> {
+        let (parent, name, caller) = (Ino(parent.0), name.as_bytes(), caller(request));
+        if number_of(request).1 {
+            self.view.create_again(parent, name, new, caller)
+        } else {
+            let (_, entry) = self.view.create_node(parent, name, new, caller)?;
+            Ok(entry)
+        }
+    }
+
     fn lookup_entry(&self, parent: Ino, name: &OsStr) -> FsResult<FileAttr> {
         if name == TOKEN_NAME {
             return self.token_entry(parent);
@@ -170,12 +197,28 @@ fn ttl(name: &OsStr) -> &'static Duration {
     }
 }
 
+/// The number of a request, and whether an earlier daemon had it and may have carried it out.
+fn number_of(request: &Request) -> (u64, bool) {
+    let number = request.unique().0;
+    (number & !RESENT, number & RESENT != 0)
+}
+
 fn token_of(ino: INodeNo) -> Option<Ino> {
     (ino.0 & TOKEN_BIT != 0).then_some(Ino(ino.0 & !TOKEN_BIT))
 }
 
 fn errno(error: crate::fs::Errno) -> Errno {
     Errno::from_i32(error as i32)
+}
+
+/// What to say when a file cannot be created. The kernel remembers that the name is not there; when
+/// it has come since, with ESTALE it looks the name up again and opens what it finds.
+fn created_meanwhile(error: crate::fs::Errno, flags: i32) -> Errno {
+    if error == crate::fs::Errno::EEXIST && flags & libc::O_EXCL == 0 {
+        Errno::ESTALE
+    } else {
+        errno(error)
+    }
 }
 
 fn caller(request: &Request) -> Caller {
@@ -316,6 +359,13 @@ impl Filesystem for Adapter {
                 tracing::debug!(what, nearest, "kernel limit differs");
             }
         }
+        let fuser::Version(major, minor) = config.kernel_abi();
+        let connection = Connection {
+            abi: (major, minor),
+            capabilities: config.capabilities().bits(),
+        };
+        // There is one handshake.
+        let _ = self.connection.set(connection);
         Ok(())
     }
 
@@ -418,10 +468,8 @@ impl Filesystem for Adapter {
             rdev,
             body,
         };
-        let made = self
-            .view
-            .create_node(Ino(parent.0), name.as_bytes(), new, caller(request));
-        reply_entry(made.map(|(_, entry)| attr(&entry)), reply);
+        let made = self.make(request, parent, name, new);
+        reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
     fn mkdir(
@@ -433,14 +481,21 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self
-            .view
-            .mkdir(Ino(parent.0), name.as_bytes(), mode, caller(request));
+        let made = self.make(
+            request,
+            parent,
+            name,
+            NewNode::directory(Ino(parent.0), mode),
+        );
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = self.view.unlink(Ino(parent.0), name.as_bytes());
+        let (parent_ino, bytes) = (Ino(parent.0), name.as_bytes());
+        let removed = match number_of(request) {
+            (_, true) => self.view.unlink_again(parent_ino, bytes),
+            _ => self.view.unlink(parent_ino, bytes),
+        };
         if removed.is_ok() {
             self.after_removal(request, parent);
         }
@@ -448,7 +503,11 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = self.view.rmdir(Ino(parent.0), name.as_bytes());
+        let (parent_ino, bytes) = (Ino(parent.0), name.as_bytes());
+        let removed = match number_of(request) {
+            (_, true) => self.view.rmdir_again(parent_ino, bytes),
+            _ => self.view.rmdir(parent_ino, bytes),
+        };
         if removed.is_ok() {
             self.after_removal(request, parent);
         }
@@ -463,16 +522,14 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let target = target.as_os_str().as_bytes();
-        let made = self
-            .view
-            .symlink(Ino(parent.0), name.as_bytes(), target, caller(request));
+        let new = NewNode::symlink(target.as_os_str().as_bytes());
+        let made = self.make(request, parent, name, new);
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -491,12 +548,16 @@ impl Filesystem for Adapter {
         };
         let from = (Ino(parent.0), name.as_bytes());
         let to = (Ino(newparent.0), newname.as_bytes());
-        reply_empty(self.view.rename(from, to, mode), reply);
+        let done = match number_of(request) {
+            (number, true) => self.view.rename_again(from, to, mode, number),
+            (number, false) => self.view.rename(from, to, mode, number),
+        };
+        reply_empty(done, reply);
     }
 
     fn link(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
@@ -505,9 +566,11 @@ impl Filesystem for Adapter {
         if token_of(ino).is_some() {
             return reply.error(Errno::EPERM);
         }
-        let made = self
-            .view
-            .link(Ino(ino.0), Ino(newparent.0), newname.as_bytes());
+        let (ino, parent, name) = (Ino(ino.0), Ino(newparent.0), newname.as_bytes());
+        let made = match number_of(request) {
+            (_, true) => self.view.link_again(ino, parent, name),
+            _ => self.view.link(ino, parent, name),
+        };
         reply_entry(made.map(|entry| attr(&entry)), reply);
     }
 
@@ -526,26 +589,25 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
-        let parent = Ino(parent.0);
-        if self.passthrough.load(Ordering::Relaxed) && self.view.is_compiling(parent) {
-            return self.create_passthrough(request, parent, name, mode, reply);
+        let again = number_of(request).1;
+        if !again
+            && self.passthrough.load(Ordering::Relaxed)
+            && self.view.is_compiling(Ino(parent.0))
+        {
+            return self.create_passthrough(request, Ino(parent.0), name, mode, flags, reply);
         }
-        let new = NewNode::file(mode);
-        let made = self
-            .view
-            .create_node(parent, name.as_bytes(), new, caller(request));
-        match made {
-            Ok((_, entry)) => reply.created(
+        match self.make(request, parent, name, NewNode::file(mode)) {
+            Ok(entry) => reply.created(
                 ttl(name),
                 &attr(&entry),
                 GENERATION,
                 FileHandle(entry.ino.0),
                 FopenFlags::FOPEN_KEEP_CACHE,
             ),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(created_meanwhile(error, flags)),
         }
     }
 
@@ -751,6 +813,7 @@ impl Adapter {
         parent: Ino,
         name: &OsStr,
         mode: u32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         let made = self
@@ -758,7 +821,7 @@ impl Adapter {
             .create_backed(parent, name.as_bytes(), mode, caller(request));
         let (node, entry, backing) = match made {
             Ok(made) => made,
-            Err(error) => return reply.error(errno(error)),
+            Err(error) => return reply.error(created_meanwhile(error, flags)),
         };
         let (attr, handle) = (attr(&entry), FileHandle(entry.ino.0));
         match reply.open_backing(&backing) {

@@ -2,7 +2,8 @@
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
 //! `holders` says who uses a mount, `service` answers compilers, `daemon` holds all of it
-//! together, and `commands` is what a person types. The binary in `main.rs` only parses arguments.
+//! together, `keeper` starts the daemon and keeps its mounts when it dies, and `commands` is what a
+//! person types. The binary in `main.rs` only parses arguments.
 
 pub mod clock;
 pub mod commands;
@@ -10,6 +11,7 @@ pub mod daemon;
 pub mod fs;
 pub mod fuse;
 pub mod holders;
+pub mod keeper;
 pub mod mount;
 pub mod service;
 pub mod storage;

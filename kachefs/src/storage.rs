@@ -8,13 +8,16 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use parking_lot::Mutex;
-use store::{Cas, CasError, Content, Digest, Index, ScratchId, StoreDir, StoreLock, Timestamp};
+use store::{
+    Cas, CasError, Content, Digest, Index, LayoutError, ScratchId, StoreDir, StoreLock, Timestamp,
+};
 
 /// Scratch ids claimed from the index at a time.
 const CLAIM: u64 = 1024;
@@ -22,6 +25,10 @@ const CLAIM: u64 = 1024;
 /// Backing files kept open. The kernel does not tell when a file of a view is opened or closed, so
 /// the daemon opens backings when they are first read and closes those not used for longest.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
+
+/// How long a daemon that died may seem to own its store: until a child it had just forked has run
+/// its program.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// A store this process owns.
 pub struct Storage {
@@ -54,7 +61,7 @@ impl Storage {
     /// Opens the store at `dir`, making it when it is not there, and takes ownership.
     pub fn open(dir: StoreDir) -> anyhow::Result<Self> {
         dir.create()?;
-        let lock = dir.lock()?;
+        let lock = lock(&dir)?;
         let index = Index::open(&dir.index())?;
         let cas = Cas::new(&dir);
         cas.remove_leftovers()?;
@@ -174,5 +181,17 @@ impl Storage {
             }
         }
         Ok(())
+    }
+}
+
+fn lock(dir: &StoreDir) -> Result<StoreLock, LayoutError> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match dir.lock() {
+            Err(LayoutError::InUse(_)) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
     }
 }

@@ -114,14 +114,14 @@ fn nothing_is_settled_while_somebody_writes() {
     let (node, mut file) = fixture.create(b"f");
     file.write_all(&vec![1; 20_000]).expect("writes");
     assert_eq!(fixture.view.settle(&node, soon()), Err(Errno::EBUSY));
-    fixture.view.settle_all();
+    fixture.view.settle_all(Duration::ZERO);
     // The writer goes on, and the digest knows.
     file.write_all(&vec![2; 20_000]).expect("writes");
     drop(file);
     let whole = [vec![1; 20_000], vec![2; 20_000]].concat();
     let digest = fixture.view.content_digest(&node).expect("hashes");
     assert_eq!(digest, Digest::of(&whole));
-    fixture.view.settle_all();
+    fixture.view.settle_all(Duration::ZERO);
     assert_eq!(fixture.view.getattr(node.ino).expect("stat").size, 40_000);
     assert!(matches!(
         node.state.lock().body,
@@ -163,7 +163,7 @@ fn pages_read_too_early_are_forgotten() {
     file.write_all(&vec![1; 20_000]).expect("writes");
     drop(file);
     fixture.read(&late);
-    fixture.view.settle_all();
+    fixture.view.settle_all(Duration::ZERO);
     assert_eq!(
         *fixture.forgotten.lock().expect("not poisoned"),
         [early.ino]

@@ -304,7 +304,7 @@ impl Real<'_> {
                     RenameMode::NoReplace,
                     RenameMode::Exchange,
                 ][*mode as usize];
-                self.0.rename(from, to, mode)
+                self.0.rename(from, to, mode, 0)
             }
             Op::Write(place, at, data) => {
                 self.with_file(place, |ino| self.0.write(ino, u64::from(*at), data))

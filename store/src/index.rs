@@ -3,6 +3,7 @@
 //! | column family | key | value |
 //! |---|---|---|
 //! | `meta` | name | schema version, counters, next scratch id |
+//! | `meta` | `exchanges/`, view | [`Exchanges`] |
 //! | `views` | view | [`ViewRecord`] |
 //! | `inodes` | view, ino | [`InodeRecord`] |
 //! | `dentries` | view, parent ino, name | ino |
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::{ActionEntry, ActionKey, InputRecord, InvocationDigest};
 use crate::codec::{CodecError, Record, decode, encode};
 use crate::digest::Digest;
-use crate::view::{DentryRecord, FileMemo, Ino, InodeRecord, ViewId, ViewRecord};
+use crate::view::{DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, ViewId, ViewRecord};
 
 /// Keys and values as they are stored.
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
@@ -45,6 +46,7 @@ const SCHEMA_VERSION: u32 = 1;
 const SCHEMA_KEY: &[u8] = b"schema";
 const COUNTERS_KEY: &[u8] = b"counters";
 const SCRATCH_KEY: &[u8] = b"next-scratch";
+const EXCHANGES_KEY: &[u8] = b"exchanges/";
 
 /// Input records kept per invocation: enough for the branches one switches between.
 const RECORDS_PER_INVOCATION: usize = 16;
@@ -220,6 +222,11 @@ impl Index {
             .collect()
     }
 
+    /// The exchanges a view carried out last.
+    pub fn exchanges(&self, view: ViewId) -> Result<Exchanges, IndexError> {
+        Ok(self.get(META, &exchanges_key(view))?.unwrap_or_default())
+    }
+
     /// What the action cache holds under `key`.
     pub fn action(&self, key: &ActionKey) -> Result<Option<ActionEntry>, IndexError> {
         self.get(ACTIONS, key.0.as_bytes())
@@ -330,6 +337,10 @@ fn family_options() -> Options {
     options
 }
 
+fn exchanges_key(view: ViewId) -> Vec<u8> {
+    [EXCHANGES_KEY, &view.0.to_be_bytes()].concat()
+}
+
 fn inode_key(view: ViewId, ino: Ino) -> [u8; 12] {
     let mut key = [0; 12];
     key[..4].copy_from_slice(&view.0.to_be_bytes());
@@ -378,6 +389,17 @@ impl Batch<'_> {
     pub fn delete_dentry(&mut self, view: ViewId, parent: Ino, name: &[u8]) {
         self.changes
             .delete_cf(self.index.family(DENTRIES), dentry_key(view, parent, name));
+    }
+
+    /// Stores which exchanges a view carried out last.
+    pub fn put_exchanges(&mut self, view: ViewId, record: &Exchanges) -> Result<(), IndexError> {
+        self.put(META, &exchanges_key(view), record)
+    }
+
+    /// Forgets them.
+    pub fn delete_exchanges(&mut self, view: ViewId) {
+        self.changes
+            .delete_cf(self.index.family(META), exchanges_key(view));
     }
 
     /// Stores what the action cache holds under `key`.

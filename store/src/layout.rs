@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! lock            held with flock(2) by the one daemon that owns the store
+//! keeper.lock     locked (fcntl_locking(2), OFD) by the one process that may start daemons
 //! run/            mode 0700: daemon.sock
 //! daemon.log
 //! blobs/xx/<hex>  the CAS
@@ -16,7 +17,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 
 use crate::managed::Managed;
 use crate::view::ScratchId;
@@ -30,6 +32,10 @@ pub struct StoreDir {
 /// Proof that this process owns the store; the kernel ends it with the process.
 #[derive(Debug)]
 pub struct StoreLock(#[expect(dead_code, reason = "held for its lock")] Flock<File>);
+
+/// Proof that no other process starts daemons for the store; the kernel ends it with the process.
+#[derive(Debug)]
+pub struct KeeperLock(#[expect(dead_code, reason = "held for its lock")] File);
 
 /// A store that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -138,12 +144,63 @@ impl StoreDir {
             })?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(StoreLock(lock)),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(LayoutError::InUse(self.root.clone())),
+            Err((_, Errno::EWOULDBLOCK)) => Err(LayoutError::InUse(self.root.clone())),
             Err((_, errno)) => Err(LayoutError::Io {
                 path,
                 source: errno.into(),
             }),
         }
+    }
+
+    /// Becomes the one process that may start daemons for this store. It does so for as long as it
+    /// lives, daemon or not: what its daemon held must not be taken by a stranger's.
+    pub fn lock_keeper(&self) -> Result<KeeperLock, LayoutError> {
+        let path = self.keeper_lock();
+        let failed = |source| LayoutError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+            Ok(_) => Ok(KeeperLock(file)),
+            Err(Errno::EAGAIN | Errno::EACCES) => Err(LayoutError::InUse(self.root.clone())),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+
+    /// Whether some process may start daemons for this store: then one that does not answer will be
+    /// followed by another. Takes no lock.
+    pub fn has_keeper(&self) -> bool {
+        let mut lock = whole_file();
+        File::open(self.keeper_lock())
+            .is_ok_and(|file| fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok())
+            && i32::from(lock.l_type) != nix::libc::F_UNLCK
+    }
+
+    fn keeper_lock(&self) -> PathBuf {
+        self.root.join("keeper.lock")
+    }
+
+    /// The store whose daemon listens at `socket`.
+    pub fn of_socket(socket: &Path) -> Option<Self> {
+        Some(Self::new(socket.parent()?.parent()?))
+    }
+}
+
+/// A lock for writing on all of a file.
+fn whole_file() -> nix::libc::flock {
+    nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as _,
+        l_whence: nix::libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
     }
 }
 
@@ -179,5 +236,20 @@ mod tests {
         assert!(matches!(store.lock(), Err(LayoutError::InUse(_))));
         drop(first);
         store.lock().expect("free again");
+    }
+
+    #[test]
+    fn a_store_has_one_keeper() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = StoreDir::new(dir.path().join("s"));
+        assert!(!store.has_keeper());
+        store.create().expect("creates");
+        let first = store.lock_keeper().expect("locks");
+        assert!(store.has_keeper());
+        assert!(matches!(store.lock_keeper(), Err(LayoutError::InUse(_))));
+        assert!(StoreDir::of_socket(&store.socket()).is_some_and(|same| same.has_keeper()));
+        drop(first);
+        assert!(!store.has_keeper());
+        store.lock_keeper().expect("free again");
     }
 }

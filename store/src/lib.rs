@@ -24,10 +24,10 @@ pub use cas::{Cas, CasError, Ingested};
 pub use codec::CodecError;
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use index::{Batch, Counter, Index, IndexError};
-pub use layout::{LayoutError, StoreDir, StoreLock};
+pub use layout::{KeeperLock, LayoutError, StoreDir, StoreLock};
 pub use managed::{Managed, ManagedTarget};
 pub use scan::RootScanner;
 pub use view::{
-    Attributes, Content, DentryRecord, FileMemo, Ino, InodeRecord, Kind, ScratchId, Timestamp,
-    ViewId, ViewRecord,
+    Attributes, Content, DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, Kind, ScratchId,
+    Timestamp, ViewId, ViewRecord,
 };

@@ -149,6 +149,34 @@ impl Record for ViewRecord {
     const VERSION: u8 = 1;
 }
 
+/// The numbers of the exchanging renames a view carried out last, stored with the exchange itself:
+/// names alone do not tell whether one was carried out once or not at all.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Exchanges(Vec<u64>);
+
+impl Exchanges {
+    /// As many as can be under way at once, and more.
+    const KEPT: usize = 16;
+
+    /// Whether the request with this number was carried out.
+    pub fn contains(&self, request: u64) -> bool {
+        self.0.contains(&request)
+    }
+
+    /// These and one more; the oldest beyond the limit goes.
+    #[must_use]
+    pub fn with(&self, request: u64) -> Self {
+        let skipped = (self.0.len() + 1).saturating_sub(Self::KEPT);
+        let kept = self.0.iter().skip(skipped).copied();
+        Self(kept.chain([request]).collect())
+    }
+}
+
+impl Record for Exchanges {
+    const NAME: &'static str = "exchanges";
+    const VERSION: u8 = 1;
+}
+
 /// The digest a file on the disk had when it had these attributes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FileMemo {
@@ -203,6 +231,16 @@ mod tests {
             "a changed layout needs a new InodeRecord::VERSION"
         );
         assert_eq!(decode::<InodeRecord>(&bytes).expect("decodes"), record);
+    }
+
+    #[test]
+    fn exchanges_layout_is_fixed() {
+        let record = (0..20).fold(Exchanges::default(), |noted, n| noted.with(n * 100));
+        assert!(!record.contains(300) && record.contains(400) && record.contains(1900));
+        let bytes = encode(&Exchanges(vec![2, 300])).expect("encodes");
+        assert_eq!(bytes, [1, 2, 2, 0xac, 2]);
+        let decoded = decode::<Exchanges>(&bytes).expect("decodes");
+        assert_eq!(decoded, Exchanges(vec![2, 300]));
     }
 
     #[test]

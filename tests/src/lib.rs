@@ -13,6 +13,7 @@ pub mod command;
 pub mod counters;
 pub mod fetch;
 pub mod flip;
+pub mod killer;
 pub mod messages;
 pub mod mounts;
 pub mod processes;

@@ -351,6 +351,52 @@ impl Sandbox {
         );
     }
 
+    /// The daemon's process as `kachefs daemon status` names it: sooner than [`Self::daemon_pid`],
+    /// which waits for unfinished work. Waits for the next daemon when one has just died.
+    #[track_caller]
+    pub fn current_daemon(&self) -> Pid {
+        let status = self.kachefs("daemon status").ok();
+        let words = status.stdout.split(", ");
+        let pid = words.filter_map(|word| word.strip_prefix("pid ")).next();
+        let pid = pid.and_then(|pid| pid.parse().ok());
+        Pid::from_raw(pid.must(format!("no pid\n{status}")))
+    }
+
+    /// The process that starts the next daemon, and how many it has started since the first.
+    #[track_caller]
+    pub fn keeper(&self) -> (Pid, u64) {
+        let stats = self.stats();
+        let number = |pointer: &str| stats.pointer(pointer).and_then(Value::as_u64);
+        let pid = number("/daemon/keeper_pid").and_then(|pid| pid.try_into().ok());
+        let restarts = number("/daemon/restarts");
+        (
+            Pid::from_raw(pid.must(format!("no keeper in {stats:#}"))),
+            restarts.must(format!("no restarts in {stats:#}")),
+        )
+    }
+
+    /// `kill -9` of keeper and daemon; returns when both are gone.
+    #[track_caller]
+    pub fn kill_keeper_and_daemon(&self) {
+        let (keeper, _) = self.keeper();
+        let daemon = self.daemon_pid();
+        for pid in [keeper, daemon] {
+            assert!(
+                processes::naming(&self.root).contains(&pid),
+                "process {pid} is not ours"
+            );
+            kill(pid, Signal::SIGKILL).must(format!("killing {pid}"));
+        }
+        let gone = || {
+            let left = processes::naming(&self.root);
+            ![keeper, daemon].iter().any(|pid| left.contains(pid))
+        };
+        assert!(
+            processes::wait_for(Duration::from_secs(20), gone),
+            "they survive SIGKILL"
+        );
+    }
+
     /// The source of a published crate at `name` in the sandbox, ready to be built offline.
     #[track_caller]
     pub fn fetch_crate(&self, krate: &str, version: &str, name: &str) -> crate::Project {

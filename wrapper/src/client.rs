@@ -14,7 +14,9 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use store::StoreDir;
 
 use crate::artifacts;
 use crate::managed;
@@ -23,10 +25,17 @@ use crate::protocol::{
     Verdict,
 };
 use crate::roots::Roots;
+use crate::verdict::verdict;
 
 /// The daemon answers or sends `Wait` at least every second; silence for this long means that it
 /// is stuck, and the compiler runs without it.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// How many daemons may die of, or during, one question before the compiler runs without them.
+const SUCCESSORS: u32 = 5;
+
+/// Between two looks whether the next daemon listens.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Exit status when there is nothing to run, as shells use it.
 const CANNOT_RUN: u8 = 127;
@@ -51,7 +60,7 @@ pub fn main() -> ExitCode {
     let Some(token) = out_dir(&argv).and_then(|directory| read_token(&directory)) else {
         return become_compiler(&argv);
     };
-    match converse(&argv, &token) {
+    match converse_with_any(&argv, &token) {
         Ok(code) => code,
         Err(error) => {
             let socket = Path::new(OsStr::from_bytes(&token.socket));
@@ -86,6 +95,50 @@ fn read_token(directory: &Path) -> Option<Token> {
 /// for the disk's numbers it always asks.
 fn is_served(directory: &Path) -> bool {
     read_token(directory).is_some() && nix::sys::statvfs::statvfs(directory).is_ok()
+}
+
+/// Asks the daemon, and its successor when it dies before it has decided.
+fn converse_with_any(argv: &[OsString], token: &Token) -> Result<ExitCode, ProtocolError> {
+    let mut successors = SUCCESSORS;
+    loop {
+        match converse(argv, token) {
+            Err(ProtocolError::Io(error)) if successors > 0 && is_gone(&error) => {
+                if !wait_for_successor(Path::new(OsStr::from_bytes(&token.socket))) {
+                    return Err(error.into());
+                }
+                successors -= 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether the daemon has died, not merely fallen silent.
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    let kinds = [
+        BrokenPipe,
+        ConnectionRefused,
+        ConnectionReset,
+        NotFound,
+        UnexpectedEof,
+    ];
+    kinds.contains(&error.kind())
+}
+
+/// Waits until another daemon listens; `false` when none is to come.
+fn wait_for_successor(socket: &Path) -> bool {
+    let Some(dir) = StoreDir::of_socket(socket) else {
+        return false;
+    };
+    let deadline = Instant::now() + SILENCE;
+    while dir.has_keeper() && Instant::now() < deadline {
+        thread::sleep(PAUSE);
+        if connect(socket).is_ok() {
+            return true;
+        }
+    }
+    false
 }
 
 fn converse(argv: &[OsString], token: &Token) -> Result<ExitCode, ProtocolError> {
@@ -186,10 +239,23 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
     // The compile stands whether or not the daemon hears of it. It answers once it holds on to
     // the output files, so that nothing cargo does next takes them away first.
     let verdict = protocol::send(stream, &outcome).and_then(|()| protocol::receive(stream));
+    let verdict = verdict.unwrap_or_else(|_| own_verdict(&outcome, run));
     match verdict {
-        Ok(Verdict::Redo) => become_compiler(argv),
-        Ok(Verdict::Stands) | Err(_) => exit_like(status),
+        Verdict::Redo => become_compiler(argv),
+        Verdict::Stands => exit_like(status),
     }
+}
+
+/// What the daemon would have said, had it lived.
+fn own_verdict(outcome: &Outcome, run: &Run) -> Verdict {
+    let Outcome {
+        success, stderr, ..
+    } = outcome;
+    verdict(*success, stderr, &run.remove_environment, || {
+        let mut outputs = artifacts::announced(stderr);
+        let info = outputs.find(|output| output.emit == "dep-info")?;
+        std::fs::read(info.artifact.as_ref()).ok()
+    })
 }
 
 fn stream_through(mut child: Child, run: &Run) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {

@@ -15,3 +15,4 @@ pub mod lease;
 mod managed;
 pub mod protocol;
 pub mod roots;
+pub mod verdict;

@@ -15,7 +15,9 @@ use tracing_subscriber::EnvFilter;
 use wrapper::protocol::Control;
 
 use super::done;
+use crate::daemon::takeover::{Inherited, Keeper};
 use crate::daemon::{Daemon as Running, client, server};
+use crate::keeper;
 
 /// How long a daemon may take to let go of its store after it promised to.
 const STOP: Duration = Duration::from_secs(30);
@@ -35,7 +37,15 @@ enum Command {
     Stop,
     /// Run the daemon in this process (`kachefs mount` does it for you)
     #[command(hide = true)]
-    Run,
+    Run {
+        /// Standard input leads to a keeper
+        #[arg(long)]
+        kept: bool,
+    },
+    /// Start the daemon, again when it dies, and hold its mounts meanwhile (`kachefs mount` does it
+    /// for you)
+    #[command(hide = true)]
+    Keep,
 }
 
 impl Daemon {
@@ -43,7 +53,13 @@ impl Daemon {
         match self.command {
             Command::Status => status(dir),
             Command::Stop => stop(dir),
-            Command::Run => run_in_foreground(dir, None),
+            Command::Run { kept: false } => run_in_foreground(dir, None),
+            Command::Run { kept: true } => {
+                keeper::program::name_process();
+                let (keeper, inherited) = Keeper::from_stdin()?;
+                serve(dir, None, keeper, inherited)
+            }
+            Command::Keep => keeper::run(dir),
         }
     }
 }
@@ -74,7 +90,7 @@ fn stop(dir: &StoreDir) -> Result<ExitCode> {
     }
     done(answer)?;
     let deadline = Instant::now() + STOP;
-    while dir.lock().is_err() {
+    while dir.has_keeper() || dir.lock().is_err() {
         if Instant::now() > deadline {
             bail!(
                 "the daemon has unmounted everything but does not end; see {}",
@@ -110,8 +126,20 @@ fn die_on_panic() {
     }));
 }
 
-/// Runs a daemon here until it is told to stop; mounts `path` first if there is one.
+/// Runs a daemon here, without a keeper, until it is told to stop; mounts `path` first if there is
+/// one.
 pub(super) fn run_in_foreground(dir: &StoreDir, path: Option<&Path>) -> Result<ExitCode> {
+    dir.create()?;
+    let _alone = dir.lock_keeper()?;
+    serve(dir, path, Keeper::none(), Vec::new())
+}
+
+fn serve(
+    dir: &StoreDir,
+    path: Option<&Path>,
+    keeper: Keeper,
+    inherited: Vec<Inherited>,
+) -> Result<ExitCode> {
     let filter = EnvFilter::try_from_env("KACHEFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // A second subscriber is only possible in tests.
     let _ = tracing_subscriber::fmt()
@@ -125,7 +153,7 @@ pub(super) fn run_in_foreground(dir: &StoreDir, path: Option<&Path>) -> Result<E
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     // SIGHUP is taken, not ignored: a closed terminal does not end a daemon.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot take signals")?;
-    let (daemon, listener) = Running::start(dir.clone())?;
+    let (daemon, listener) = Running::start(dir.clone(), keeper, inherited)?;
     if let Some(path) = path {
         if let Err(error) = daemon.mounts.mount(path) {
             daemon.shut_down();
@@ -150,6 +178,7 @@ pub(super) fn run_in_foreground(dir: &StoreDir, path: Option<&Path>) -> Result<E
             }
         })?;
     tracing::info!(pid = std::process::id(), store = %dir.root().display(), "daemon runs");
+    daemon.keeper.ready();
     server::serve(&daemon, &listener, &ended);
     daemon.shut_down();
     Ok(ExitCode::SUCCESS)

@@ -87,6 +87,9 @@ fn table(stats: &stats::Stats) -> String {
         "daemon",
         format!("pid {}, {memory}, up {} s", daemon.pid, daemon.uptime_s),
     );
+    if let Some(pid) = daemon.keeper_pid {
+        row("keeper", format!("pid {pid}, {} restarts", daemon.restarts));
+    }
     text
 }
 

@@ -1,4 +1,4 @@
-//! How commands reach the daemon, and how `mount` starts one.
+//! How commands reach the daemon, and how `mount` starts one: through a keeper.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -9,34 +9,59 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use store::StoreDir;
-use wrapper::protocol::{self, Answer, Control, Request};
+use wrapper::protocol::{self, Answer, Control, ProtocolError, Request};
 
 /// A daemon that has not opened its store by then says why in its log.
 const START: Duration = Duration::from_mins(1);
+
+/// Between two looks whether it has.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Connects to the daemon of a store.
 pub fn connect(dir: &StoreDir) -> io::Result<UnixStream> {
     wrapper::client::connect(&dir.socket())
 }
 
-/// Sends a command; `None` when no daemon runs.
+/// Sends a command; `None` when no daemon runs. Waits for the next daemon when one has died, and
+/// asks again when it died of the question, unless asking twice is not as good as once.
 pub fn ask(dir: &StoreDir, control: Control) -> Result<Option<Answer>> {
-    let stream = match connect(dir) {
-        Ok(stream) => stream,
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            return Ok(None);
+    let repeatable = matches!(
+        control,
+        Control::Ping | Control::Mount { .. } | Control::Stats { .. }
+    );
+    let request = Request::Control(control);
+    let deadline = Instant::now() + START;
+    loop {
+        let failure = match connect(dir) {
+            Ok(stream) => match converse(&stream, &request) {
+                Err(ProtocolError::Io(error)) if repeatable => ProtocolError::Io(error).into(),
+                result => return Ok(Some(result?)),
+            },
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                if !dir.has_keeper() {
+                    return Ok(None);
+                }
+                anyhow!("the daemon does not answer; see {}", dir.log().display())
+            }
+            Err(error) => return Err(error).context("cannot reach the daemon"),
+        };
+        if !dir.has_keeper() || Instant::now() > deadline {
+            return Err(failure);
         }
-        Err(error) => return Err(error).context("cannot reach the daemon"),
-    };
-    protocol::send(&stream, &Request::Control(control))?;
-    Ok(Some(protocol::receive(&stream)?))
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn converse(stream: &UnixStream, request: &Request) -> Result<Answer, ProtocolError> {
+    protocol::send(stream, request)?;
+    protocol::receive(stream)
 }
 
 /// Starts a daemon for the store if none answers.
@@ -54,14 +79,14 @@ pub fn ensure_running(dir: &StoreDir) -> Result<()> {
         // Two commands may start a daemon at once: one of them gets the store, and the other waits
         // for it to answer.
         if let Some(status) = child.try_wait()?
-            && !matches!(dir.lock(), Err(store::LayoutError::InUse(_)))
+            && !dir.has_keeper()
         {
             bail!(
                 "the daemon ended at once ({status}): {}",
                 last_line(&dir.log())
             );
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(PAUSE);
     }
     bail!("the daemon does not answer; see {}", dir.log().display())
 }
@@ -77,7 +102,7 @@ fn spawn(dir: &StoreDir) -> Result<Child> {
     // Its own process group, so that Ctrl-C in the shell that mounted does not reach it; away
     // from any directory, so that it keeps no file system busy.
     Command::new(program)
-        .args(["daemon", "run", "--store"])
+        .args(["daemon", "keep", "--store"])
         .arg(dir.root())
         .current_dir("/")
         .process_group(0)

@@ -60,8 +60,11 @@ impl Mounts {
                 continue;
             }
             match self.remount_locked(&path) {
-                Ok(Some(_)) => tracing::info!(path = %path.display(), "mounted again"),
-                Ok(None) => {}
+                Ok(Some(MountOutcome::Mounted(_))) => {
+                    tracing::info!(path = %path.display(), "mounted again");
+                }
+                // Not ours any more, or taken over.
+                Ok(None | Some(MountOutcome::Already)) => {}
                 Err(error) => {
                     let error = format!("{error:#}");
                     tracing::warn!(path = %path.display(), error, "not mounted again");
@@ -97,30 +100,33 @@ fn is_removed(path: &Path) -> bool {
 }
 
 /// Detaches the mount of `view`, whose last name the process `pid` has just removed, if that is
-/// `cargo clean`. Called by the worker that has not answered yet: the kernel holds the root
+/// `cargo clean`; returns whether it did. Called by the worker that has not answered yet: the kernel holds the root
 /// directory's lock for that process, so nobody makes a new name in between, and the path is
 /// resolved without a request to this mount.
-pub(super) fn emptied(mounted: &Mutex<HashMap<ViewId, Mounted>>, view: &View, pid: u32) {
+pub(super) fn emptied(mounted: &Mutex<HashMap<ViewId, Mounted>>, view: &View, pid: u32) -> bool {
     if !cleans_everything(pid) {
-        return;
+        return false;
     }
     let found = mounted
         .lock()
         .get(&view.id)
         .filter(|known| std::ptr::eq(&raw const *known.view, view) && !known.leaving)
         .map(|known| (known.path.clone(), known.device));
-    let Some((path, device)) = found else { return };
+    let Some((path, device)) = found else {
+        return false;
+    };
     if let Err(error) = detach(&path, device) {
         tracing::warn!(path = %path.display(), %error, "not detached for cargo clean");
-        return;
+        return false;
     }
     if !view.retire() {
         tracing::error!(path = %path.display(), "detached although it is not empty");
-        return;
+        return false;
     }
     // The session goes on for whoever still uses something unlinked, and ends by itself.
     drop(mounted.lock().remove(&view.id));
     tracing::info!(path = %path.display(), "detached for cargo clean");
+    true
 }
 
 /// Detaches the mount with this device number, and no other that may be at its path.

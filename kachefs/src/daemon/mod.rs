@@ -1,14 +1,16 @@
 //! The daemon: one process that owns a store, serves its views and answers compilers.
 //!
 //! `server` speaks the socket protocol, `mounts` keeps the mounted views, `managed` knows which of
-//! them come back by themselves. Started by
-//! `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting everything.
+//! them come back by themselves, `takeover` goes on with those of a daemon that died. Started by a
+//! keeper, for `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting
+//! everything.
 
 pub mod client;
 mod managed;
 pub mod mounts;
 pub mod server;
 pub mod stats;
+pub mod takeover;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -21,6 +23,7 @@ use store::StoreDir;
 use wrapper::lease::Unharmed;
 
 use self::mounts::{Management, Mounts};
+use self::takeover::{Inherited, Keeper};
 use crate::service::Service;
 use crate::storage::Storage;
 
@@ -35,17 +38,27 @@ pub struct Daemon {
     pub mounts: Arc<Mounts>,
     /// The action service.
     pub service: Service,
+    /// Who starts the next one.
+    pub keeper: Arc<Keeper>,
     /// When this process started.
     pub started: Instant,
     _unharmed: Unharmed,
 }
 
 impl Daemon {
-    /// Opens the store and mounts the managed targets again.
-    pub fn start(dir: StoreDir) -> Result<(Arc<Self>, UnixListener)> {
+    /// Opens the store, goes on with what an earlier daemon served, and mounts the other managed
+    /// targets again.
+    pub fn start(
+        dir: StoreDir,
+        keeper: Keeper,
+        inherited: Vec<Inherited>,
+    ) -> Result<(Arc<Self>, UnixListener)> {
         let storage = Arc::new(Storage::open(dir)?);
+        // From here on compilers wait for us instead of going without the cache.
         let listener = listen(&storage.dir)?;
-        let mounts = Arc::new(Mounts::new(Arc::clone(&storage))?);
+        let keeper = Arc::new(keeper);
+        let mounts = Arc::new(Mounts::new(Arc::clone(&storage), Arc::clone(&keeper))?);
+        mounts.take_over(inherited);
         mounts.remount_all();
         save_now_and_then(&mounts)?;
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
@@ -53,6 +66,7 @@ impl Daemon {
             storage,
             mounts,
             service,
+            keeper,
             started: Instant::now(),
             _unharmed: Unharmed::start(),
         });
@@ -75,6 +89,7 @@ impl Daemon {
 fn save(mounts: &Mounts) {
     for (path, view) in mounts.in_use() {
         view.expire_grants();
+        view.settle_idle();
         if let Err(error) = view.save_dirty() {
             tracing::warn!(path = %path.display(), %error, "cannot store file records");
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,9 +15,11 @@ use parking_lot::Mutex;
 use store::{ViewId, ViewRecord};
 
 use super::managed;
+use super::takeover::Keeper;
 use crate::fs::import::{Imported, import};
 use crate::fs::{Caller, View};
 use crate::fuse::{Adapter, KernelInvalidate};
+use crate::keeper::wire;
 use crate::storage::Storage;
 use crate::{holders, mount};
 
@@ -39,13 +42,14 @@ pub struct Mounted {
     pub(super) device: u64,
     /// Whether it has left the tree of mounts, and only its last users keep it alive.
     pub(super) leaving: bool,
-    session: JoinHandle<std::io::Result<()>>,
+    pub(super) session: JoinHandle<std::io::Result<()>>,
 }
 
 /// All mounted views.
 pub struct Mounts {
     pub(super) storage: Arc<Storage>,
-    mounted: Arc<Mutex<HashMap<ViewId, Mounted>>>,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) mounted: Arc<Mutex<HashMap<ViewId, Mounted>>>,
     /// Held over a whole mount or unmount, so that two of them never meet on one path. No FUSE
     /// worker takes it: an unmount waits for them.
     pub(super) changing: Mutex<()>,
@@ -71,9 +75,10 @@ pub enum MountOutcome {
 
 impl Mounts {
     /// No mounts yet.
-    pub fn new(storage: Arc<Storage>) -> Result<Self> {
+    pub fn new(storage: Arc<Storage>, keeper: Arc<Keeper>) -> Result<Self> {
         Ok(Self {
             storage,
+            keeper,
             mounted: Arc::default(),
             changing: Mutex::new(()),
         })
@@ -151,12 +156,22 @@ impl Mounts {
         }
         let imported = import(&view, path)?;
         let fuse = mount::mount(path)?;
-        let session = self.serve(&view, fuse).inspect_err(|_| {
+        let kept = wire::duplicate(&fuse)?;
+        let (session, connection) = self.serve(&view, fuse).inspect_err(|_| {
             // Nothing serves it: leave no dead mount behind.
             let _ = mount::unmount(path, true);
         })?;
-        view.set_mounted(true)?;
         let line = mount::mounted_at(path)?.context("the mount is gone already")?;
+        self.keeper.hold(
+            &wire::Session {
+                view: view.id,
+                path: path.as_os_str().as_bytes().to_vec(),
+                minor: line.minor,
+                connection,
+            },
+            kept.as_fd(),
+        );
+        view.set_mounted(true)?;
         let device = nix::sys::stat::makedev(0, u64::from(line.minor));
         let mounted = Mounted {
             view: Arc::clone(&view),
@@ -325,29 +340,30 @@ impl Mounts {
         Ok(())
     }
 
+    /// What shows a view to the kernel.
+    pub(super) fn adapter(&self, view: &Arc<View>) -> Adapter {
+        let (mounted, keeper) = (Arc::clone(&self.mounted), Arc::clone(&self.keeper));
+        Adapter::new(Arc::clone(view), &self.storage.dir.socket()).on_emptied(Box::new(
+            move |view, pid| {
+                if managed::emptied(&mounted, view, pid) {
+                    keeper.release(view.id);
+                }
+            },
+        ))
+    }
+
     fn serve(
         &self,
         view: &Arc<View>,
-        device: std::os::fd::OwnedFd,
-    ) -> Result<JoinHandle<std::io::Result<()>>> {
-        let mut config = fuser::Config::default();
-        config.n_threads = Some(WORKERS);
-        config.acl = if mount::is_shared() {
-            fuser::SessionACL::All
-        } else {
-            fuser::SessionACL::Owner
-        };
-        let mounted = Arc::clone(&self.mounted);
-        let adapter = Adapter::new(Arc::clone(view), &self.storage.dir.socket()).on_emptied(
-            Box::new(move |view, pid| managed::emptied(&mounted, view, pid)),
-        );
+        device: OwnedFd,
+    ) -> Result<(JoinHandle<std::io::Result<()>>, wire::Connection)> {
+        let config = session_config();
+        let adapter = self.adapter(view);
+        let connection = adapter.connection();
         let session = fuser::Session::from_fd(adapter, device, config.acl, config)
             .context("the kernel refuses the FUSE session")?;
-        view.set_invalidate(Box::new(KernelInvalidate(session.notifier())));
-        std::thread::Builder::new()
-            .name(format!("view-{}", view.id.0))
-            .spawn(move || session.run())
-            .context("cannot start the session thread")
+        let connection = *connection.get().context("no handshake with the kernel")?;
+        Ok((run(view, session)?, connection))
     }
 
     /// Marks an unmounted view that is still in use, and stores what it has.
@@ -372,11 +388,36 @@ impl Mounts {
             Err(_) => tracing::error!(path = %mounted.path.display(), "session thread panicked"),
         }
         store(&mounted.view, &mounted.path);
+        self.keeper.release(id);
     }
 }
 
+/// How every view is served.
+pub(super) fn session_config() -> fuser::Config {
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(WORKERS);
+    config.acl = if mount::is_shared() {
+        fuser::SessionACL::All
+    } else {
+        fuser::SessionACL::Owner
+    };
+    config
+}
+
+/// Runs a session until its mount is gone.
+pub(super) fn run(
+    view: &View,
+    session: fuser::Session<Adapter>,
+) -> Result<JoinHandle<std::io::Result<()>>> {
+    view.set_invalidate(Box::new(KernelInvalidate(session.notifier())));
+    std::thread::Builder::new()
+        .name(format!("view-{}", view.id.0))
+        .spawn(move || session.run())
+        .context("cannot start the session thread")
+}
+
 fn store(view: &View, path: &Path) {
-    view.settle_all();
+    view.settle_all(Duration::ZERO);
     if let Err(error) = view.save_dirty().and_then(|()| view.set_mounted(false)) {
         tracing::error!(path = %path.display(), %error, "cannot store the view");
     }

@@ -78,7 +78,7 @@ fn control_answer(
     stream.set_write_timeout(None)?;
     let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
     let answer = match control {
-        Control::Ping => Answer::Done(std::process::id().to_string()),
+        Control::Ping => Answer::Done(format!("{}, {}", std::process::id(), daemon.keeper)),
         Control::Mount { path: bytes } => mount(daemon, &path(bytes)),
         Control::Remount { path: bytes } => match daemon.mounts.remount(&path(bytes)) {
             Ok(_) => Answer::Done(String::new()),

@@ -89,6 +89,10 @@ pub struct DaemonStats {
     pub rss_bytes: u64,
     /// Seconds since it started.
     pub uptime_s: u64,
+    /// Process that starts the next daemon when this one dies; `null` when there is none.
+    pub keeper_pid: Option<u32>,
+    /// Daemons that died under this keeper.
+    pub restarts: u32,
 }
 
 /// Collects the numbers; of all views, or of the one mounted at `view`.
@@ -139,6 +143,8 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
             pid: std::process::id(),
             rss_bytes: resident_bytes().context("cannot read /proc/self/statm")?,
             uptime_s: daemon.started.elapsed().as_secs(),
+            keeper_pid: daemon.keeper.pid(),
+            restarts: daemon.keeper.restarts,
         },
     };
     Ok(serde_json::to_string_pretty(&stats)?)

@@ -1,14 +1,16 @@
 //! The file system proper: views, inodes and content pointers, in plain Rust types.
 //!
 //! Arguments in, `Result<_, Errno>` out; nothing here knows FUSE, so everything can be tested
-//! without a mount. `names` changes names, `data` changes bytes, `outputs` is what the action
-//! service asks of a view (digests, ingest, bind), `import` takes over an existing directory,
-//! `clear` ends everything in a view.
+//! without a mount. `names` changes names, `again` does so for requests sent twice, `data` changes
+//! bytes, `outputs` is what the action service asks of a view (digests, ingest, bind), `passthrough`
+//! lets compilers write past the daemon, `import` takes over an existing directory, `clear` ends
+//! everything in a view.
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
 //! and waits for no other lock while holding it. The lock of the node table is innermost.
 
+pub mod again;
 pub mod clear;
 pub mod data;
 pub mod import;

@@ -53,6 +53,26 @@ impl NewNode {
             body: Body::Inline(Vec::new()),
         }
     }
+
+    /// An empty directory in `parent`.
+    pub fn directory(parent: Ino, mode: u32) -> Self {
+        Self {
+            kind: Kind::Dir,
+            mode,
+            rdev: 0,
+            body: Body::Directory(Directory::new(parent)),
+        }
+    }
+
+    /// A symbolic link.
+    pub fn symlink(target: &[u8]) -> Self {
+        Self {
+            kind: Kind::Symlink,
+            mode: 0o777,
+            rdev: 0,
+            body: Body::Link(target.to_vec()),
+        }
+    }
 }
 
 fn check_name(name: &[u8]) -> FsResult<()> {
@@ -98,6 +118,8 @@ fn unnamed(node: &Node, state: &State, now: Timestamp) -> Attributes {
 }
 
 impl View {
+    /// Puts the record of an inode as it will be. One that loses its last name keeps the record it
+    /// has: the kernel may still refer to it, and a load knows it by the missing name.
     pub(super) fn put(
         &self,
         batch: &mut Batch<'_>,
@@ -106,7 +128,6 @@ impl View {
         attributes: &Attributes,
     ) -> FsResult<()> {
         if attributes.nlink == 0 {
-            batch.delete_inode(self.id, node.ino);
             return Ok(());
         }
         batch
@@ -161,25 +182,13 @@ impl View {
         target: &[u8],
         caller: Caller,
     ) -> FsResult<Entry> {
-        let body = Body::Link(target.to_vec());
-        let new = NewNode {
-            kind: Kind::Symlink,
-            mode: 0o777,
-            rdev: 0,
-            body,
-        };
+        let new = NewNode::symlink(target);
         Ok(self.create_node(parent, name, new, caller)?.1)
     }
 
     /// Makes a directory.
     pub fn mkdir(&self, parent: Ino, name: &[u8], mode: u32, caller: Caller) -> FsResult<Entry> {
-        let body = Body::Directory(Directory::new(parent));
-        let new = NewNode {
-            kind: Kind::Dir,
-            mode,
-            rdev: 0,
-            body,
-        };
+        let new = NewNode::directory(parent, mode);
         Ok(self.create_node(parent, name, new, caller)?.1)
     }
 
@@ -264,8 +273,15 @@ impl View {
         Ok(())
     }
 
-    /// Renames, with what `mode` says of an existing target.
-    pub fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> FsResult<()> {
+    /// Renames, with what `mode` says of an existing target. An exchange is remembered under the
+    /// number of the request that wants it (see [`View::rename_again`]).
+    pub fn rename(
+        &self,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        mode: RenameMode,
+        request: u64,
+    ) -> FsResult<()> {
         check_name(to.1)?;
         let _structure = self.structure.lock();
         let source = self.child(from.0, from.1)?;
@@ -290,7 +306,7 @@ impl View {
             target: target.as_ref(),
         };
         if mode == RenameMode::Exchange {
-            self.exchange(&move_)
+            self.exchange(&move_, request)
         } else {
             self.replace(&move_)?;
             if let Some(target) = &target {
@@ -357,7 +373,7 @@ impl View {
         Ok(())
     }
 
-    fn exchange(&self, move_: &Move<'_>) -> FsResult<()> {
+    fn exchange(&self, move_: &Move<'_>, request: u64) -> FsResult<()> {
         let target = move_.target.ok_or(Errno::ENOENT)?;
         let now = clock::now();
         let mut parents = Parents::lock(move_)?;
@@ -374,8 +390,14 @@ impl View {
             self.put(&mut batch, node, state, &attributes)?;
         }
         parents.put(self, &mut batch, &changes)?;
+        let mut exchanges = self.exchanges.lock();
+        let noted = exchanges.with(request);
+        batch
+            .put_exchanges(self.id, &noted)
+            .map_err(|e| index_failed(&e))?;
         batch.commit().map_err(|e| index_failed(&e))?;
 
+        *exchanges = noted;
         parents.apply(changes);
         if let Some(names) = parents.source_names().directory_mut() {
             names.insert(move_.from.1, target.ino);
@@ -467,7 +489,7 @@ impl<'a> Parents<'a> {
     }
 }
 
-fn new_node(ino: Ino, new: NewNode, caller: Caller, parent: &Attributes) -> Arc<Node> {
+pub(super) fn new_node(ino: Ino, new: NewNode, caller: Caller, parent: &Attributes) -> Arc<Node> {
     let now = clock::now();
     let mut perm = u16::try_from(new.mode & PERMISSIONS).unwrap_or(0);
     let mut gid = caller.gid;

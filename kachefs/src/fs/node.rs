@@ -39,19 +39,25 @@ pub enum Body {
     Special,
 }
 
-/// The names of a directory. Each name has a cookie that grows and is never reused, so a listing
-/// can go on where it stopped however the directory changed meanwhile.
+/// The names of a directory, in the order of their cookies, so a listing can go on where it stopped
+/// however the directory changed meanwhile.
 #[derive(Debug, Default)]
 pub struct Directory {
     /// The directory that holds this one; itself for the root.
     pub parent: Option<Ino>,
     by_name: HashMap<Arc<[u8]>, (Ino, u64)>,
     by_cookie: BTreeMap<u64, Arc<[u8]>>,
-    inserted: u64,
 }
 
 /// Cookies 1 and 2 are `.` and `..`.
 const FIRST_COOKIE: u64 = 3;
+
+/// Where a name stands in every listing: a function of the name alone, so that a listing begun with
+/// one daemon goes on in the right place with its successor. 62 bits, for `d_off` is signed.
+fn cookie_of(name: &[u8]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *Digest::of(name).as_bytes();
+    (u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 2).max(FIRST_COOKIE)
+}
 
 impl Directory {
     /// An empty directory in `parent`.
@@ -70,8 +76,11 @@ impl Directory {
     /// Gives `ino` the name, instead of what had it.
     pub fn insert(&mut self, name: &[u8], ino: Ino) {
         self.remove(name);
-        let cookie = FIRST_COOKIE + self.inserted;
-        self.inserted += 1;
+        let mut cookie = cookie_of(name);
+        // Two names of one hash: once in a million directories of a million names.
+        while self.by_cookie.contains_key(&cookie) {
+            cookie += 1;
+        }
         let name: Arc<[u8]> = name.into();
         self.by_cookie.insert(cookie, Arc::clone(&name));
         self.by_name.insert(name, (ino, cookie));
@@ -138,9 +147,13 @@ pub struct Node {
     pub kind: Kind,
     /// All the rest.
     pub state: Mutex<State>,
-    /// References the kernel holds to the node id. An open file holds one.
+    /// References the kernel holds to the node id. An open file holds one. [`UNKNOWN`] and more:
+    /// an earlier daemon gave out some, how many went with it.
     pub lookups: AtomicU64,
 }
+
+/// Added to the references of a node taken over from an earlier daemon.
+pub const UNKNOWN: u64 = 1 << 62;
 
 impl Node {
     /// A node nobody refers to.
@@ -243,15 +256,36 @@ mod tests {
         for (i, name) in [b"a", b"b", b"c"].iter().enumerate() {
             directory.insert(*name, Ino(i as u64 + 10));
         }
-        let first: Vec<_> = directory.after(0).map(|(cookie, ..)| cookie).collect();
-        directory.remove(b"a");
-        directory.remove(b"c");
-        directory.insert(b"c", Ino(12));
-        directory.insert(b"d", Ino(20));
-        let rest: Vec<_> = directory
-            .after(first[0])
-            .map(|(_, name, _)| name.to_vec())
-            .collect();
-        assert_eq!(rest, [b"b".to_vec(), b"c".to_vec(), b"d".to_vec()]);
+        let names = |directory: &Directory, after| {
+            let rows = directory.after(after);
+            rows.map(|(cookie, name, _)| (cookie, name.to_vec()))
+                .collect::<Vec<_>>()
+        };
+        let before = names(&directory, 0);
+        let (stopped, rest) = (before[0].0, &before[1..]);
+        directory.remove(&before[0].1);
+        directory.remove(&before[2].1);
+        directory.insert(&before[2].1, Ino(12));
+        assert_eq!(names(&directory, stopped), rest);
+    }
+
+    #[test]
+    fn a_listing_goes_on_in_a_directory_loaded_anew() {
+        let all: Vec<Vec<u8>> = (0..100_u8).map(|n| vec![n]).collect();
+        let filled = |names: &mut dyn Iterator<Item = &Vec<u8>>| {
+            let mut directory = Directory::new(Ino::ROOT);
+            for name in names {
+                directory.insert(name, Ino(10));
+            }
+            directory
+        };
+        let (one, other) = (filled(&mut all.iter()), filled(&mut all.iter().rev()));
+        let rows = |directory: &Directory| {
+            let rows = directory.after(0);
+            rows.map(|(cookie, name, _)| (cookie, Arc::clone(name)))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&one), rows(&other));
+        assert_eq!(rows(&one).len(), all.len());
     }
 }

@@ -33,6 +33,9 @@ pub type Grant = Box<dyn Any + Send + Sync>;
 /// after the reply on a machine under load.
 const GRANT_LIFE: Duration = Duration::from_secs(60);
 
+/// By then a process whose file was created has it open, and the kernel tells who writes.
+const OPENED: Duration = Duration::from_secs(1);
+
 /// Directories between a file and one named as a compiler's: rustc makes `rmetaXXXX/` in its
 /// out-dir, and `<crate>/<session>/` in its incremental directory.
 const DEPTH: usize = 3;
@@ -42,7 +45,7 @@ const DEPTH: usize = 3;
 pub(super) struct Passthrough {
     /// Directories compilers write to now, and how many of them.
     compiling: HashMap<Ino, u32>,
-    open: HashMap<Ino, Arc<Node>>,
+    open: HashMap<Ino, (Instant, Arc<Node>)>,
     grants: VecDeque<(Instant, Grant)>,
 }
 
@@ -54,20 +57,14 @@ pub struct Compiling {
 
 impl Drop for Compiling {
     fn drop(&mut self) {
-        let idle = {
-            let mut passthrough = self.view.passthrough.lock();
-            for directory in &self.directories {
-                if let Some(count) = passthrough.compiling.get_mut(directory) {
-                    *count -= 1;
-                    if *count == 0 {
-                        passthrough.compiling.remove(directory);
-                    }
+        let mut passthrough = self.view.passthrough.lock();
+        for directory in &self.directories {
+            if let Some(count) = passthrough.compiling.get_mut(directory) {
+                *count -= 1;
+                if *count == 0 {
+                    passthrough.compiling.remove(directory);
                 }
             }
-            passthrough.compiling.is_empty()
-        };
-        if idle {
-            self.view.settle_all();
         }
     }
 }
@@ -159,8 +156,24 @@ impl View {
     /// Keeps a new file among those written past the daemon.
     pub fn granted(&self, node: &Arc<Node>, grant: Grant) {
         let mut passthrough = self.passthrough.lock();
-        passthrough.open.insert(node.ino, Arc::clone(node));
-        passthrough.grants.push_back((Instant::now(), grant));
+        let now = Instant::now();
+        passthrough.open.insert(node.ino, (now, Arc::clone(node)));
+        passthrough.grants.push_back((now, grant));
+    }
+
+    /// Of a loaded view that stayed mounted: its private files may be open for writing past every
+    /// daemon, by grants of the one that died.
+    pub(super) fn distrust_private(&self) {
+        let nodes: Vec<Arc<Node>> = self.nodes.read().values().cloned().collect();
+        for node in nodes {
+            if let Body::Private { passthrough, .. } = &mut node.state.lock().body {
+                *passthrough = true;
+            } else {
+                continue;
+            }
+            let entry = (Instant::now(), Arc::clone(&node));
+            self.passthrough.lock().open.insert(node.ino, entry);
+        }
     }
 
     /// Lets go of grants that nobody can be about to use.
@@ -238,7 +251,7 @@ impl View {
             _ => return Ok(()),
         };
         let file = self.unwritten(id, deadline)?;
-        let stale = self.take_over(node, id, &file)?;
+        let stale = self.believe(node, id, &file)?;
         self.not_granted(node.ino);
         if let Some(invalidate) = self.invalidate.get() {
             if stale {
@@ -252,7 +265,7 @@ impl View {
 
     /// Makes inode and record say what the backing says. Returns whether the kernel may hold
     /// pages of an older state.
-    fn take_over(&self, node: &Arc<Node>, id: ScratchId, file: &File) -> FsResult<bool> {
+    fn believe(&self, node: &Arc<Node>, id: ScratchId, file: &File) -> FsResult<bool> {
         let mut state = node.state.lock();
         match &state.body {
             Body::Private {
@@ -288,12 +301,26 @@ impl View {
         Ok(stale)
     }
 
-    /// Settles every file nobody writes to.
-    pub fn settle_all(&self) {
-        let open: Vec<Arc<Node>> = self.passthrough.lock().open.values().cloned().collect();
-        for node in open {
+    /// Settles what was created a while ago and nobody writes to, when no compiler runs.
+    pub fn settle_idle(&self) {
+        let busy = !self.passthrough.lock().compiling.is_empty();
+        if !busy {
+            self.settle_all(OPENED);
+        }
+    }
+
+    /// Settles every file of this age that nobody writes to.
+    pub fn settle_all(&self, age: Duration) {
+        let old: Vec<Arc<Node>> = {
+            let passthrough = self.passthrough.lock();
+            let open = passthrough.open.values();
+            open.filter(|(since, _)| since.elapsed() >= age)
+                .map(|(_, node)| Arc::clone(node))
+                .collect()
+        };
+        for node in old {
             match self.settle(&node, Instant::now()) {
-                // Tried again when the next compiler ends.
+                // Tried again later.
                 Ok(()) | Err(Errno::EBUSY) => {}
                 Err(error) => tracing::warn!(ino = ?node.ino, %error, "cannot settle"),
             }

@@ -1,6 +1,6 @@
 //! A view: its nodes by number, loading, lookup, listing, and the life of nodes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -10,10 +10,11 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, RwLock};
 use store::{
-    Attributes, Content, Ino, InodeRecord, Kind, ScratchId, Timestamp, ViewId, ViewRecord,
+    Attributes, Content, DentryRecord, Exchanges, Ino, InodeRecord, Kind, ScratchId, Timestamp,
+    ViewId, ViewRecord,
 };
 
-use super::node::{Body, Directory, Node, State};
+use super::node::{Body, Directory, Node, State, UNKNOWN};
 use super::passthrough::Passthrough;
 use super::{Errno, FsResult, index_failed};
 use crate::clock;
@@ -84,6 +85,10 @@ pub struct View {
     /// Inodes whose stored records are behind.
     dirty: Mutex<Vec<Arc<Node>>>,
     pub(super) passthrough: Mutex<Passthrough>,
+    /// Inodes nobody refers to any more, whose records are still to be deleted.
+    forgotten: Mutex<Vec<Ino>>,
+    /// The exchanges carried out last.
+    pub(super) exchanges: Mutex<Exchanges>,
 }
 
 impl View {
@@ -126,15 +131,78 @@ impl View {
         ))
     }
 
-    /// Loads a view as it was.
+    /// Loads a view as it was, to be mounted afresh. What has no name, because it was unlinked
+    /// while open under an earlier daemon, goes.
     pub fn load(storage: Arc<Storage>, id: ViewId, record: ViewRecord) -> FsResult<Self> {
-        let inodes = storage.index.inodes(id).map_err(|e| index_failed(&e))?;
-        let dentries = storage.index.dentries(id).map_err(|e| index_failed(&e))?;
-        let mut nodes = HashMap::with_capacity(inodes.len());
-        for (ino, stored) in inodes {
+        let Stored {
+            kept,
+            orphans,
+            names,
+        } = Stored::read(&storage, id)?;
+        let mut batch = storage.index.batch();
+        for (ino, stored) in orphans {
+            batch.delete_inode(id, ino);
+            if let Content::Private(scratch) = stored.content
+                && storage.dir.scratch_file(scratch).exists()
+            {
+                storage.remove_scratch(scratch);
+            }
+        }
+        // Numbers of requests mean something only on the connection they came from.
+        batch.delete_exchanges(id);
+        batch.commit().map_err(|e| index_failed(&e))?;
+        let nodes = kept
+            .into_iter()
+            .map(|(ino, stored)| (ino, load_node(&storage, ino, stored)));
+        let nodes = nodes.collect();
+        Self::with_names(storage, id, record, nodes, names)
+    }
+
+    /// Loads a view whose mount has outlived its daemon. The kernel may refer to every inode, also
+    /// to those without a name, and how often nobody knows.
+    pub fn take_over(storage: Arc<Storage>, id: ViewId, record: ViewRecord) -> FsResult<Self> {
+        let Stored {
+            kept,
+            orphans,
+            names,
+        } = Stored::read(&storage, id)?;
+        let exchanges = storage.index.exchanges(id).map_err(|e| index_failed(&e))?;
+        let mut nodes = HashMap::with_capacity(kept.len());
+        let mut forgotten = Vec::new();
+        for (ino, stored) in kept {
             nodes.insert(ino, load_node(&storage, ino, stored));
         }
-        for dentry in dentries {
+        for (ino, stored) in orphans {
+            if let Content::Private(scratch) = &stored.content
+                && !storage.dir.scratch_file(*scratch).exists()
+            {
+                // Reaped, but its record not yet deleted.
+                forgotten.push(ino);
+                continue;
+            }
+            let node = load_node(&storage, ino, stored);
+            node.state.lock().attributes.nlink = 0;
+            nodes.insert(ino, node);
+        }
+        for node in nodes.values() {
+            node.lookups.store(UNKNOWN, Ordering::Relaxed);
+        }
+        let view = Self::with_names(storage, id, record, nodes, names)?;
+        *view.exchanges.lock() = exchanges;
+        *view.forgotten.lock() = forgotten;
+        view.distrust_private();
+        Ok(view)
+    }
+
+    /// Gives loaded nodes their names.
+    fn with_names(
+        storage: Arc<Storage>,
+        id: ViewId,
+        record: ViewRecord,
+        nodes: HashMap<Ino, Arc<Node>>,
+        names: Vec<DentryRecord>,
+    ) -> FsResult<Self> {
+        for dentry in names {
             let Some(child) = nodes.get(&dentry.ino).cloned() else {
                 tracing::warn!(view = id.0, ?dentry, "name of an inode that is not there");
                 continue;
@@ -178,6 +246,8 @@ impl View {
             record: Mutex::new(record),
             dirty: Mutex::default(),
             passthrough: Mutex::default(),
+            forgotten: Mutex::default(),
+            exchanges: Mutex::default(),
         }
     }
 
@@ -335,10 +405,21 @@ impl View {
     /// The kernel drops `count` references to an inode.
     pub fn forget(&self, ino: Ino, count: u64) {
         let Ok(node) = self.node(ino) else { return };
-        let before = node.lookups.fetch_sub(count, Ordering::Relaxed);
+        let named = node.state.lock().attributes.nlink > 0;
+        let less = |known: u64| match known.checked_sub(UNKNOWN) {
+            // The kernel gives all references back at once, one alone only when it had no use for
+            // an answer. So this many are all of ours and those of the earlier daemon. While there
+            // are names it may be asking for more at this moment: then it still counts as unknown.
+            Some(since) if count >= since => Some(if named { UNKNOWN } else { 0 }),
+            Some(_) => Some(known - count),
+            None => Some(known.saturating_sub(count)),
+        };
+        let before = node
+            .lookups
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .unwrap_or_default();
         if before < count {
             tracing::error!(?ino, before, count, "more forgets than lookups");
-            node.lookups.store(0, Ordering::Relaxed);
         }
         self.reap(&node);
     }
@@ -350,11 +431,33 @@ impl View {
         {
             return;
         }
-        self.nodes.write().remove(&node.ino);
+        if self.nodes.write().remove(&node.ino).is_none() {
+            return;
+        }
         self.not_granted(node.ino);
+        // Not a commit of its own: every unlink would cost two. Until the next save the record is
+        // that of an inode without a name, which no load shows.
+        self.forgotten.lock().push(node.ino);
         if let Body::Private { id, .. } = state.body {
             self.storage.remove_scratch(id);
         }
+    }
+
+    /// Deletes the records of inodes that were let go.
+    fn delete_forgotten(&self) -> FsResult<()> {
+        let forgotten = std::mem::take(&mut *self.forgotten.lock());
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        let mut batch = self.storage.index.batch();
+        for ino in &forgotten {
+            batch.delete_inode(self.id, *ino);
+        }
+        let deleted = batch.commit().map_err(|e| index_failed(&e));
+        if deleted.is_err() {
+            self.forgotten.lock().extend(forgotten);
+        }
+        deleted
     }
 
     /// Stores the current record of a node whose attributes changed. When that fails the node is
@@ -369,7 +472,8 @@ impl View {
     }
 
     fn store_record(&self, node: &Node, state: &State) -> FsResult<()> {
-        if state.attributes.nlink == 0 {
+        // Without a name it is stored all the same: whoever has it open outlives this daemon.
+        if state.attributes.nlink == 0 && !self.nodes.read().contains_key(&node.ino) {
             return Ok(());
         }
         if let Body::Private { id, .. } = &state.body {
@@ -393,11 +497,11 @@ impl View {
         }
     }
 
-    /// Stores every record that is behind: now and then, and before an unmount. Tries them all;
-    /// those that fail stay behind, and the first error is returned.
+    /// Stores every record that is behind, and deletes those nobody needs: now and then, and before
+    /// an unmount. Tries them all; those that fail stay behind, and the first error is returned.
     pub fn save_dirty(&self) -> FsResult<()> {
+        let mut result = self.delete_forgotten();
         let nodes = std::mem::take(&mut *self.dirty.lock());
-        let mut result = Ok(());
         for node in nodes {
             let mut state = node.state.lock();
             if std::mem::take(&mut state.dirty) {
@@ -405,6 +509,12 @@ impl View {
             }
         }
         result
+    }
+
+    /// Every inode there is.
+    pub fn inodes(&self) -> Vec<(Ino, Kind)> {
+        let nodes = self.nodes.read();
+        nodes.values().map(|node| (node.ino, node.kind)).collect()
     }
 
     /// Number of inodes and the sum of the file sizes in bytes.
@@ -475,6 +585,31 @@ fn entry_of(node: &Node, state: &State, size: u64, blocks: u64) -> Entry {
         attributes: state.attributes.clone(),
         size,
         blocks,
+    }
+}
+
+/// A view as the index has it.
+struct Stored {
+    /// Inodes that have a name, and the root.
+    kept: Vec<(Ino, InodeRecord)>,
+    /// Inodes that have none.
+    orphans: Vec<(Ino, InodeRecord)>,
+    names: Vec<DentryRecord>,
+}
+
+impl Stored {
+    fn read(storage: &Storage, id: ViewId) -> FsResult<Self> {
+        let inodes = storage.index.inodes(id).map_err(|e| index_failed(&e))?;
+        let names = storage.index.dentries(id).map_err(|e| index_failed(&e))?;
+        let named: HashSet<Ino> = names.iter().map(|name| name.ino).collect();
+        let (kept, orphans) = inodes
+            .into_iter()
+            .partition(|(ino, _)| *ino == Ino::ROOT || named.contains(ino));
+        Ok(Self {
+            kept,
+            orphans,
+            names,
+        })
     }
 }
 

@@ -79,41 +79,20 @@ impl Drop for Held<'_> {
 /// Whether the compiler looked, by `env!` or `option_env!`, for a variable that was taken away from
 /// it. Its outcome is then not what cargo asked for.
 pub fn verdict(prepared: &Prepared, outcome: &Outcome) -> Verdict {
-    let missed = |text: &[u8]| {
-        prepared
-            .scrubbed
-            .iter()
-            .any(|name| text.windows(name.len()).any(|part| part == name))
+    let dep_info = || {
+        let name = dep_info_name(prepared)?;
+        let node = prepared
+            .view
+            .child(prepared.out_dir, name.as_bytes())
+            .ok()?;
+        read_whole(&prepared.view, &node).ok()
     };
-    if prepared.scrubbed.is_empty() {
-        return Verdict::Stands;
-    }
-    if !outcome.success {
-        const UNDEFINED: &[u8] = b"not defined at compile time";
-        let undefined = outcome
-            .stderr
-            .windows(UNDEFINED.len())
-            .any(|part| part == UNDEFINED);
-        return if undefined && missed(&outcome.stderr) {
-            Verdict::Redo
-        } else {
-            Verdict::Stands
-        };
-    }
-    let info = dep_info_name(prepared)
-        .and_then(|name| prepared.view.child(prepared.out_dir, name.as_bytes()).ok())
-        .and_then(|node| read_whole(&prepared.view, &node).ok())
-        .and_then(|text| depinfo::parse(&text).ok());
-    let looked = info.is_some_and(|info| {
-        info.env
-            .iter()
-            .any(|(name, _)| prepared.scrubbed.iter().any(|s| s == name.as_bytes()))
-    });
-    if looked {
-        Verdict::Redo
-    } else {
-        Verdict::Stands
-    }
+    wrapper::verdict::verdict(
+        outcome.success,
+        &outcome.stderr,
+        &prepared.scrubbed,
+        dep_info,
+    )
 }
 
 /// rustc names the dep-info after the crate (rustc book, "--emit").
