@@ -157,15 +157,14 @@ fn timestamp(time: TimeOrNow) -> Timestamp {
             secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
             nanos: since.subsec_nanos(),
         },
+        // fuser reads seconds before the epoch as if the nanoseconds counted down with them
+        // (`system_time_from_time` in its time.rs): -2 s + 0.5 s comes as 2.5 s before. What the
+        // kernel sent is the two parts as they are.
         Err(error) => {
             let before = error.duration();
-            let secs = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            match before.subsec_nanos() {
-                0 => Timestamp { secs, nanos: 0 },
-                nanos => Timestamp {
-                    secs: secs - 1,
-                    nanos: 1_000_000_000 - nanos,
-                },
+            Timestamp {
+                secs: -i64::try_from(before.as_secs()).unwrap_or(i64::MAX),
+                nanos: before.subsec_nanos(),
             }
         }
     }
@@ -744,4 +743,19 @@ fn absent() -> FileAttr {
         size: 0,
         blocks: 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_the_epoch_keep_their_nanoseconds() {
+        // What fuser makes of -2 s + 0.5 s, and what it has to be given to say so again.
+        let read = UNIX_EPOCH - Duration::new(2, 500_000_000);
+        let time = timestamp(TimeOrNow::SpecificTime(read));
+        assert_eq!((time.secs, time.nanos), (-2, 500_000_000));
+        let shown = UNIX_EPOCH - Duration::from_millis(1500);
+        assert_eq!(system_time(time), shown);
+    }
 }
