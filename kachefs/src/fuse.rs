@@ -217,6 +217,17 @@ fn reply_empty(result: FsResult<()>, reply: ReplyEmpty) {
     }
 }
 
+/// What to answer when a file that the kernel knows nothing of cannot be created. A hit may have
+/// brought it since the kernel looked; then ESTALE makes the kernel look again, and check whether
+/// the caller may open what is there. With `O_EXCL` the caller is told.
+fn create_error(error: crate::fs::Errno, flags: i32) -> crate::fs::Errno {
+    if error == crate::fs::Errno::EEXIST && flags & libc::O_EXCL == 0 {
+        crate::fs::Errno::ESTALE
+    } else {
+        error
+    }
+}
+
 /// Mode of a regular file, or of what `mknod` was asked for.
 fn kind_of_mode(mode: u32) -> Option<Kind> {
     match mode & libc::S_IFMT {
@@ -461,7 +472,7 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         let new = NewNode::file(mode);
@@ -476,7 +487,7 @@ impl Filesystem for Adapter {
                 FileHandle(entry.ino.0),
                 FopenFlags::FOPEN_KEEP_CACHE,
             ),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(errno(create_error(error, flags))),
         }
     }
 
@@ -748,6 +759,15 @@ fn absent() -> FileAttr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::Errno;
+
+    #[test]
+    fn what_a_hit_brought_is_looked_up_again() {
+        let (any, exclusive) = (libc::O_CREAT | libc::O_RDWR, libc::O_CREAT | libc::O_EXCL);
+        assert_eq!(create_error(Errno::EEXIST, any), Errno::ESTALE);
+        assert_eq!(create_error(Errno::EEXIST, exclusive), Errno::EEXIST);
+        assert_eq!(create_error(Errno::ENOSPC, any), Errno::ENOSPC);
+    }
 
     #[test]
     fn times_before_the_epoch_keep_their_nanoseconds() {
