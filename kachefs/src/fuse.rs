@@ -16,9 +16,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use nix::unistd::Whence;
 use store::{Ino, Kind, Timestamp};
 use wrapper::protocol::{TOKEN_NAME, Token};
 
@@ -76,6 +77,14 @@ impl Invalidate for KernelInvalidate {
         // A negative offset leaves the data alone (fuse_reverse_inval_inode).
         if let Err(error) = self.0.inval_inode(INodeNo(ino.0), -1, 0) {
             tracing::debug!(?ino, %error, "invalidation refused");
+        }
+    }
+
+    fn data(&self, ino: Ino) {
+        // Offset and length 0 mean all of it; dirty pages are written back first
+        // (invalidate_inode_pages2_range).
+        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), 0, 0) {
+            tracing::debug!(?ino, %error, "writing back refused");
         }
     }
 }
@@ -225,6 +234,14 @@ fn create_error(error: crate::fs::Errno, flags: i32) -> crate::fs::Errno {
         crate::fs::Errno::ESTALE
     } else {
         error
+    }
+}
+
+fn whence_of(whence: i32) -> Option<Whence> {
+    match whence {
+        libc::SEEK_DATA => Some(Whence::SeekData),
+        libc::SEEK_HOLE => Some(Whence::SeekHole),
+        _ => None,
     }
 }
 
@@ -681,6 +698,44 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         reply_empty(self.view.fallocate(Ino(ino.0), offset, length, mode), reply);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let ino = Ino(ino.0);
+        let asked = (u64::try_from(offset), whence_of(whence));
+        let (Ok(offset), Some(whence)) = asked else {
+            return reply.error(Errno::EINVAL);
+        };
+        let view = Arc::clone(&self.view);
+        let answer = move || match view.seek(ino, offset, whence) {
+            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+            Err(error) => reply.error(errno(error)),
+        };
+        match self.view.may_have_holes(ino) {
+            // What was written through a mapping and not yet written back would look like a hole,
+            // and a copy would lose it. The kernel sends those writes here while it is asked for
+            // them, so a thread of its own asks.
+            Ok(true) => {
+                let view = Arc::clone(&self.view);
+                let asking = std::thread::Builder::new().spawn(move || {
+                    view.write_back(ino);
+                    answer();
+                });
+                if let Err(error) = asking {
+                    // The answer went with the closure: fuser says EIO for it.
+                    tracing::error!(?ino, %error, "cannot start a thread");
+                }
+            }
+            _ => answer(),
+        }
     }
 }
 
