@@ -124,6 +124,29 @@ fetch_crate() {
     cp -R "$pristine/." "$dest/"
 }
 
+# ---------------------------------------------------------------- tools
+
+# install_suites: pjdfstest and fsx, the published suites for file systems, built once into
+# $cache_dir/tools. Prints where the programs are. Safe to call from several processes.
+install_suites() {
+    local bin=$cache_dir/tools/bin lock
+    mkdir -p "$bin"
+    exec {lock}>"$cache_dir/tools/.lock"
+    flock "$lock"
+    if [[ $("$bin/pjdfstest" --version 2>/dev/null) != "pjdfstest 0.2.2" ||
+        $("$bin/fsx" --version 2>/dev/null) != "fsx 0.3.2" ]]; then
+        warn "installing pjdfstest and fsx into $cache_dir/tools (once, takes a minute or two)"
+        (
+            cd /
+            export CARGO_TARGET_DIR=$cache_dir/tools/suites
+            cargo install --quiet --locked --force --root "$cache_dir/tools" pjdfstest@0.2.2 fsx@0.3.2
+            rm -rf -- "$CARGO_TARGET_DIR"
+        ) >&2 || die "pjdfstest and fsx could not be installed; is the network there?"
+    fi
+    exec {lock}>&-
+    say "$bin"
+}
+
 # ---------------------------------------------------------------- views
 
 # The mountpoints of all kachefs views (or of those below DIR), one per line.

@@ -17,9 +17,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use nix::unistd::Whence;
 use store::{Ino, Kind, Timestamp};
 use wrapper::protocol::{TOKEN_NAME, Token};
 
@@ -96,6 +97,8 @@ impl Invalidate for KernelInvalidate {
     }
 
     fn data(&self, ino: Ino) {
+        // Offset and length 0 mean all of it; dirty pages are written back first
+        // (invalidate_inode_pages2_range).
         self.inode(ino, 0);
     }
 }
@@ -211,16 +214,6 @@ fn errno(error: crate::fs::Errno) -> Errno {
     Errno::from_i32(error as i32)
 }
 
-/// What to say when a file cannot be created. The kernel remembers that the name is not there; when
-/// it has come since, with ESTALE it looks the name up again and opens what it finds.
-fn created_meanwhile(error: crate::fs::Errno, flags: i32) -> Errno {
-    if error == crate::fs::Errno::EEXIST && flags & libc::O_EXCL == 0 {
-        Errno::ESTALE
-    } else {
-        errno(error)
-    }
-}
-
 fn caller(request: &Request) -> Caller {
     Caller {
         uid: request.uid(),
@@ -250,15 +243,14 @@ fn timestamp(time: TimeOrNow) -> Timestamp {
             secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
             nanos: since.subsec_nanos(),
         },
+        // fuser reads seconds before the epoch as if the nanoseconds counted down with them
+        // (`system_time_from_time` in its time.rs): -2 s + 0.5 s comes as 2.5 s before. What the
+        // kernel sent is the two parts as they are.
         Err(error) => {
             let before = error.duration();
-            let secs = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            match before.subsec_nanos() {
-                0 => Timestamp { secs, nanos: 0 },
-                nanos => Timestamp {
-                    secs: secs - 1,
-                    nanos: 1_000_000_000 - nanos,
-                },
+            Timestamp {
+                secs: -i64::try_from(before.as_secs()).unwrap_or(i64::MAX),
+                nanos: before.subsec_nanos(),
             }
         }
     }
@@ -308,6 +300,25 @@ fn reply_empty(result: FsResult<()>, reply: ReplyEmpty) {
     match result {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// What to answer when a file that the kernel knows nothing of cannot be created. A hit may have
+/// brought it since the kernel looked; then ESTALE makes the kernel look again, and check whether
+/// the caller may open what is there. With `O_EXCL` the caller is told.
+fn create_error(error: crate::fs::Errno, flags: i32) -> crate::fs::Errno {
+    if error == crate::fs::Errno::EEXIST && flags & libc::O_EXCL == 0 {
+        crate::fs::Errno::ESTALE
+    } else {
+        error
+    }
+}
+
+fn whence_of(whence: i32) -> Option<Whence> {
+    match whence {
+        libc::SEEK_DATA => Some(Whence::SeekData),
+        libc::SEEK_HOLE => Some(Whence::SeekHole),
+        _ => None,
     }
 }
 
@@ -607,7 +618,7 @@ impl Filesystem for Adapter {
                 FileHandle(entry.ino.0),
                 FopenFlags::FOPEN_KEEP_CACHE,
             ),
-            Err(error) => reply.error(created_meanwhile(error, flags)),
+            Err(error) => reply.error(errno(create_error(error, flags))),
         }
     }
 
@@ -803,6 +814,44 @@ impl Filesystem for Adapter {
     ) {
         reply_empty(self.view.fallocate(Ino(ino.0), offset, length, mode), reply);
     }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let ino = Ino(ino.0);
+        let asked = (u64::try_from(offset), whence_of(whence));
+        let (Ok(offset), Some(whence)) = asked else {
+            return reply.error(Errno::EINVAL);
+        };
+        let view = Arc::clone(&self.view);
+        let answer = move || match view.seek(ino, offset, whence) {
+            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+            Err(error) => reply.error(errno(error)),
+        };
+        match self.view.may_have_holes(ino) {
+            // What was written through a mapping and not yet written back would look like a hole,
+            // and a copy would lose it. The kernel sends those writes here while it is asked for
+            // them, so a thread of its own asks.
+            Ok(true) => {
+                let view = Arc::clone(&self.view);
+                let asking = std::thread::Builder::new().spawn(move || {
+                    view.write_back(ino);
+                    answer();
+                });
+                if let Err(error) = asking {
+                    // The answer went with the closure: fuser says EIO for it.
+                    tracing::error!(?ino, %error, "cannot start a thread");
+                }
+            }
+            _ => answer(),
+        }
+    }
 }
 
 impl Adapter {
@@ -821,7 +870,7 @@ impl Adapter {
             .create_backed(parent, name.as_bytes(), mode, caller(request));
         let (node, entry, backing) = match made {
             Ok(made) => made,
-            Err(error) => return reply.error(created_meanwhile(error, flags)),
+            Err(error) => return reply.error(errno(create_error(error, flags))),
         };
         let (attr, handle) = (attr(&entry), FileHandle(entry.ino.0));
         match reply.open_backing(&backing) {
@@ -917,4 +966,28 @@ fn absent() -> FileAttr {
         size: 0,
         blocks: 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::Errno;
+
+    #[test]
+    fn what_a_hit_brought_is_looked_up_again() {
+        let (any, exclusive) = (libc::O_CREAT | libc::O_RDWR, libc::O_CREAT | libc::O_EXCL);
+        assert_eq!(create_error(Errno::EEXIST, any), Errno::ESTALE);
+        assert_eq!(create_error(Errno::EEXIST, exclusive), Errno::EEXIST);
+        assert_eq!(create_error(Errno::ENOSPC, any), Errno::ENOSPC);
+    }
+
+    #[test]
+    fn times_before_the_epoch_keep_their_nanoseconds() {
+        // What fuser makes of -2 s + 0.5 s, and what it has to be given to say so again.
+        let read = UNIX_EPOCH - Duration::new(2, 500_000_000);
+        let time = timestamp(TimeOrNow::SpecificTime(read));
+        assert_eq!((time.secs, time.nanos), (-2, 500_000_000));
+        let shown = UNIX_EPOCH - Duration::from_millis(1500);
+        assert_eq!(system_time(time), shown);
+    }
 }

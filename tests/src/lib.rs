@@ -20,6 +20,7 @@ pub mod processes;
 pub mod project;
 pub mod samples;
 pub mod sandbox;
+pub mod side_by_side;
 pub mod toolchain;
 pub mod tree;
 pub mod unprivileged;

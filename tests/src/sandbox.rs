@@ -53,7 +53,13 @@ impl Sandbox {
     /// belong to that user; its mounts cannot be read by the test itself, only by its commands.
     #[track_caller]
     pub fn unprivileged() -> Self {
-        Self::build(DEFAULT_LIMIT, User::other())
+        Self::unprivileged_with_limit(DEFAULT_LIMIT)
+    }
+
+    /// A sandbox of an ordinary user for a test that takes longer than others.
+    #[track_caller]
+    pub fn unprivileged_with_limit(limit: Duration) -> Self {
+        Self::build(limit, User::other())
     }
 
     #[track_caller]
@@ -357,7 +363,7 @@ impl Sandbox {
     pub fn current_daemon(&self) -> Pid {
         let status = self.kachefs("daemon status").ok();
         let words = status.stdout.split(", ");
-        let pid = words.filter_map(|word| word.strip_prefix("pid ")).next();
+        let pid = words.find_map(|word| word.strip_prefix("pid "));
         let pid = pid.and_then(|pid| pid.parse().ok());
         Pid::from_raw(pid.must(format!("no pid\n{status}")))
     }

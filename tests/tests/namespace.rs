@@ -4,88 +4,19 @@
 //! saw: results, error numbers, attributes, bytes.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use harness::side_by_side::same;
 use harness::{Must, Sandbox, processes, tree};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
-
-/// What a script saw, line by line.
-#[derive(Default, PartialEq)]
-struct Log(Vec<String>);
-
-impl Log {
-    fn note(&mut self, what: &str, seen: impl std::fmt::Debug) {
-        self.0.push(format!("{what}: {seen:?}"));
-    }
-
-    /// Notes success or the error number, not the value.
-    fn result<T>(&mut self, what: &str, result: &io::Result<T>) {
-        match result {
-            Ok(_) => self.note(what, "ok"),
-            Err(error) => self.note(what, error.raw_os_error()),
-        }
-    }
-
-    fn errno<T>(&mut self, what: &str, result: &nix::Result<T>) {
-        self.note(what, result.as_ref().err());
-    }
-
-    fn file(&mut self, path: &Path) {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned());
-        let meta = match fs::symlink_metadata(path) {
-            Ok(meta) => meta,
-            Err(error) => return self.note("absent", (name, error.raw_os_error())),
-        };
-        let links = if meta.is_dir() { 0 } else { meta.nlink() };
-        let size = if meta.is_dir() { 0 } else { meta.size() };
-        self.note(
-            "file",
-            (name, meta.mode(), links, size, meta.uid(), meta.gid()),
-        );
-        if meta.is_file() {
-            let bytes = fs::read(path).must(path.display());
-            self.note("bytes", (bytes.len(), &bytes[..bytes.len().min(200)]));
-        }
-    }
-
-    fn all(&mut self, dir: &Path) {
-        for path in tree::walk(dir) {
-            self.file(&path);
-        }
-    }
-}
-
-/// Runs `script` in a view and in a directory on the disk; both must see the same.
-#[track_caller]
-fn same(script: impl Fn(&Path, &mut Log)) {
-    let sandbox = Sandbox::new();
-    let view = sandbox.make_dir("project").join("target");
-    sandbox.mount(&view);
-    let disk = sandbox.make_dir("disk");
-    let [mut seen, mut expected] = [Log::default(), Log::default()];
-    script(&disk, &mut expected);
-    script(&view, &mut seen);
-    assert!(!expected.0.is_empty(), "the script notes something");
-    for (seen, expected) in seen.0.iter().zip(&expected.0) {
-        assert_eq!(seen, expected, "in the view / on the disk");
-    }
-    assert_eq!(seen.0.len(), expected.0.len());
-    // And the daemon remembers what it did.
-    let before = harness::Tree::of(&view);
-    sandbox.unmount(&view);
-    sandbox.mount(&view);
-    before.assert_same(&harness::Tree::of(&view), "after unmount and mount");
-}
 
 #[test]
 fn create_append_and_read() {

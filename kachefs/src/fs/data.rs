@@ -12,6 +12,7 @@ use std::sync::Arc;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
+use nix::unistd::{Whence, lseek};
 use store::{Ino, Kind, Timestamp};
 
 use super::node::{Body, Node, State};
@@ -329,6 +330,49 @@ impl View {
         }
         state.touch_content(clock::now());
         self.save(&node, &mut state)
+    }
+
+    /// Whether the file may have holes. What is mapped and was not written back yet lies in none,
+    /// and only the kernel knows of it: see [`View::seek`].
+    pub fn may_have_holes(&self, ino: Ino) -> FsResult<bool> {
+        let node = self.node(ino)?;
+        let state = node.state.lock();
+        Ok(matches!(state.body, Body::Private { sparse: true, .. }))
+    }
+
+    /// The next data or hole from `offset` on (lseek(2), `SEEK_DATA` and `SEEK_HOLE`).
+    ///
+    /// Tells what the backing holds: before it is asked of a file that may have holes, the kernel
+    /// must be told to write back what it has ([`super::Invalidate::data`]).
+    pub fn seek(&self, ino: Ino, offset: u64, whence: Whence) -> FsResult<u64> {
+        let node = self.node(ino)?;
+        if node.kind != Kind::File {
+            return Err(Errno::EINVAL);
+        }
+        let (file, size) = {
+            let state = node.state.lock();
+            let size = self.entry(&node, &state).size;
+            if offset >= size {
+                return Err(Errno::ENXIO);
+            }
+            let file = match state.body {
+                Body::Private { sparse: true, .. } => self.backing(&state)?,
+                _ => None,
+            };
+            (file, size)
+        };
+        match (file, whence) {
+            (Some(file), Whence::SeekData | Whence::SeekHole) => {
+                // Nobody else relies on where the descriptor stands: all reads and writes say
+                // their offset.
+                let from = i64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+                let found = lseek(file.as_fd(), from, whence)?;
+                u64::try_from(found).map_err(|_| Errno::EIO)
+            }
+            (None, Whence::SeekData) => Ok(offset),
+            (None, Whence::SeekHole) => Ok(size),
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     /// Makes a file's bytes and record survive a power cut.

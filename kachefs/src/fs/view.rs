@@ -32,7 +32,9 @@ pub trait Invalidate: Send + Sync {
     /// Forget the attributes of an inode. Called with no lock held.
     fn attributes(&self, ino: Ino);
 
-    /// Forget the attributes and the bytes of an inode. Called with no lock held.
+    /// Write back what was changed through mappings of an inode, and forget its attributes and
+    /// bytes. Called with no lock held, and never by a thread that serves requests: the kernel waits
+    /// for its writes.
     fn data(&self, ino: Ino);
 }
 
@@ -263,6 +265,14 @@ impl View {
     pub fn set_invalidate(&self, invalidate: Box<dyn Invalidate>) {
         if self.invalidate.set(invalidate).is_err() {
             tracing::error!(view = self.id.0, "view is mounted twice");
+        }
+    }
+
+    /// Has the kernel write back what was changed through mappings of an inode. For threads that
+    /// serve no requests (see [`Invalidate::data`]).
+    pub fn write_back(&self, ino: Ino) {
+        if let Some(kernel) = self.invalidate.get() {
+            kernel.data(ino);
         }
     }
 
