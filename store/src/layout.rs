@@ -196,12 +196,17 @@ impl StoreDir {
 /// A lock for writing on all of a file.
 fn whole_file() -> nix::libc::flock {
     nix::libc::flock {
-        l_type: nix::libc::F_WRLCK as _,
-        l_whence: nix::libc::SEEK_SET as _,
+        l_type: short(nix::libc::F_WRLCK),
+        l_whence: short(nix::libc::SEEK_SET),
         l_start: 0,
         l_len: 0,
         l_pid: 0,
     }
+}
+
+/// Constants that C has as `int` and `struct flock` as `short`.
+fn short(value: i32) -> i16 {
+    i16::try_from(value).unwrap_or(i16::MAX)
 }
 
 #[cfg(test)]

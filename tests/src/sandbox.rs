@@ -362,7 +362,7 @@ impl Sandbox {
     #[track_caller]
     pub fn current_daemon(&self) -> Pid {
         let status = self.kachefs("daemon status").ok();
-        let words = status.stdout.split(", ");
+        let mut words = status.stdout.split(", ");
         let pid = words.find_map(|word| word.strip_prefix("pid "));
         let pid = pid.and_then(|pid| pid.parse().ok());
         Pid::from_raw(pid.must(format!("no pid\n{status}")))
