@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use store::StoreDir;
-use wrapper::protocol::{self, Answer, Control, Request};
+use wrapper::protocol::{self, Answer, Control, ProtocolError, Request};
 
 /// A daemon that has not opened its store by then says why in its log.
 const START: Duration = Duration::from_mins(1);
@@ -39,16 +39,39 @@ pub fn ask(dir: &StoreDir, control: Control) -> Result<Option<Answer>> {
     Ok(Some(protocol::receive(&stream)?))
 }
 
+/// Whether a daemon answers. One that is ending takes connections until it is gone, and answers
+/// none of them.
+fn is_running(dir: &StoreDir) -> Result<bool> {
+    match ask(dir, Control::Ping) {
+        Ok(answer) => Ok(answer.is_some()),
+        Err(error) if is_cut_off(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_cut_off(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(ProtocolError::Io(error)) if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        )
+    )
+}
+
 /// Starts a daemon for the store if none answers.
 pub fn ensure_running(dir: &StoreDir) -> Result<()> {
-    if ask(dir, Control::Ping)?.is_some() {
+    if is_running(dir)? {
         return Ok(());
     }
     dir.create()?;
     let mut child = spawn(dir)?;
+    let mut again = true;
     let deadline = Instant::now() + START;
     while Instant::now() < deadline {
-        if ask(dir, Control::Ping)?.is_some() {
+        if is_running(dir)? {
             return Ok(());
         }
         // Two commands may start a daemon at once: one of them gets the store, and the other waits
@@ -56,10 +79,15 @@ pub fn ensure_running(dir: &StoreDir) -> Result<()> {
         if let Some(status) = child.try_wait()?
             && !matches!(dir.lock(), Err(store::LayoutError::InUse(_)))
         {
-            bail!(
-                "the daemon ended at once ({status}): {}",
-                last_line(&dir.log())
-            );
+            if !again {
+                bail!(
+                    "the daemon ended at once ({status}): {}",
+                    last_line(&dir.log())
+                );
+            }
+            // It may have met one that was still ending.
+            again = false;
+            child = spawn(dir)?;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
