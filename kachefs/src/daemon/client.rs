@@ -64,16 +64,39 @@ fn converse(stream: &UnixStream, request: &Request) -> Result<Answer, ProtocolEr
     protocol::receive(stream)
 }
 
+/// Whether a daemon answers. One that is ending takes connections until it is gone, and answers
+/// none of them.
+fn is_running(dir: &StoreDir) -> Result<bool> {
+    match ask(dir, Control::Ping) {
+        Ok(answer) => Ok(answer.is_some()),
+        Err(error) if is_cut_off(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_cut_off(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(ProtocolError::Io(error)) if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        )
+    )
+}
+
 /// Starts a daemon for the store if none answers.
 pub fn ensure_running(dir: &StoreDir) -> Result<()> {
-    if ask(dir, Control::Ping)?.is_some() {
+    if is_running(dir)? {
         return Ok(());
     }
     dir.create()?;
     let mut child = spawn(dir)?;
+    let mut again = true;
     let deadline = Instant::now() + START;
     while Instant::now() < deadline {
-        if ask(dir, Control::Ping)?.is_some() {
+        if is_running(dir)? {
             return Ok(());
         }
         // Two commands may start a daemon at once: one of them gets the store, and the other waits
@@ -81,10 +104,15 @@ pub fn ensure_running(dir: &StoreDir) -> Result<()> {
         if let Some(status) = child.try_wait()?
             && !dir.has_keeper()
         {
-            bail!(
-                "the daemon ended at once ({status}): {}",
-                last_line(&dir.log())
-            );
+            if !again {
+                bail!(
+                    "the daemon ended at once ({status}): {}",
+                    last_line(&dir.log())
+                );
+            }
+            // It may have met one that was still ending.
+            again = false;
+            child = spawn(dir)?;
         }
         std::thread::sleep(PAUSE);
     }
