@@ -73,7 +73,7 @@ fn what_was_unlinked_while_open_is_there_until_the_kernel_forgets_it() {
     let (fixture, view) = Fixture::new();
     let (small, large) = (create(&view, b"small"), create(&view, b"large"));
     view.write(small, 0, b"small").expect("writes");
-    view.write(large, 0, &[7; 20_000]).expect("writes");
+    view.write(large, 0, &vec![7; 20_000]).expect("writes");
     let directory = view.mkdir(ROOT, b"dir", 0o755, CALLER).expect("makes").ino;
     view.unlink(ROOT, b"small").expect("unlinks");
     view.unlink(ROOT, b"large").expect("unlinks");
@@ -82,7 +82,7 @@ fn what_was_unlinked_while_open_is_there_until_the_kernel_forgets_it() {
 
     let view = fixture.take_over();
     assert_eq!(read(&view, small), b"small");
-    assert_eq!(read(&view, large), [7; 20_000]);
+    assert_eq!(read(&view, large), vec![7; 20_000]);
     for ino in [small, large, directory] {
         assert_eq!(view.getattr(ino).expect("stat").attributes.nlink, 0);
     }

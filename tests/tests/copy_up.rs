@@ -75,16 +75,18 @@ fn map_and_write(path: &Path, at: usize, byte: u8) {
 }
 
 /// What a program may do to a file, by name.
-const CHANGES: [(&str, fn(&Path)); 12] = [
+type Change = (&'static str, fn(&Path));
+
+const CHANGES: [Change; 12] = [
     ("write", |path| {
-        writable(path).write_all_at(b"changed", 100).must("pwrite")
+        writable(path).write_all_at(b"changed", 100).must("pwrite");
     }),
     ("append", |path| {
         let file = OpenOptions::new().append(true).open(path);
         file.must("open").write_all(b"appended").must("append");
     }),
     ("truncate down", |path| {
-        writable(path).set_len(1000).must("set_len")
+        writable(path).set_len(1000).must("set_len");
     }),
     ("truncate up", |path| {
         let file = writable(path);
@@ -92,19 +94,19 @@ const CHANGES: [(&str, fn(&Path)); 12] = [
         file.set_len(length + 5000).must("set_len");
     }),
     ("truncate to nothing", |path| {
-        writable(path).set_len(0).must("set_len")
+        writable(path).set_len(0).must("set_len");
     }),
     ("open to truncate", |path| {
-        fs::write(path, "new").must("write")
+        fs::write(path, "new").must("write");
     }),
     ("map and write", |path| map_and_write(path, 5000, 0xa5)),
     ("preallocate", |path| {
         let mode = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        nix::fcntl::fallocate(&writable(path), mode, 0, 1 << 20).must("fallocate");
+        nix::fcntl::fallocate(writable(path), mode, 0, 1 << 20).must("fallocate");
     }),
     ("punch", |path| {
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        nix::fcntl::fallocate(&writable(path), mode, 4096, 8192).must("punch");
+        nix::fcntl::fallocate(writable(path), mode, 4096, 8192).must("punch");
     }),
     ("copy into", |path| {
         let (mut from, mut to) = (100_000, 9000);

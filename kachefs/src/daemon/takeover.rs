@@ -221,11 +221,8 @@ fn init_request(connection: &Connection) -> Vec<u8> {
     const LENGTH: u32 = 104;
     const FUSE_INIT: u32 = 26;
     let flags = connection.capabilities | InitFlags::FUSE_INIT_EXT.bits();
-    let [a, b, c, d, e, f, g, h] = flags.to_le_bytes();
-    let (low, high) = (
-        u32::from_le_bytes([a, b, c, d]),
-        u32::from_le_bytes([e, f, g, h]),
-    );
+    let half = |shift: u32| u32::try_from(flags >> shift & u64::from(u32::MAX)).unwrap_or(0);
+    let (low, high) = (half(0), half(32));
     let mut bytes = Vec::with_capacity(LENGTH as usize);
     let mut put = |word: u32| bytes.extend_from_slice(&word.to_ne_bytes());
     put(LENGTH);

@@ -31,7 +31,7 @@ pub type Grant = Box<dyn Any + Send + Sync>;
 
 /// The kernel looks a grant up when the process that created the file goes on, which is long
 /// after the reply on a machine under load.
-const GRANT_LIFE: Duration = Duration::from_secs(60);
+const GRANT_LIFE: Duration = Duration::from_mins(1);
 
 /// By then a process whose file was created has it open, and the kernel tells who writes.
 const OPENED: Duration = Duration::from_secs(1);
@@ -242,13 +242,13 @@ impl View {
     /// Ends the passthrough of a file: from now on all its changes come through the daemon. EBUSY
     /// when somebody has it open for writing at the deadline. Any other file is settled already.
     pub fn settle(&self, node: &Arc<Node>, deadline: Instant) -> FsResult<()> {
-        let id = match node.state.lock().body {
-            Body::Private {
-                id,
-                passthrough: true,
-                ..
-            } => id,
-            _ => return Ok(()),
+        let Body::Private {
+            id,
+            passthrough: true,
+            ..
+        } = node.state.lock().body
+        else {
+            return Ok(());
         };
         let file = self.unwritten(id, deadline)?;
         let stale = self.believe(node, id, &file)?;
