@@ -52,12 +52,12 @@ fn change_names(dir: &Path, over: &AtomicBool) {
         fs::remove_dir(name("dir")).must("rmdir");
         fs::remove_file(name("link")).must("unlink");
         assert_eq!(file.metadata().must("stat").nlink(), 1);
-        if turns % 2 == 0 {
+        if turns.is_multiple_of(2) {
             fs::remove_file(name("new")).must("unlink");
             fs::remove_file(name("symlink")).must("unlink");
         }
         turns += 1;
-        let first = if turns % 2 == 0 { &left } else { &right };
+        let first = if turns.is_multiple_of(2) { &left } else { &right };
         let found = fs::read(&left).must("read");
         assert_eq!(found, first.as_os_str().as_encoded_bytes(), "turn {turns}");
     }
