@@ -1,7 +1,9 @@
 //! All of it works for an ordinary user: the mount goes through fusermount3.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
+use harness::killer::killing;
 use harness::messages::Messages;
 use harness::unprivileged::can_mount_unprivileged;
 use harness::{Must, Sandbox, samples};
@@ -80,6 +82,32 @@ fn kill_and_mount_again() {
         sandbox.output_of(project.program("app")),
         samples::PLAIN_OUTPUT
     );
+}
+
+#[test]
+fn a_build_goes_on_while_the_daemon_is_killed() {
+    let Some(sandbox) = sandbox() else { return };
+    let project = samples::many(sandbox.path("project"), 12, "");
+    sandbox.hand_over(project.root());
+    sandbox.mount(project.target());
+    for _ in 0..2 {
+        let (built, kills) = killing(&sandbox, 100, Duration::from_millis(600), |_| {
+            sandbox.cargo(&project, "build").ok()
+        });
+        assert!(!built.stderr.contains("without the cache"), "{built}");
+        eprintln!("{kills} kills");
+        assert_eq!(sandbox.output_of(project.program("app")), "sum 12\n");
+        let again = sandbox.cargo(&project, "build --message-format=json").ok();
+        Messages::of(&again).assert_all_fresh();
+        sandbox.empty_view(project.target());
+    }
+    // Together with the keeper it takes the mount along; the next mount brings it back.
+    let _ = sandbox.cargo(&project, "build").ok();
+    sandbox.kill_keeper_and_daemon();
+    let _ = sandbox.command("ls").arg(project.target()).fails();
+    sandbox.mount(project.target());
+    let again = sandbox.cargo(&project, "build --message-format=json").ok();
+    Messages::of(&again).assert_all_fresh();
 }
 
 #[test]
