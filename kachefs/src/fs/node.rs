@@ -53,8 +53,10 @@ const LAST_COOKIE: u64 = i64::MAX as u64;
 
 /// The cookie a name has wherever no other name took it first.
 fn cookie_of(name: &[u8]) -> u64 {
-    let &[a, b, c, d, e, f, g, h, ..] = Digest::of(name).as_bytes();
-    (u64::from_be_bytes([a, b, c, d, e, f, g, h]) & LAST_COOKIE).max(FIRST_COOKIE)
+    let digest = Digest::of(name);
+    let first = digest.as_bytes().iter().take(8);
+    let number = first.fold(0, |number, byte| number << 8 | u64::from(*byte));
+    (number & LAST_COOKIE).max(FIRST_COOKIE)
 }
 
 impl Directory {
