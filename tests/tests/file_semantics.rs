@@ -2,20 +2,17 @@
 //! times, and the way git, editors, databases, tar and rsync write files.
 //!
 //! Each script runs in a view and on the disk and must see the same; what a view does differently
-//! is in tests of its own.
+//! is in `exceptions.rs`.
 
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::num::NonZeroUsize;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use harness::Must;
 use harness::side_by_side::{Log, same};
-use harness::{Must, Sandbox};
-use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, RenameFlags, renameat2};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mknod, utimensat};
@@ -714,154 +711,4 @@ fn flags_and_lengths_at_their_limits() {
         let opened = nix::fcntl::open(&dir.join("link/"), OFlag::O_RDONLY, Mode::empty());
         log.errno("with a slash at the end", &opened);
     });
-}
-
-fn mounted() -> (Sandbox, std::path::PathBuf) {
-    let sandbox = Sandbox::new();
-    let view = sandbox.make_dir("project").join("target");
-    sandbox.mount(&view);
-    (sandbox, view)
-}
-
-#[test]
-fn extended_attributes_are_refused() {
-    let (_sandbox, view) = mounted();
-    let path = view.join("file");
-    fs::write(&path, "x").must("write");
-    let [path, name] =
-        [path.as_os_str().as_bytes(), b"user.test"].map(|b| CString::new(b).must("C"));
-    // SAFETY: both strings end with NUL and live through the calls; the value is 1 byte long, and
-    // no buffer is offered where the length given is 0.
-    let (set, get, list) = unsafe {
-        let set = libc::setxattr(path.as_ptr(), name.as_ptr(), [1_u8].as_ptr().cast(), 1, 0);
-        let set = (set, Errno::last());
-        let get = libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0);
-        let get = (get, Errno::last());
-        let list = libc::listxattr(path.as_ptr(), std::ptr::null_mut(), 0);
-        (set, get, (list, Errno::last()))
-    };
-    assert_eq!(set, (-1, Errno::EOPNOTSUPP));
-    assert_eq!(get, (-1, Errno::EOPNOTSUPP));
-    // The kernel lists what it may know itself: nothing.
-    assert!(list == (-1, Errno::EOPNOTSUPP) || list.0 == 0, "{list:?}");
-}
-
-#[test]
-fn nameless_files_are_refused() {
-    let (_sandbox, view) = mounted();
-    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
-    let opened = nix::fcntl::open(&view, flags, Mode::S_IRWXU);
-    assert_eq!(opened.map(drop), Err(Errno::EOPNOTSUPP));
-    // What programs do then.
-    let made = tempfile::tempfile_in(&view);
-    made.must("a temporary file").write_all(b"x").must("write");
-    assert_eq!(fs::read_dir(&view).must("readdir").count(), 0);
-}
-
-#[test]
-fn birth_times_are_not_told() {
-    let (_sandbox, view) = mounted();
-    let path = view.join("file");
-    fs::write(&path, "x").must("write");
-    let birth = path.metadata().must("stat").created();
-    assert!(birth.is_err(), "{birth:?}");
-}
-
-#[test]
-fn collapse_and_insert_are_refused() {
-    let (_sandbox, view) = mounted();
-    let file = read_write(&view.join("file"));
-    file.write_all_at(&[1; 20_000], 0).must("pwrite");
-    for flags in [
-        FallocateFlags::FALLOC_FL_COLLAPSE_RANGE,
-        FallocateFlags::FALLOC_FL_INSERT_RANGE,
-    ] {
-        let result = nix::fcntl::fallocate(&file, flags, 0, 4096);
-        assert_eq!(result, Err(Errno::EOPNOTSUPP), "{flags:?}");
-    }
-    assert_eq!(fs::read(view.join("file")).must("read"), [1; 20_000]);
-}
-
-#[test]
-fn a_whiteout_is_refused() {
-    let (_sandbox, view) = mounted();
-    let [a, b] = ["a", "b"].map(|name| view.join(name));
-    fs::write(&a, "a").must("write");
-    let whiteout = RenameFlags::from_bits_retain(libc::RENAME_WHITEOUT);
-    let result = renameat2(AT_FDCWD, &a, AT_FDCWD, &b, whiteout);
-    assert_eq!(result, Err(Errno::EINVAL));
-    assert_eq!(fs::read(&a).must("read"), b"a");
-}
-
-#[test]
-fn reading_leaves_the_access_time() {
-    let (_sandbox, view) = mounted();
-    let path = view.join("file");
-    fs::write(&path, "x").must("write");
-    let old = TimeSpec::new(1_000_000_000, 5);
-    utimensat(
-        AT_FDCWD,
-        &path,
-        &old,
-        &TimeSpec::UTIME_NOW,
-        UtimensatFlags::FollowSymlink,
-    )
-    .must("age");
-    assert_eq!(fs::read(&path).must("read"), b"x");
-    let meta = path.metadata().must("stat");
-    assert_eq!((meta.atime(), meta.atime_nsec()), (1_000_000_000, 5));
-}
-
-#[test]
-fn set_group_id_that_means_nothing_stays() {
-    if !Uid::effective().is_root() {
-        eprintln!("skipped: only root becomes another user");
-        return;
-    }
-    // On a file its group cannot execute the bit once asked for mandatory locks. Disks clear it
-    // when somebody outside the group writes; Linux does not ask FUSE file systems to
-    // (fuse_setattr).
-    let (_sandbox, view) = mounted();
-    let path = view.join("file");
-    fs::write(&path, "x").must("write");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o2767)).must("chmod");
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
-    let script = "echo y >> \"$1\"";
-    let written = command.args(["sh", "-c", script, "sh"]).arg(&path).status();
-    assert!(written.must("sh").success());
-    assert_eq!(fs::read(&path).must("read"), b"xy\n");
-    assert_eq!(path.metadata().must("stat").mode() & 0o7777, 0o2767);
-}
-
-#[test]
-fn set_user_id_and_devices_have_no_effect() {
-    if !Uid::effective().is_root() {
-        eprintln!("skipped: only root makes device nodes");
-        return;
-    }
-    let (_sandbox, view) = mounted();
-    let null = view.join("null");
-    mknod(
-        &null,
-        SFlag::S_IFCHR,
-        Mode::from_bits_truncate(0o666),
-        makedev(1, 3),
-    )
-    .must("mknod");
-    let opened = File::open(&null).map(drop);
-    assert_eq!(
-        opened.map_err(|e| e.raw_os_error()),
-        Err(Some(libc::EACCES))
-    );
-    let id = view.join("id");
-    let copied = Command::new("cp")
-        .args(["/usr/bin/id", &id.to_string_lossy()])
-        .status();
-    assert!(copied.must("cp").success());
-    fs::set_permissions(&id, fs::Permissions::from_mode(0o4755)).must("chmod");
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
-    let output = command.arg(&id).arg("-u").output().must("id");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "65534");
 }

@@ -57,7 +57,11 @@ fn change_names(dir: &Path, over: &AtomicBool) {
             fs::remove_file(name("symlink")).must("unlink");
         }
         turns += 1;
-        let first = if turns.is_multiple_of(2) { &left } else { &right };
+        let first = if turns.is_multiple_of(2) {
+            &left
+        } else {
+            &right
+        };
         let found = fs::read(&left).must("read");
         assert_eq!(found, first.as_os_str().as_encoded_bytes(), "turn {turns}");
     }

@@ -57,8 +57,9 @@ const LAST_COOKIE: u64 = i64::MAX as u64;
 /// The cookie a name has wherever no other name took it first.
 fn cookie_of(name: &[u8]) -> u64 {
     let digest = Digest::of(name);
-    let first = digest.as_bytes().first_chunk().copied().unwrap_or_default();
-    (u64::from_be_bytes(first) & LAST_COOKIE).max(FIRST_COOKIE)
+    let first = digest.as_bytes().iter().take(8);
+    let number = first.fold(0, |number, byte| number << 8 | u64::from(*byte));
+    (number & LAST_COOKIE).max(FIRST_COOKIE)
 }
 
 impl Directory {
