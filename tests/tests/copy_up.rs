@@ -74,7 +74,7 @@ fn map_and_write(path: &Path, at: usize, byte: u8) {
     unsafe { munmap(map, length) }.must("munmap");
 }
 
-/// What a program may do to a file, by name.
+/// Something a program may do to a file, and its name.
 type Change = (&'static str, fn(&Path));
 
 const CHANGES: [Change; 12] = [

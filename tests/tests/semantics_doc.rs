@@ -73,7 +73,7 @@ fn complaints(page: &str, sources: &BTreeMap<String, String>) -> Vec<String> {
 }
 
 fn sources() -> BTreeMap<String, String> {
-    let mut sources = BTreeMap::new();
+    let mut sources: BTreeMap<String, String> = BTreeMap::new();
     for dir in ["tests/tests", "kachefs/tests"] {
         let dir = toolchain::workspace().join(dir);
         for entry in fs::read_dir(&dir).must(dir.display()) {
@@ -88,7 +88,9 @@ fn sources() -> BTreeMap<String, String> {
                 .must("a name")
                 .to_string_lossy()
                 .into_owned();
-            sources.insert(name, fs::read_to_string(&file).must(file.display()));
+            // Files of one name in both directories are about one thing.
+            let source = fs::read_to_string(&file).must(file.display());
+            sources.entry(name).or_default().push_str(&source);
         }
     }
     sources

@@ -351,15 +351,11 @@ impl View {
         }
         let (file, size) = {
             let state = node.state.lock();
-            let size = self.entry(&node, &state).size;
-            if offset >= size {
-                return Err(Errno::ENXIO);
-            }
             let file = match state.body {
                 Body::Private { sparse: true, .. } => self.backing(&state)?,
                 _ => None,
             };
-            (file, size)
+            (file, state.size())
         };
         match (file, whence) {
             (Some(file), Whence::SeekData | Whence::SeekHole) => {
@@ -369,6 +365,7 @@ impl View {
                 let found = lseek(file.as_fd(), from, whence)?;
                 u64::try_from(found).map_err(|_| Errno::EIO)
             }
+            (None, _) if offset >= size => Err(Errno::ENXIO),
             (None, Whence::SeekData) => Ok(offset),
             (None, Whence::SeekHole) => Ok(size),
             _ => Err(Errno::EINVAL),

@@ -37,21 +37,18 @@ fn long() -> bool {
 
 fn seed() -> [u8; 32] {
     let mut seed = [0; 32];
-    match std::env::var("KACHEFS_TEST_SEED") {
-        Ok(text) => {
-            assert!(
-                text.len() == 64 && text.is_ascii(),
-                "KACHEFS_TEST_SEED: 64 hex digits"
-            );
-            for (byte, digits) in seed.iter_mut().zip(text.as_bytes().chunks(2)) {
-                let digits = str::from_utf8(digits).must("ASCII");
-                *byte = u8::from_str_radix(digits, 16).must("KACHEFS_TEST_SEED: hex digits");
-            }
-        }
-        Err(_) => {
-            let random = fs::File::open("/dev/urandom").must("/dev/urandom");
-            std::io::Read::read_exact(&mut &random, &mut seed).must("/dev/urandom");
-        }
+    let Ok(text) = std::env::var("KACHEFS_TEST_SEED") else {
+        let random = fs::File::open("/dev/urandom").must("/dev/urandom");
+        std::io::Read::read_exact(&mut &random, &mut seed).must("/dev/urandom");
+        return seed;
+    };
+    assert!(
+        text.len() == 64 && text.is_ascii(),
+        "KACHEFS_TEST_SEED: 64 hex digits"
+    );
+    for (byte, digits) in seed.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let digits = str::from_utf8(digits).must("ASCII");
+        *byte = u8::from_str_radix(digits, 16).must("KACHEFS_TEST_SEED: hex digits");
     }
     seed
 }
@@ -238,10 +235,11 @@ fn random_operations_equal_disk_and_model() {
             tally.assert_varied();
         }
         Err(TestError::Fail(why, ops)) => {
-            let hex: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex: Vec<_> = seed.iter().map(|byte| format!("{byte:02x}")).collect();
             let ops: Vec<_> = ops.iter().map(|op| format!("    {op:?},")).collect();
             panic!(
-                "{why}\nKACHEFS_TEST_SEED={hex}\nsequence:\n{}",
+                "{why}\nKACHEFS_TEST_SEED={}\nsequence:\n{}",
+                hex.concat(),
                 ops.join("\n")
             );
         }

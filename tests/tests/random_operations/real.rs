@@ -297,9 +297,9 @@ fn seek(file: &File, at: u32, whence: Whence) -> Seen {
         return found.map(|_| Value::Done);
     }
     // A file that cannot be read is believed.
-    let bytes = match read_at(file, 0, usize::try_from(size).must("small")) {
-        Ok(Value::Bytes(bytes)) => bytes,
-        _ => return Ok(Value::Done),
+    let length = usize::try_from(size).must("small");
+    let Ok(Value::Bytes(bytes)) = read_at(file, 0, length) else {
+        return Ok(Value::Done);
     };
     let zeros = |from: usize, to: usize| bytes[from..to].iter().all(|byte| *byte == 0);
     let from = at as usize;
