@@ -12,6 +12,7 @@ pub mod fs;
 pub mod fuse;
 pub mod holders;
 pub mod keeper;
+mod memory;
 pub mod mount;
 pub mod service;
 pub mod storage;

@@ -71,7 +71,7 @@ fn change_names(dir: &Path, over: &AtomicBool) {
     assert!(turns > 10, "{turns} turns");
 }
 
-/// Lines at the end of a file, small at first and then large; every one is there at the end.
+/// Lines at the end of a file; every one is there at the end.
 fn append(path: &Path, over: &AtomicBool) {
     let mut file = OpenOptions::new()
         .append(true)
@@ -98,6 +98,18 @@ fn read_anew(path: &Path, expected: &[u8], over: &AtomicBool) {
         file.read_to_end(&mut bytes).must("read");
         assert!(bytes == expected, "{} bytes", bytes.len());
     }
+}
+
+/// Writes as large as the kernel passes on: the daemon dies in the middle of taking one in.
+fn write_large(path: &Path, bytes: &[u8], over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        let mut file = File::create(path).must("create");
+        for _ in 0..4 {
+            file.write_all(bytes).must("write");
+        }
+        assert_eq!(file.metadata().must("stat").len(), 4 * bytes.len() as u64);
+    }
+    assert!(fs::read(path).must("read") == bytes.repeat(4));
 }
 
 /// A directory's names while it does not change, some of them at a time.
@@ -136,6 +148,7 @@ fn reads_writes_and_names_go_on() {
                 scope.spawn(|| change_names(&target.join("two"), over)),
                 scope.spawn(|| append(&target.join("log"), over)),
                 scope.spawn(|| read_anew(&target.join("pattern"), &pattern, over)),
+                scope.spawn(|| write_large(&target.join("large"), &pattern, over)),
                 scope.spawn(|| list(&target.join("many"), over)),
             ];
             for thread in work {
