@@ -290,6 +290,9 @@ fn keeper_and_daemon_killed_together() {
     let _ = sandbox.cargo(&project, "build").ok();
     let before = Tree::of(&target);
     sandbox.kill_keeper_and_daemon();
+    // Until their descriptors are closed too, what is asked is under way, and ends as ECONNABORTED.
+    let gone = || nix::sys::statvfs::statvfs(&target) == Err(nix::errno::Errno::ENOTCONN);
+    assert!(processes::wait_for(Duration::from_secs(5), gone));
     let error = fs::read_dir(&target).err().must("nobody serves it");
     assert_eq!(error.raw_os_error(), Some(nix::libc::ENOTCONN), "{error}");
 
