@@ -188,3 +188,24 @@ fn only_directories_of_running_compilers_count() {
     drop(two);
     assert_eq!(state(), [false; 4]);
 }
+
+#[test]
+fn a_time_that_was_set_is_kept() {
+    let fixture = Fixture::new();
+    let (node, mut file) = fixture.create(b"f");
+    file.write_all(&vec![1; 20_000]).expect("writes");
+    drop(file);
+    let future = store::Timestamp {
+        secs: 4_000_000_000,
+        nanos: 7,
+    };
+    let changes = kachefs::fs::data::Changes {
+        mtime: Some(future),
+        ..Default::default()
+    };
+    let shown = fixture.view.setattr(node.ino, changes).expect("sets");
+    assert_eq!(shown.attributes.mtime, future);
+    fixture.view.settle(&node, soon()).expect("settles");
+    let shown = fixture.view.getattr(node.ino).expect("stat");
+    assert_eq!(shown.attributes.mtime, future);
+}

@@ -33,6 +33,9 @@ pub type Grant = Box<dyn Any + Send + Sync>;
 /// after the reply on a machine under load.
 const GRANT_LIFE: Duration = Duration::from_mins(1);
 
+/// Longest time between two ticks of the kernel's coarse clock (`CONFIG_HZ=100`), in nanoseconds.
+const TICK: i128 = 10_000_000;
+
 /// By then a process whose file was created has it open, and the kernel tells who writes.
 const OPENED: Duration = Duration::from_secs(1);
 
@@ -73,10 +76,28 @@ impl Drop for Compiling {
 fn stamp(meta: &Metadata) -> Stamp {
     Stamp {
         size: meta.len(),
-        mtime: Timestamp {
-            secs: meta.mtime(),
-            nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
-        },
+        mtime: mtime(meta),
+    }
+}
+
+/// When a backing was last written.
+pub(super) fn mtime(meta: &Metadata) -> Timestamp {
+    Timestamp {
+        secs: meta.mtime(),
+        nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
+    }
+}
+
+/// When a backing was last written, by the clock that stamps everything else in a view: the disk's
+/// is finer, and ahead of it by up to a tick. A time that is further ahead was set by somebody.
+pub(super) fn coarse_mtime(meta: &Metadata) -> Timestamp {
+    let (written, now) = (mtime(meta), clock::now());
+    let ahead = i128::from(written.secs - now.secs) * 1_000_000_000 + i128::from(written.nanos)
+        - i128::from(now.nanos);
+    if (0..TICK).contains(&ahead) {
+        now
+    } else {
+        written
     }
 }
 
@@ -291,8 +312,7 @@ impl View {
         };
         state.generation += 1;
         state.digest = None;
-        // The disk's clock is finer than the one that stamps everything else in a view.
-        state.attributes.mtime = now.mtime.min(clock::now());
+        state.attributes.mtime = coarse_mtime(&meta);
         state.attributes.ctime = state.attributes.ctime.max(state.attributes.mtime);
         self.save(node, &mut state)?;
         if matches!(state.body, Body::Inline(_)) {

@@ -15,7 +15,7 @@ use store::{
 };
 
 use super::node::{Body, Directory, Node, State, UNKNOWN};
-use super::passthrough::Passthrough;
+use super::passthrough::{self, Passthrough};
 use super::{Errno, FsResult, index_failed};
 use crate::clock;
 use crate::storage::Storage;
@@ -276,7 +276,7 @@ impl View {
         }
     }
 
-    /// Remembers whether the daemon should mount this view when it starts.
+    /// Notes whether the view is mounted. Which views come back is said by their managed targets.
     pub fn set_mounted(&self, mounted: bool) -> FsResult<()> {
         let mut record = self.record.lock();
         record.mounted = mounted;
@@ -575,15 +575,10 @@ impl View {
     }
 }
 
-/// The length and times of a file the kernel writes to are those of the backing, but not later
-/// than now: the disk's clock is finer than the one that stamps everything else.
+/// The length and times of a file the kernel writes to are those of the backing.
 fn passthrough_entry(node: &Node, state: &State, meta: &fs::Metadata) -> Entry {
-    let written = Timestamp {
-        secs: meta.mtime(),
-        nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
-    };
     let mut entry = entry_of(node, state, meta.len(), meta.blocks());
-    entry.attributes.mtime = written.min(clock::now());
+    entry.attributes.mtime = passthrough::coarse_mtime(meta);
     entry.attributes.ctime = entry.attributes.ctime.max(entry.attributes.mtime);
     entry
 }
@@ -669,10 +664,7 @@ fn backing(storage: &Storage, id: ScratchId) -> Backing {
             };
         }
     };
-    let written = Some(Timestamp {
-        secs: meta.mtime(),
-        nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0),
-    });
+    let written = Some(passthrough::mtime(&meta));
     let private = Body::Private {
         id,
         size: meta.len(),
