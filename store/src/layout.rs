@@ -132,16 +132,7 @@ impl StoreDir {
     /// Takes ownership of the store for this process.
     pub fn lock(&self) -> Result<StoreLock, LayoutError> {
         let path = self.root.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| LayoutError::Io {
-                path: path.clone(),
-                source,
-            })?;
+        let file = open_lock(&path)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(StoreLock(lock)),
             Err((_, Errno::EWOULDBLOCK)) => Err(LayoutError::InUse(self.root.clone())),
@@ -156,21 +147,14 @@ impl StoreDir {
     /// lives, daemon or not: what its daemon held must not be taken by a stranger's.
     pub fn lock_keeper(&self) -> Result<KeeperLock, LayoutError> {
         let path = self.keeper_lock();
-        let failed = |source| LayoutError::Io {
-            path: path.clone(),
-            source,
-        };
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
+        let file = open_lock(&path)?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
             Ok(_) => Ok(KeeperLock(file)),
             Err(Errno::EAGAIN | Errno::EACCES) => Err(LayoutError::InUse(self.root.clone())),
-            Err(errno) => Err(failed(errno.into())),
+            Err(errno) => Err(LayoutError::Io {
+                path,
+                source: errno.into(),
+            }),
         }
     }
 
@@ -191,6 +175,20 @@ impl StoreDir {
     pub fn of_socket(socket: &Path) -> Option<Self> {
         Some(Self::new(socket.parent()?.parent()?))
     }
+}
+
+/// A file to be locked, made when it is not there.
+fn open_lock(path: &Path) -> Result<File, LayoutError> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| LayoutError::Io {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// A lock for writing on all of a file.

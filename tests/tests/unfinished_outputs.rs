@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use harness::flip::{Case, State};
@@ -28,20 +29,26 @@ fn a_linker_that_leaves_a_writer_behind() {
     fs::set_permissions(&linker, fs::Permissions::from_mode(0o755)).must("make it run");
     let state = State::printing("here").env("RUSTFLAGS", format!("-Clinker={}", linker.display()));
 
-    fs::write(&marker, "").must("ask it to linger");
-    // It cannot be run yet, either: the kernel calls it busy.
-    let (first, _) = case.sandbox.during(|| case.cargo(&state).ok());
+    stored_only_when_finished(&case, &state, &marker);
     assert!(marker.with_extension("held").exists(), "it lingered");
+}
+
+/// Builds while the linker, asked by `marker`, leaves a writer behind, and twice without.
+#[track_caller]
+fn stored_only_when_finished(case: &Case, state: &State, marker: &Path) {
+    fs::write(marker, "").must("ask it to linger");
+    // It cannot be run yet, either: the kernel calls it busy.
+    let (first, _) = case.sandbox.during(|| case.cargo(state).ok());
     assert_eq!(first.misses + first.uncacheable, 1, "{first:?}");
-    fs::remove_file(&marker).must("no more lingering");
+    fs::remove_file(marker).must("no more lingering");
     std::thread::sleep(Duration::from_secs(LINGER));
 
-    let second = case.build(&state, true, "with nobody writing");
+    let second = case.build(state, true, "with nobody writing");
     assert_eq!(
         second.hits, 0,
         "an unfinished output was stored: {second:?}"
     );
-    let third = case.build(&state, true, "once more");
+    let third = case.build(state, true, "once more");
     third.assert_all_hit(1);
 }
 
@@ -90,16 +97,5 @@ fn a_linker_that_leaves_a_mapping_behind() {
     fs::set_permissions(&linker, fs::Permissions::from_mode(0o755)).must("make it run");
     let state = State::printing("here").env("RUSTFLAGS", format!("-Clinker={}", linker.display()));
 
-    fs::write(&marker, "").must("ask it to linger");
-    let (first, _) = case.sandbox.during(|| case.cargo(&state).ok());
-    assert_eq!(first.misses + first.uncacheable, 1, "{first:?}");
-    fs::remove_file(&marker).must("no more lingering");
-    std::thread::sleep(Duration::from_secs(LINGER));
-    let second = case.build(&state, true, "with nobody writing");
-    assert_eq!(
-        second.hits, 0,
-        "an unfinished output was stored: {second:?}"
-    );
-    let third = case.build(&state, true, "once more");
-    third.assert_all_hit(1);
+    stored_only_when_finished(&case, &state, &marker);
 }
