@@ -66,6 +66,8 @@ thread_local! {
 /// Serves one view to the kernel.
 pub struct Adapter {
     view: Arc<View>,
+    /// Whether the kernel is asked for passthrough.
+    wants_passthrough: bool,
     /// Whether the kernel opens files straight onto their backings for us.
     passthrough: AtomicBool,
     socket: Vec<u8>,
@@ -116,11 +118,19 @@ impl Adapter {
     pub fn new(view: Arc<View>, socket: &Path) -> Self {
         Self {
             view,
+            wants_passthrough: true,
             passthrough: AtomicBool::new(false),
             socket: socket.as_os_str().as_bytes().to_vec(),
             emptied: None,
             connection: Arc::default(),
         }
+    }
+
+    /// Sets whether the kernel is asked for passthrough.
+    #[must_use]
+    pub fn passthrough(mut self, wanted: bool) -> Self {
+        self.wants_passthrough = wanted;
+        self
     }
 
     /// Sets who is told that the view was emptied.
@@ -351,7 +361,7 @@ impl Filesystem for Adapter {
         }
         // The kernel then opens files of a compiler straight onto their backings (see
         // `fs::passthrough`); a stack of one is the depth of a plain disk below a view.
-        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() {
+        if self.wants_passthrough && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() {
             let allowed = config.set_max_stack_depth(1).is_ok();
             self.passthrough.store(allowed, Ordering::Relaxed);
         }

@@ -214,6 +214,16 @@ fn unescape(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(path))
 }
 
+/// Has the kernel read ahead by whole requests. A FUSE mount starts with the kernel's default
+/// (`VM_READAHEAD_PAGES`, 128 KiB), whatever the handshake says, and each request costs a round trip.
+/// Only root may say more; others go on with less.
+pub fn read_ahead(minor: u32, bytes: u32) {
+    let knob = format!("/sys/class/bdi/0:{minor}/read_ahead_kb");
+    if let Err(error) = fs::write(&knob, (bytes / 1024).to_string()) {
+        tracing::debug!(knob, %error, "read-ahead stays as it is");
+    }
+}
+
 /// Asks the file system at `path` something the kernel cannot answer from memory; ENOTCONN when
 /// the process that served it is gone.
 pub fn answers(path: &Path) -> Result<(), Errno> {

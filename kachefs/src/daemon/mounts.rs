@@ -18,7 +18,7 @@ use super::managed;
 use super::takeover::Keeper;
 use crate::fs::import::{Imported, import};
 use crate::fs::{Caller, View};
-use crate::fuse::{Adapter, KernelInvalidate};
+use crate::fuse::{Adapter, KernelInvalidate, MAX_REQUEST};
 use crate::keeper::wire;
 use crate::storage::Storage;
 use crate::{holders, mount};
@@ -31,6 +31,9 @@ const SESSION_END: Duration = Duration::from_secs(3);
 
 /// The same after a lazy unmount, when it is likely to have users left.
 const LAZY_END: Duration = Duration::from_millis(200);
+
+/// Set for the daemon, it serves as if it were not allowed FUSE passthrough.
+const NO_PASSTHROUGH: &str = "KACHEFS_NO_PASSTHROUGH";
 
 /// One mounted view.
 pub struct Mounted {
@@ -162,6 +165,7 @@ impl Mounts {
             let _ = mount::unmount(path, true);
         })?;
         let line = mount::mounted_at(path)?.context("the mount is gone already")?;
+        mount::read_ahead(line.minor, MAX_REQUEST);
         self.keeper.hold(
             &wire::Session {
                 view: view.id,
@@ -343,13 +347,14 @@ impl Mounts {
     /// What shows a view to the kernel.
     pub(super) fn adapter(&self, view: &Arc<View>) -> Adapter {
         let (mounted, keeper) = (Arc::clone(&self.mounted), Arc::clone(&self.keeper));
-        Adapter::new(Arc::clone(view), &self.storage.dir.socket()).on_emptied(Box::new(
-            move |view, pid| {
-                if managed::emptied(&mounted, view, pid) {
-                    keeper.release(view.id);
-                }
-            },
-        ))
+        let emptied = move |view: &View, pid| {
+            if managed::emptied(&mounted, view, pid) {
+                keeper.release(view.id);
+            }
+        };
+        Adapter::new(Arc::clone(view), &self.storage.dir.socket())
+            .passthrough(std::env::var_os(NO_PASSTHROUGH).is_none())
+            .on_emptied(Box::new(emptied))
     }
 
     fn serve(
