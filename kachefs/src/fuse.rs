@@ -875,6 +875,8 @@ impl Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        // Until the file is among those written past us, a sync point waits.
+        let _change = self.view.storage.epochs.change();
         let made = self
             .view
             .create_backed(parent, name.as_bytes(), mode, caller(request));

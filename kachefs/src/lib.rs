@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod commands;
 pub mod daemon;
+pub mod epochs;
 pub mod fs;
 pub mod fuse;
 pub mod holders;
@@ -16,3 +17,4 @@ mod memory;
 pub mod mount;
 pub mod service;
 pub mod storage;
+mod sync_points;

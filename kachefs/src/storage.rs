@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,14 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use parking_lot::Mutex;
 use store::{
-    Cas, CasError, Content, Digest, Index, LayoutError, ScratchId, StoreDir, StoreLock, Timestamp,
+    Cas, CasError, Content, Digest, Epoch, Index, LayoutError, ScratchId, StoreDir, StoreLock,
+    SyncPoint, Timestamp,
 };
+
+use crate::clock;
+use crate::epochs::Epochs;
+use crate::fs::recovery::{self, History};
+use crate::sync_points::{self, ScratchName, SyncPoints, retired_name};
 
 /// Scratch ids claimed from the index at a time.
 const CLAIM: u64 = 1024;
@@ -38,6 +45,9 @@ pub struct Storage {
     pub cas: Cas,
     /// Its facts.
     pub index: Index,
+    /// Which changes belong together.
+    pub epochs: Epochs,
+    pub(crate) sync_points: SyncPoints,
     scratch: Mutex<ScratchIds>,
     open_files: Mutex<LruCache<Backing, Arc<File>>>,
     _lock: StoreLock,
@@ -60,25 +70,37 @@ struct ScratchIds {
 impl Storage {
     /// Opens the store at `dir`, making it when it is not there, and takes ownership.
     pub fn open(dir: StoreDir) -> anyhow::Result<Self> {
+        Self::open_in(dir, sync_points::this_boot())
+    }
+
+    /// The same in a boot of this name.
+    pub fn open_in(dir: StoreDir, boot: Option<String>) -> anyhow::Result<Self> {
         dir.create()?;
         let lock = lock(&dir)?;
         let index = Index::open(&dir.index())?;
         let cas = Cas::new(&dir);
         cas.remove_leftovers()?;
-        let next = index.next_scratch()?;
-        let scratch = Mutex::new(ScratchIds {
-            next,
-            claimed: next,
-        });
+        let history = History::of(index.sync_point()?, boot.as_deref());
+        if let History::Cut(last) = &history {
+            recovery::recover(&dir, &cas, &index, last)?;
+        }
+        let orphans = Orphans::take(&dir, &index)?;
+        // Ids that were claimed just before a power cut may be forgotten.
+        let next = index.next_scratch()?.max(orphans.next);
+        let point = begin(&dir, &index, history, boot)?;
         let storage = Self {
+            epochs: Epochs::new(point.begun),
+            sync_points: SyncPoints::new(point, dir.root(), orphans.retired)?,
             dir,
             cas,
             index,
-            scratch,
+            scratch: Mutex::new(ScratchIds {
+                next,
+                claimed: next,
+            }),
             open_files: Mutex::new(LruCache::new(OPEN_FILES)),
             _lock: lock,
         };
-        storage.remove_orphans()?;
         Ok(storage)
     }
 
@@ -162,26 +184,92 @@ impl Storage {
             tracing::warn!(path = %path.display(), %error, "cannot remove scratch file");
         }
     }
+}
 
-    /// Removes backing files that no inode of any view points at: what was unlinked but still
-    /// open when an earlier daemon died.
-    fn remove_orphans(&self) -> anyhow::Result<()> {
-        let mut named = HashSet::new();
-        for (view, _) in self.index.views()? {
-            for (_, record) in self.index.inodes(view)? {
-                if let Content::Private(id) = record.content {
-                    named.insert(self.dir.scratch_file(id));
-                }
-            }
-        }
-        for entry in fs::read_dir(self.dir.scratch())? {
+/// Backing files that no inode of any view points at: what was unlinked but still open when an
+/// earlier daemon died, or waits for its removal.
+struct Orphans {
+    /// Gone with the next sync point: an earlier state of the index may name them.
+    retired: Vec<ScratchId>,
+    /// No file has this id or a later one.
+    next: u64,
+}
+
+impl Orphans {
+    fn take(dir: &StoreDir, index: &Index) -> anyhow::Result<Self> {
+        let named = named_files(dir, index)?;
+        let mut orphans = Self {
+            retired: Vec::new(),
+            next: 0,
+        };
+        for entry in fs::read_dir(dir.scratch())? {
             let path = entry?.path();
-            if !named.contains(&path) {
-                fs::remove_file(&path)?;
+            let id = match ScratchName::of(&path) {
+                ScratchName::Live(id) if !named.contains(&path) => {
+                    fs::rename(&path, retired_name(&path))?;
+                    orphans.retired.push(id);
+                    id
+                }
+                ScratchName::Retired(id) => {
+                    orphans.retired.push(id);
+                    id
+                }
+                ScratchName::Live(id) => id,
+                ScratchName::Other => {
+                    fs::remove_file(&path)?;
+                    continue;
+                }
+            };
+            orphans.next = orphans.next.max(id.0 + 1);
+        }
+        Ok(orphans)
+    }
+}
+
+fn named_files(dir: &StoreDir, index: &Index) -> anyhow::Result<HashSet<PathBuf>> {
+    let mut named = HashSet::new();
+    for (view, _) in index.views()? {
+        for (_, record) in index.inodes(view)? {
+            if let Content::Private(id) = record.content {
+                named.insert(dir.scratch_file(id));
             }
         }
-        Ok(())
     }
+    Ok(named)
+}
+
+/// Notes that the store is in use from now on, and from where on it cannot be vouched for.
+fn begin(
+    dir: &StoreDir,
+    index: &Index,
+    history: History,
+    boot: Option<String>,
+) -> anyhow::Result<SyncPoint> {
+    let now = clock::now();
+    let begins = |epoch, boot| SyncPoint {
+        boot,
+        begun: epoch,
+        durable: epoch,
+        since: now,
+        ended: false,
+    };
+    let (point, vouched) = match history {
+        // Everything is in the page cache, and as much of it on the disk as there was before.
+        History::SameBoot(last) if last.since <= now => return Ok(last),
+        // The clock was set back meanwhile.
+        History::SameBoot(last) => (SyncPoint { since: now, ..last }, true),
+        History::Ended(last) => (begins(last.begun, boot), true),
+        History::Cut(last) => (begins(last.begun.next(), boot), false),
+        // Nothing to vouch for, or what a kachefs without sync points left.
+        History::New => (begins(Epoch(1), boot), index.views()?.is_empty()),
+    };
+    if !vouched {
+        nix::unistd::syncfs(File::open(dir.root())?)?;
+    }
+    sync_points::put(index, &point)?;
+    // Before anything changes: a state of the index that ended in order must not be found then.
+    index.sync()?;
+    Ok(point)
 }
 
 fn lock(dir: &StoreDir) -> Result<StoreLock, LayoutError> {

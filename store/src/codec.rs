@@ -11,8 +11,13 @@ use serde::de::DeserializeOwned;
 pub trait Record: Serialize + DeserializeOwned {
     /// Names the record in error messages.
     const NAME: &'static str;
-    /// The layout this code writes, and the only one it reads.
+    /// The layout this code writes.
     const VERSION: u8;
+
+    /// Reads an older layout; `None` when this build does not know it.
+    fn decode_older(_version: u8, _body: &[u8]) -> Option<postcard::Result<Self>> {
+        None
+    }
 }
 
 /// Bytes that are not a readable record.
@@ -55,17 +60,25 @@ pub fn decode<R: Record>(bytes: &[u8]) -> Result<R, CodecError> {
     let (&version, body) = bytes
         .split_first()
         .ok_or_else(|| damaged(postcard::Error::DeserializeUnexpectedEnd))?;
-    if version != R::VERSION {
-        return Err(CodecError::Version {
+    if version == R::VERSION {
+        return whole(body).map_err(damaged);
+    }
+    match R::decode_older(version, body) {
+        Some(older) => older.map_err(damaged),
+        None => Err(CodecError::Version {
             name: R::NAME,
             found: version,
             expected: R::VERSION,
-        });
+        }),
     }
-    let (record, rest) = postcard::take_from_bytes(body).map_err(damaged)?;
+}
+
+/// What all of these bytes mean.
+pub(crate) fn whole<T: DeserializeOwned>(body: &[u8]) -> postcard::Result<T> {
+    let (value, rest) = postcard::take_from_bytes(body)?;
     if rest.is_empty() {
-        Ok(record)
+        Ok(value)
     } else {
-        Err(damaged(postcard::Error::DeserializeBadEncoding))
+        Err(postcard::Error::DeserializeBadEncoding)
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `meta` | name | schema version, counters, next scratch id |
 //! | `meta` | `exchanges/`, view | [`Exchanges`] |
+//! | `meta` | `sync-point` | [`SyncPoint`] |
 //! | `views` | view | [`ViewRecord`] |
 //! | `inodes` | view, ino | [`InodeRecord`] |
 //! | `dentries` | view, parent ino, name | ino |
@@ -21,13 +22,14 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    Direction, IteratorMode, Options, WriteBatch,
+    DBRecoveryMode, Direction, IteratorMode, Options, WriteBatch,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::action::{ActionEntry, ActionKey, InputRecord, InvocationDigest};
 use crate::codec::{CodecError, Record, decode, encode};
 use crate::digest::Digest;
+use crate::sync_point::SyncPoint;
 use crate::view::{DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, ViewId, ViewRecord};
 
 /// Keys and values as they are stored.
@@ -47,6 +49,7 @@ const SCHEMA_KEY: &[u8] = b"schema";
 const COUNTERS_KEY: &[u8] = b"counters";
 const SCRATCH_KEY: &[u8] = b"next-scratch";
 const EXCHANGES_KEY: &[u8] = b"exchanges/";
+const SYNC_POINT_KEY: &[u8] = b"sync-point";
 
 /// Input records kept per invocation: enough for the branches one switches between.
 const RECORDS_PER_INVOCATION: usize = 16;
@@ -227,6 +230,11 @@ impl Index {
         Ok(self.get(META, &exchanges_key(view))?.unwrap_or_default())
     }
 
+    /// The last sync point; `None` in a store that never had one.
+    pub fn sync_point(&self) -> Result<Option<SyncPoint>, IndexError> {
+        self.get(META, SYNC_POINT_KEY)
+    }
+
     /// What the action cache holds under `key`.
     pub fn action(&self, key: &ActionKey) -> Result<Option<ActionEntry>, IndexError> {
         self.get(ACTIONS, key.0.as_bytes())
@@ -323,6 +331,11 @@ fn db_options() -> Options {
     options.set_max_log_file_size(1 << 20);
     options.set_max_total_wal_size(64 << 20);
     options.set_max_open_files(256);
+    // After a power cut the log ends somewhere, perhaps in the middle of a batch. What comes before
+    // is a true earlier state; replaying anything behind a gap would make one that never was. To
+    // refuse such a store (absolute consistency) helps nobody. RocksDB's default today, but what
+    // recovery rests on must not change with it.
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     options
 }
 
@@ -400,6 +413,19 @@ impl Batch<'_> {
     pub fn delete_exchanges(&mut self, view: ViewId) {
         self.changes
             .delete_cf(self.index.family(META), exchanges_key(view));
+    }
+
+    /// Stores the last sync point.
+    pub fn put_sync_point(&mut self, point: &SyncPoint) -> Result<(), IndexError> {
+        self.put(META, SYNC_POINT_KEY, point)
+    }
+
+    /// Forgets every digest of a file on the disk.
+    pub fn forget_file_memos(&mut self) -> Result<(), IndexError> {
+        for (path, _) in self.index.scan(FILES, &[])? {
+            self.changes.delete_cf(self.index.family(FILES), path);
+        }
+        Ok(())
     }
 
     /// Stores what the action cache holds under `key`.

@@ -14,6 +14,7 @@ pub mod index;
 pub mod layout;
 pub mod managed;
 pub mod scan;
+pub mod sync_point;
 pub mod view;
 
 pub use action::{
@@ -27,6 +28,7 @@ pub use index::{Batch, Counter, Index, IndexError};
 pub use layout::{KeeperLock, LayoutError, StoreDir, StoreLock};
 pub use managed::{Managed, ManagedTarget};
 pub use scan::RootScanner;
+pub use sync_point::{Epoch, SyncPoint};
 pub use view::{
     Attributes, Content, DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, Kind, ScratchId,
     Timestamp, ViewId, ViewRecord,

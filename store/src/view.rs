@@ -7,8 +7,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::action::ActionKey;
-use crate::codec::Record;
+use crate::codec::{Record, whole};
 use crate::digest::Digest;
+use crate::sync_point::Epoch;
 
 /// Number of a view; never reused within a store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -115,11 +116,37 @@ pub struct InodeRecord {
     pub content: Content,
     /// The action whose output the content is; cleared by any write.
     pub origin: Option<ActionKey>,
+    /// When the content last changed.
+    pub changed: Epoch,
+    /// Whether a program has ever made the file durable with `fsync`: from then on it is never
+    /// dropped.
+    pub fsynced: bool,
+}
+
+/// An inode as it was stored before there were sync points.
+#[derive(Deserialize)]
+struct InodeRecord1 {
+    kind: Kind,
+    attributes: Attributes,
+    content: Content,
+    origin: Option<ActionKey>,
 }
 
 impl Record for InodeRecord {
     const NAME: &'static str = "inode";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
+        let convert = |old: InodeRecord1| Self {
+            kind: old.kind,
+            attributes: old.attributes,
+            content: old.content,
+            origin: old.origin,
+            changed: Epoch(0),
+            fsynced: false,
+        };
+        (version == 1).then(|| whole(body).map(convert))
+    }
 }
 
 /// One name in a directory as stored.
@@ -221,16 +248,29 @@ mod tests {
             },
             content: Content::Inline(b"hi".to_vec()),
             origin: None,
+            changed: Epoch(300),
+            fsynced: true,
         };
         let bytes = encode(&record).expect("encodes");
         let golden = [
-            1, 0, 0xa4, 3, 1, 2, 3, 0, 1, 5, 1, 5, 1, 5, 2, 2, b'h', b'i', 0,
+            2, 0, 0xa4, 3, 1, 2, 3, 0, 1, 5, 1, 5, 1, 5, 2, 2, b'h', b'i', 0, 0xac, 2, 1,
         ];
         assert_eq!(
             bytes, golden,
             "a changed layout needs a new InodeRecord::VERSION"
         );
         assert_eq!(decode::<InodeRecord>(&bytes).expect("decodes"), record);
+        // As stores before sync points have it.
+        let mut older = golden[..19].to_vec();
+        older[0] = 1;
+        let converted = InodeRecord {
+            changed: Epoch(0),
+            fsynced: false,
+            ..record
+        };
+        assert_eq!(decode::<InodeRecord>(&older).expect("decodes"), converted);
+        older.push(0);
+        assert!(decode::<InodeRecord>(&older).is_err(), "trailing bytes");
     }
 
     #[test]

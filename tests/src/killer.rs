@@ -54,7 +54,8 @@ pub fn killing<T>(
     })
 }
 
-struct SetOnDrop<'a>(&'a AtomicBool);
+/// Says `true` when dropped, also by a failing test.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
@@ -63,20 +64,42 @@ impl Drop for SetOnDrop<'_> {
 }
 
 /// Numbers nobody foresees (xorshift64).
-struct Chance(u64);
+pub struct Chance(u64);
+
+impl Default for Chance {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Chance {
-    fn new() -> Self {
+    /// Starts anywhere.
+    pub fn new() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let nanos = now.map_or(1, |now| now.subsec_nanos());
         Self(u64::from(nanos) << 20 | u64::from(std::process::id()) | 1)
     }
 
-    /// Between 0 and 1.
-    fn next(&mut self) -> f64 {
+    fn step(&mut self) {
         for (left, by) in [(true, 13), (false, 7), (true, 17)] {
             self.0 ^= if left { self.0 << by } else { self.0 >> by };
         }
+    }
+
+    /// Below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        self.step();
+        usize::try_from((self.0 >> 20) % end as u64).unwrap_or(0)
+    }
+
+    /// A time up to `longest`.
+    pub fn pause(&mut self, longest: Duration) -> Duration {
+        longest.mul_f64(self.next())
+    }
+
+    /// Between 0 and 1.
+    fn next(&mut self) -> f64 {
+        self.step();
         f64::from(u32::try_from(self.0 >> 32).unwrap_or(0)) / f64::from(u32::MAX)
     }
 }

@@ -14,6 +14,7 @@ pub mod counters;
 pub mod fetch;
 pub mod flip;
 pub mod killer;
+pub mod lossy_disk;
 pub mod messages;
 pub mod mounts;
 pub mod processes;
@@ -27,6 +28,7 @@ pub mod unprivileged;
 
 pub use command::{Cmd, Outcome, Running};
 pub use counters::Counters;
+pub use lossy_disk::LossyDisk;
 pub use project::{Package, Project};
 pub use sandbox::Sandbox;
 pub use tree::Tree;

@@ -19,8 +19,9 @@ use crate::daemon::takeover::{Inherited, Keeper};
 use crate::daemon::{Daemon as Running, client, server};
 use crate::keeper;
 
-/// How long a daemon may take to let go of its store after it promised to.
-const STOP: Duration = Duration::from_secs(30);
+/// How long a daemon may take to let go of its store after it promised to: its last sync point waits
+/// for the disk.
+const STOP: Duration = Duration::from_mins(3);
 
 /// Look after the daemon that serves a store's views.
 #[derive(Debug, Args)]

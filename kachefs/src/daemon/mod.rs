@@ -1,15 +1,16 @@
 //! The daemon: one process that owns a store, serves its views and answers compilers.
 //!
 //! `server` speaks the socket protocol, `mounts` keeps the mounted views, `managed` knows which of
-//! them come back by themselves, `takeover` goes on with those of a daemon that died. Started by a
-//! keeper, for `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting
-//! everything.
+//! them come back by themselves, `sync_points` says now and then that everything is on the disk,
+//! `takeover` goes on with the mounts of a daemon that died. Started by a keeper, for `kachefs
+//! mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting everything.
 
 pub mod client;
 mod managed;
 pub mod mounts;
 pub mod server;
 pub mod stats;
+mod sync_points;
 pub mod takeover;
 
 use std::os::unix::fs::PermissionsExt;
@@ -53,6 +54,7 @@ impl Daemon {
         keeper: Keeper,
         inherited: Vec<Inherited>,
     ) -> Result<(Arc<Self>, UnixListener)> {
+        let unharmed = Unharmed::start();
         let storage = Arc::new(Storage::open(dir)?);
         // From here on compilers wait for us instead of going without the cache.
         let listener = listen(&storage.dir)?;
@@ -61,6 +63,7 @@ impl Daemon {
         mounts.take_over(inherited);
         mounts.remount_all();
         save_now_and_then(&mounts)?;
+        sync_points::make_now_and_then(&mounts)?;
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let daemon = Arc::new(Self {
             storage,
@@ -68,7 +71,7 @@ impl Daemon {
             service,
             keeper,
             started: Instant::now(),
-            _unharmed: Unharmed::start(),
+            _unharmed: unharmed,
         });
         Ok((daemon, listener))
     }
@@ -78,8 +81,11 @@ impl Daemon {
         self.service.drain();
         self.mounts.unmount_all(true, Management::Stays);
         save(&self.mounts);
-        if let Err(error) = self.storage.index.sync() {
-            tracing::error!(%error, "last sync");
+        // Whoever still uses a detached mount can change it until we are gone.
+        let ended = self.mounts.in_use().is_empty();
+        if let Err(error) = sync_points::make(&self.mounts, ended) {
+            let error = format!("{error:#}");
+            tracing::error!(error, "last sync point");
         }
         let _ = std::fs::remove_file(self.storage.dir.socket());
     }

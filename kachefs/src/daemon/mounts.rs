@@ -14,8 +14,8 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use store::{ViewId, ViewRecord};
 
-use super::managed;
 use super::takeover::Keeper;
+use super::{managed, sync_points};
 use crate::fs::import::{Imported, import};
 use crate::fs::{Caller, View};
 use crate::fuse::{Adapter, KernelInvalidate, MAX_REQUEST};
@@ -157,7 +157,7 @@ impl Mounts {
             view.clear()
                 .map_err(|error| anyhow!("cannot empty the view of {}: {error}", path.display()))?;
         }
-        let imported = import(&view, path)?;
+        let imported = import(&view, path, || sync_points::make(self, false))?;
         let fuse = mount::mount(path)?;
         let kept = wire::duplicate(&fuse)?;
         let (session, connection) = self.serve(&view, fuse).inspect_err(|_| {

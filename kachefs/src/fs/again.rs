@@ -26,7 +26,8 @@ impl View {
             return Ok(self.create_node(parent, name, new, caller)?.1);
         };
         let directory = self.node(parent)?.state.lock().attributes.clone();
-        let wanted = new_node(Ino(0), new, caller, &directory);
+        let epoch = self.storage.epochs.current();
+        let wanted = new_node(Ino(0), new, caller, &directory, epoch);
         if is_same(&wanted, &found) {
             self.lookup(parent, name)
         } else {

@@ -92,7 +92,7 @@ fn copy_all(from: &File, to: &File, size: u64) -> io::Result<()> {
 
 impl View {
     /// The backing of a locked inode. `None` for content that has none.
-    fn backing(&self, state: &State) -> FsResult<Option<Arc<File>>> {
+    pub(super) fn backing(&self, state: &State) -> FsResult<Option<Arc<File>>> {
         match &state.body {
             Body::Blob { digest, .. } => {
                 let file = self.storage.blob(digest);
@@ -160,6 +160,7 @@ impl View {
             .checked_add(data.len() as u64)
             .filter(|end| *end <= MAX_SIZE);
         let end = end.ok_or(Errno::EFBIG)?;
+        let _change = self.change(&node, &mut state)?;
         let now = clock::now();
         if let Body::Inline(bytes) = &mut state.body
             && end <= INLINE_MAX as u64
@@ -216,6 +217,10 @@ impl View {
             self.storage.remove_scratch(id);
             return Err(io_failed("copy up", &error));
         }
+        if let Err(error) = self.sync_moved(state, id, &file) {
+            self.storage.remove_scratch(id);
+            return Err(error);
+        }
         state.body = Body::Private {
             id,
             size,
@@ -244,13 +249,17 @@ impl View {
         // A backing the kernel may write to stays.
         if size == 0 && !passthrough {
             let old = std::mem::replace(&mut state.body, Body::Inline(Vec::new()));
+            // What the old bytes are in is left as it is: nothing to announce.
+            let change = self.storage.epochs.change();
+            let changed = std::mem::replace(&mut state.changed, change.epoch);
             state.touch_content(now);
             self.save(node, state)?;
             if let Body::Private { id, .. } = old {
-                self.storage.remove_scratch(id);
+                self.storage.retire_scratch(id, changed, state.fsynced);
             }
             return Ok(());
         }
+        let _change = self.change(node, state)?;
         if let Body::Inline(bytes) = &mut state.body
             && size <= INLINE_MAX as u64
         {
@@ -319,6 +328,7 @@ impl View {
             return Err(Errno::EFBIG);
         };
         let mut state = node.state.lock();
+        let _change = self.change(&node, &mut state)?;
         self.make_private(&node, &mut state, u64::MAX)?;
         let file = self.backing(&state)?.ok_or(Errno::EINVAL)?;
         fallocate(file.as_fd(), flags, from, count)?;
@@ -370,22 +380,5 @@ impl View {
             (None, Whence::SeekHole) => Ok(size),
             _ => Err(Errno::EINVAL),
         }
-    }
-
-    /// Makes a file's bytes and record survive a power cut.
-    pub fn fsync(&self, ino: Ino) -> FsResult<()> {
-        let node = self.node(ino)?;
-        let file = {
-            let mut state = node.state.lock();
-            self.save(&node, &mut state)?;
-            self.backing(&state)?
-        };
-        if let Some(file) = file {
-            file.sync_all().map_err(|e| io_failed("fsync", &e))?;
-        }
-        self.storage
-            .index
-            .sync()
-            .map_err(|e| super::index_failed(&e))
     }
 }

@@ -31,8 +31,12 @@ pub struct Imported {
 }
 
 /// Moves everything in `directory` into the root of `view`. What the view already has under the
-/// same names is replaced: the directory is what was used last.
-pub fn import(view: &View, directory: &Path) -> Result<Imported> {
+/// same names is replaced: the directory is what was used last. `vouch` makes a sync point.
+pub fn import(
+    view: &View,
+    directory: &Path,
+    vouch: impl FnOnce() -> Result<()>,
+) -> Result<Imported> {
     let mut import = Import {
         view,
         device: fs::metadata(directory)?.dev(),
@@ -47,9 +51,8 @@ pub fn import(view: &View, directory: &Path) -> Result<Imported> {
     if import.taken.is_empty() {
         return Ok(import.done);
     }
-    view.storage.index.sync()?;
-    // Copies and links are durable before the originals go.
-    nix::unistd::syncfs(fs::File::open(view.storage.dir.root())?)?;
+    // Copies and links are durable before the originals go, and known to be.
+    vouch()?;
     import.remove_originals();
     Ok(import.done)
 }

@@ -4,7 +4,8 @@
 //! without a mount. `names` changes names, `again` does so for requests sent twice, `data` changes
 //! bytes, `outputs` is what the action service asks of a view (digests, ingest, bind), `passthrough`
 //! lets compilers write past the daemon, `import` takes over an existing directory, `clear` ends
-//! everything in a view.
+//! everything in a view. What a power cut may take back is the business of `durability` (how it is
+//! kept small) and `recovery` (what is dropped after one).
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
@@ -13,11 +14,13 @@
 pub mod again;
 pub mod clear;
 pub mod data;
+pub mod durability;
 pub mod import;
 pub mod names;
 pub mod node;
 pub mod outputs;
 pub mod passthrough;
+pub mod recovery;
 pub mod view;
 
 pub use nix::errno::Errno;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
-use store::{Attributes, Batch, Ino, Kind, Timestamp};
+use store::{Attributes, Batch, Epoch, Ino, Kind, Timestamp};
 use wrapper::protocol::TOKEN_NAME;
 
 use super::node::{Body, Directory, Node, State};
@@ -151,7 +151,8 @@ impl View {
             return Err(Errno::EEXIST);
         }
         let ino = self.allocate_ino()?;
-        let node = new_node(ino, new, caller, &parent_state.attributes);
+        let change = self.storage.epochs.change();
+        let node = new_node(ino, new, caller, &parent_state.attributes, change.epoch);
         let is_dir = node.kind == Kind::Dir;
         let now = node.state.lock().attributes.mtime;
         let parent_attributes = renamed_in(&parent_state, now, i32::from(is_dir));
@@ -489,7 +490,13 @@ impl<'a> Parents<'a> {
     }
 }
 
-pub(super) fn new_node(ino: Ino, new: NewNode, caller: Caller, parent: &Attributes) -> Arc<Node> {
+pub(super) fn new_node(
+    ino: Ino,
+    new: NewNode,
+    caller: Caller,
+    parent: &Attributes,
+    epoch: Epoch,
+) -> Arc<Node> {
     let now = clock::now();
     let mut perm = u16::try_from(new.mode & PERMISSIONS).unwrap_or(0);
     let mut gid = caller.gid;
@@ -509,5 +516,5 @@ pub(super) fn new_node(ino: Ino, new: NewNode, caller: Caller, parent: &Attribut
         mtime: now,
         ctime: now,
     };
-    Node::new(ino, new.kind, attributes, new.body, None)
+    Node::new(ino, new.kind, attributes, new.body, None, epoch)
 }

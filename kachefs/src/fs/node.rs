@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
-use store::{ActionKey, Attributes, Content, Digest, Ino, InodeRecord, Kind, ScratchId, Timestamp};
+use store::{
+    ActionKey, Attributes, Content, Digest, Epoch, Ino, InodeRecord, Kind, ScratchId, Timestamp,
+};
+
+use super::durability::Held;
 
 /// Where the bytes or names of an inode are.
 #[derive(Debug)]
@@ -144,6 +148,12 @@ pub struct State {
     pub first_read: Option<Stamp>,
     /// Whether the stored record is behind and the view knows.
     pub dirty: bool,
+    /// The epoch the bytes last changed in.
+    pub changed: Epoch,
+    /// Whether somebody has ever synced the file.
+    pub fsynced: bool,
+    /// The backing whose name is known to be on the disk.
+    pub named: Option<Held>,
 }
 
 /// One inode.
@@ -164,13 +174,14 @@ pub struct Node {
 pub const UNKNOWN: u64 = 1 << 62;
 
 impl Node {
-    /// A node nobody refers to.
+    /// A node nobody refers to, whose bytes last changed in `changed`.
     pub fn new(
         ino: Ino,
         kind: Kind,
         attributes: Attributes,
         body: Body,
         origin: Option<ActionKey>,
+        changed: Epoch,
     ) -> Arc<Self> {
         let state = State {
             attributes,
@@ -181,6 +192,9 @@ impl Node {
             digest: None,
             first_read: None,
             dirty: false,
+            changed,
+            fsynced: false,
+            named: None,
         };
         Arc::new(Self {
             ino,
@@ -220,6 +234,8 @@ impl State {
             attributes: attributes.clone(),
             content,
             origin: self.origin,
+            changed: self.changed,
+            fsynced: self.fsynced,
         }
     }
 

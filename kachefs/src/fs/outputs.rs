@@ -11,6 +11,7 @@ use parking_lot::MutexGuard;
 use store::scan::RootNeedles;
 use store::{ActionKey, Attributes, Batch, Digest, Ino, Kind, RootSet};
 
+use super::durability::Held;
 use super::node::{Body, Node, State};
 use super::view::{Caller, View};
 use super::{Errno, FsResult, errno, index_failed};
@@ -96,6 +97,8 @@ impl View {
             tracing::warn!(%error, "ingest");
             error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
         };
+        // Counts as one: a blob is new since the last sync point.
+        let _change = self.storage.epochs.change();
         let mut scanner = needles.scanner();
         let (generation, id) = {
             let state = node.state.lock();
@@ -144,8 +147,12 @@ impl View {
         state.body = Body::Blob { digest, size };
         // When this fails, the private file is sealed and must not be written again: the inode stays
         // a blob, and the stored record is put right by the next save or when the view is loaded.
+        if state.fsynced {
+            self.sync_name(Held::Blob(digest))?;
+        }
         self.save(node, &mut state)?;
-        self.storage.remove_scratch(id);
+        self.storage
+            .retire_scratch(id, state.changed, state.fsynced);
         Ok(Taken::of(stored, scanner.finish(), generation))
     }
 
@@ -226,6 +233,7 @@ impl View {
                 replaced.entry(ino).or_insert((node, 0)).1 += 1;
             }
         }
+        let change = self.storage.epochs.change();
         let now = clock::now();
         let mut parent_attributes = parent_state.attributes.clone();
         parent_attributes.mtime = now;
@@ -244,7 +252,15 @@ impl View {
                 ctime: now,
             };
             let ino = self.allocate_ino()?;
-            let node = Node::new(ino, Kind::File, attributes, output.body, Some(origin));
+            let body = output.body;
+            let node = Node::new(
+                ino,
+                Kind::File,
+                attributes,
+                body,
+                Some(origin),
+                change.epoch,
+            );
             let record = node.state.lock().record(Kind::File);
             batch
                 .put_inode(self.id, ino, &record)

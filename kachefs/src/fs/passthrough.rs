@@ -192,9 +192,23 @@ impl View {
             } else {
                 continue;
             }
-            let entry = (Instant::now(), Arc::clone(&node));
+            // Whoever was about to open one has long done so.
+            let since = Instant::now();
+            let entry = (
+                since.checked_sub(OPENED).unwrap_or(since),
+                Arc::clone(&node),
+            );
             self.passthrough.lock().open.insert(node.ino, entry);
         }
+    }
+
+    /// The files that may be written past the daemon, and whether each was made so recently that
+    /// its maker may not have it open yet.
+    pub(super) fn written_past(&self) -> Vec<(Arc<Node>, bool)> {
+        let passthrough = self.passthrough.lock();
+        let open = passthrough.open.values();
+        open.map(|(since, node)| (Arc::clone(node), since.elapsed() < OPENED))
+            .collect()
     }
 
     /// Lets go of grants that nobody can be about to use.
@@ -316,7 +330,8 @@ impl View {
         state.attributes.ctime = state.attributes.ctime.max(state.attributes.mtime);
         self.save(node, &mut state)?;
         if matches!(state.body, Body::Inline(_)) {
-            self.storage.remove_scratch(id);
+            self.storage
+                .retire_scratch(id, state.changed, state.fsynced);
         }
         Ok(stale)
     }

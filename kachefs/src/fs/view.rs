@@ -113,7 +113,8 @@ impl View {
             ctime: now,
         };
         let body = Body::Directory(Directory::new(Ino::ROOT));
-        let root = Node::new(Ino::ROOT, Kind::Dir, attributes, body, None);
+        let epoch = storage.epochs.current();
+        let root = Node::new(Ino::ROOT, Kind::Dir, attributes, body, None, epoch);
         let record = ViewRecord {
             path,
             mounted: false,
@@ -147,7 +148,7 @@ impl View {
             if let Content::Private(scratch) = stored.content
                 && storage.dir.scratch_file(scratch).exists()
             {
-                storage.remove_scratch(scratch);
+                storage.retire_scratch(scratch, stored.changed, stored.fsynced);
             }
         }
         // Numbers of requests mean something only on the connection they came from.
@@ -449,7 +450,8 @@ impl View {
         // that of an inode without a name, which no load shows.
         self.forgotten.lock().push(node.ino);
         if let Body::Private { id, .. } = state.body {
-            self.storage.remove_scratch(id);
+            self.storage
+                .retire_scratch(id, state.changed, state.fsynced);
         }
     }
 
@@ -481,7 +483,7 @@ impl View {
         saved
     }
 
-    fn store_record(&self, node: &Node, state: &State) -> FsResult<()> {
+    pub(super) fn store_record(&self, node: &Node, state: &State) -> FsResult<()> {
         // Without a name it is stored all the same: whoever has it open outlives this daemon.
         if state.attributes.nlink == 0 && !self.nodes.read().contains_key(&node.ino) {
             return Ok(());
@@ -643,7 +645,9 @@ fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord) -> Arc<Node> {
         (Kind::File, Content::None) => Body::Inline(Vec::new()),
         (_, Content::None) => Body::Special,
     };
-    Node::new(ino, stored.kind, attributes, body, origin)
+    let node = Node::new(ino, stored.kind, attributes, body, origin, stored.changed);
+    node.state.lock().fsynced = stored.fsynced;
+    node
 }
 
 struct Backing {
