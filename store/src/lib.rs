@@ -11,10 +11,17 @@ pub mod cas;
 pub mod codec;
 pub mod digest;
 pub mod index;
+mod index_error;
 pub mod layout;
+pub mod limits;
 pub mod managed;
+mod mark;
+mod mend;
+pub mod quarantine;
+pub mod recover;
 pub mod scan;
 pub mod view;
+mod watermark;
 
 pub use action::{
     ActionEntry, ActionKey, ActionResult, EnvHash, InputRecord, InvocationDigest, Origin, Output,
@@ -26,6 +33,8 @@ pub use digest::{Digest, Hasher, ParseDigestError};
 pub use index::{Batch, Counter, Index, IndexError};
 pub use layout::{KeeperLock, LayoutError, StoreDir, StoreLock};
 pub use managed::{Managed, ManagedTarget};
+pub use quarantine::{Quarantine, Thing};
+pub use recover::{History, Recovered};
 pub use scan::RootScanner;
 pub use view::{
     Attributes, Content, DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, Kind, ScratchId,

@@ -40,12 +40,8 @@ pub(crate) fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// A failed commit: told in the log, ENOSPC or EIO to the caller.
+/// A failed commit: told in the log, and to the caller what the disk said, or EIO.
 pub(crate) fn index_failed(error: &store::IndexError) -> Errno {
     tracing::error!(%error, "index");
-    if error.is_disk_full() {
-        Errno::ENOSPC
-    } else {
-        Errno::EIO
-    }
+    error.errno().unwrap_or(Errno::EIO)
 }
