@@ -2,7 +2,6 @@
 //!
 //! Owned by the daemon and shared with every view and the action service.
 
-use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
@@ -16,15 +15,18 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use parking_lot::Mutex;
 use store::{
-    Cas, CasError, Content, Digest, Index, LayoutError, ScratchId, StoreDir, StoreLock, Timestamp,
+    Cas, CasError, Digest, Index, LayoutError, Quarantine, ScratchId, StoreDir, StoreLock,
+    Timestamp, limits,
 };
+
+use crate::damage::Damage;
 
 /// Scratch ids claimed from the index at a time.
 const CLAIM: u64 = 1024;
 
 /// Backing files kept open. The kernel does not tell when a file of a view is opened or closed, so
 /// the daemon opens backings when they are first read and closes those not used for longest.
-const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
+const OPEN_FILES: u64 = 512;
 
 /// How long a daemon that died may seem to own its store: until a child it had just forked has run
 /// its program.
@@ -38,9 +40,11 @@ pub struct Storage {
     pub cas: Cas,
     /// Its facts.
     pub index: Index,
+    /// What was wrong with it when it was opened.
+    pub damage: Damage,
     scratch: Mutex<ScratchIds>,
     open_files: Mutex<LruCache<Backing, Arc<File>>>,
-    _lock: StoreLock,
+    lock: StoreLock,
 }
 
 /// A file that holds the bytes of an inode.
@@ -62,10 +66,12 @@ impl Storage {
     pub fn open(dir: StoreDir) -> anyhow::Result<Self> {
         dir.create()?;
         let lock = lock(&dir)?;
-        let index = Index::open(&dir.index())?;
+        let (index, damage) = Damage::look(&dir, &Quarantine::new(&dir))?;
         let cas = Cas::new(&dir);
         cas.remove_leftovers()?;
-        let next = index.next_scratch()?;
+        let next = damage.next_scratch(&dir, &index)?;
+        let open_files = usize::try_from(limits::share(OPEN_FILES)).unwrap_or(usize::MAX);
+        let open_files = NonZeroUsize::new(open_files).unwrap_or(NonZeroUsize::MIN);
         let scratch = Mutex::new(ScratchIds {
             next,
             claimed: next,
@@ -74,12 +80,28 @@ impl Storage {
             dir,
             cas,
             index,
+            damage,
             scratch,
-            open_files: Mutex::new(LruCache::new(OPEN_FILES)),
-            _lock: lock,
+            open_files: Mutex::new(LruCache::new(open_files)),
+            lock,
         };
-        storage.remove_orphans()?;
+        storage.damage.clear_scratch(&storage)?;
         Ok(storage)
+    }
+
+    /// Whether the store is still in its directory.
+    pub fn is_in_place(&self) -> bool {
+        self.lock.is_in(&self.dir)
+    }
+
+    /// Closes every backing that is not in use, when there are no descriptors left.
+    pub fn close_idle(&self) {
+        self.open_files.lock().clear();
+    }
+
+    /// Lets go of the descriptor of a blob that is not what it should be.
+    pub fn close_blob(&self, digest: &Digest) {
+        self.open_files.lock().pop(&Backing::Blob(*digest));
     }
 
     /// Makes an empty private backing file, opened for reading and writing.
@@ -89,24 +111,51 @@ impl Storage {
             if ids.next == ids.claimed {
                 let mut batch = self.index.batch();
                 batch.put_next_scratch(ids.claimed + CLAIM);
-                batch.commit().map_err(io::Error::other)?;
+                batch.commit().map_err(|error| match error.errno() {
+                    Some(errno) => errno.into(),
+                    None => io::Error::other(error),
+                })?;
                 ids.claimed += CLAIM;
             }
             ids.next += 1;
             ScratchId(ids.next - 1)
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(self.dir.scratch_file(id))?;
-        Ok((id, file))
+        let create = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(self.dir.scratch_file(id))
+        };
+        let file = create().or_else(|error| self.again(error, create));
+        match file {
+            // Whoever creates a file in a view has no use for the news that the store is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(io::Error::from_raw_os_error(nix::libc::EIO))
+            }
+            file => Ok((id, file?)),
+        }
+    }
+
+    /// Once more, when it failed for want of descriptors and some can be closed.
+    fn again<T>(&self, error: io::Error, open: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if is_out_of_descriptors(error.raw_os_error()) {
+            self.close_idle();
+            return open();
+        }
+        Err(error)
     }
 
     /// The opened file of a blob; the same for every reader while it is in use.
     pub fn blob(&self, digest: &Digest) -> Result<Arc<File>, CasError> {
-        self.opened(Backing::Blob(*digest), || self.cas.open(digest))
+        self.opened(Backing::Blob(*digest), || match self.cas.open(digest) {
+            Err(error) if is_out_of_descriptors(error.raw_os_error()) => {
+                self.close_idle();
+                self.cas.open(digest)
+            }
+            opened => opened,
+        })
     }
 
     /// The opened private backing file; the same for every user while it is in use.
@@ -135,10 +184,13 @@ impl Storage {
 
     /// Opens a private backing file for reading and writing, with a descriptor of its own.
     pub fn open_scratch(&self, id: ScratchId) -> io::Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.dir.scratch_file(id))
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(self.dir.scratch_file(id))
+        };
+        open().or_else(|error| self.again(error, open))
     }
 
     /// Sets when a private backing file was last written, as its inode says.
@@ -162,26 +214,10 @@ impl Storage {
             tracing::warn!(path = %path.display(), %error, "cannot remove scratch file");
         }
     }
+}
 
-    /// Removes backing files that no inode of any view points at: what was unlinked but still
-    /// open when an earlier daemon died.
-    fn remove_orphans(&self) -> anyhow::Result<()> {
-        let mut named = HashSet::new();
-        for (view, _) in self.index.views()? {
-            for (_, record) in self.index.inodes(view)? {
-                if let Content::Private(id) = record.content {
-                    named.insert(self.dir.scratch_file(id));
-                }
-            }
-        }
-        for entry in fs::read_dir(self.dir.scratch())? {
-            let path = entry?.path();
-            if !named.contains(&path) {
-                fs::remove_file(&path)?;
-            }
-        }
-        Ok(())
-    }
+fn is_out_of_descriptors(errno: Option<i32>) -> bool {
+    matches!(errno, Some(nix::libc::EMFILE | nix::libc::ENFILE))
 }
 
 fn lock(dir: &StoreDir) -> Result<StoreLock, LayoutError> {

@@ -1,11 +1,13 @@
 //! The daemon: one process that owns a store, serves its views and answers compilers.
 //!
 //! `server` speaks the socket protocol, `mounts` keeps the mounted views, `managed` knows which of
-//! them come back by themselves, `takeover` goes on with those of a daemon that died. Started by a
+//! them come back by themselves, `takeover` goes on with those of a daemon that died, `health` notices
+//! a store that went away or does not take writes. Started by a
 //! keeper, for `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting
 //! everything.
 
 pub mod client;
+pub mod health;
 mod managed;
 pub mod mounts;
 pub mod server;
@@ -50,10 +52,15 @@ impl Daemon {
     /// targets again.
     pub fn start(
         dir: StoreDir,
-        keeper: Keeper,
+        mut keeper: Keeper,
         inherited: Vec<Inherited>,
     ) -> Result<(Arc<Self>, UnixListener)> {
         let storage = Arc::new(Storage::open(dir)?);
+        if let Some(acknowledged) = keeper.acknowledged()
+            && !storage.index.follow(acknowledged)?
+        {
+            storage.damage.forgets();
+        }
         // From here on compilers wait for us instead of going without the cache.
         let listener = listen(&storage.dir)?;
         let keeper = Arc::new(keeper);
@@ -78,16 +85,28 @@ impl Daemon {
         self.service.drain();
         self.mounts.unmount_all(true, Management::Stays);
         save(&self.mounts);
-        if let Err(error) = self.storage.index.sync() {
-            tracing::error!(%error, "last sync");
+        match self.storage.index.sync() {
+            Ok(()) => leave_mark(&self.storage, true),
+            Err(error) => tracing::error!(%error, "last sync"),
         }
         let _ = std::fs::remove_file(self.storage.dir.socket());
+    }
+}
+
+/// Notes how far the index has come, unless another store has taken the place of this one.
+fn leave_mark(storage: &Storage, synced: bool) {
+    if !storage.is_in_place() {
+        return;
+    }
+    if let Err(error) = storage.index.leave_mark(&storage.dir, synced) {
+        tracing::debug!(%error, "cannot note how far the index has come");
     }
 }
 
 /// Stores the records that are behind.
 fn save(mounts: &Mounts) {
     for (path, view) in mounts.in_use() {
+        view.drop_suspects();
         view.expire_grants();
         view.settle_idle();
         if let Err(error) = view.save_dirty() {
@@ -102,6 +121,7 @@ fn save_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
     let save = move || {
         while let Some(mounts) = mounts.upgrade() {
             save(&mounts);
+            leave_mark(&mounts.storage, false);
             drop(mounts);
             std::thread::sleep(SAVE_INTERVAL);
         }

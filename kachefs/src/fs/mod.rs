@@ -4,13 +4,14 @@
 //! without a mount. `names` changes names, `again` does so for requests sent twice, `data` changes
 //! bytes, `outputs` is what the action service asks of a view (digests, ingest, bind), `passthrough`
 //! lets compilers write past the daemon, `import` takes over an existing directory, `clear` ends
-//! everything in a view.
+//! everything in a view, `check` gives up files whose bytes are not in the store any more.
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
 //! and waits for no other lock while holding it. The lock of the node table is innermost.
 
 pub mod again;
+pub mod check;
 pub mod clear;
 pub mod data;
 pub mod import;
