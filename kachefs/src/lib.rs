@@ -2,12 +2,13 @@
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
 //! `holders` says who uses a mount, `service` answers compilers, `daemon` holds all of it
-//! together, `keeper` starts the daemon and keeps its mounts when it dies, and `commands` is what a
+//! together, `damage` says what was wrong with a store, `keeper` starts the daemon and keeps its mounts when it dies, and `commands` is what a
 //! person types. The binary in `main.rs` only parses arguments.
 
 pub mod clock;
 pub mod commands;
 pub mod daemon;
+pub mod damage;
 pub mod epochs;
 pub mod fs;
 pub mod fuse;

@@ -17,13 +17,14 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use parking_lot::Mutex;
 use store::{
-    Cas, CasError, Content, Digest, Epoch, Index, LayoutError, ScratchId, StoreDir, StoreLock,
-    SyncPoint, Timestamp,
+    Cas, CasError, Content, Digest, Epoch, Index, LayoutError, Quarantine, ScratchId, StoreDir,
+    StoreLock, SyncPoint, Timestamp, limits,
 };
 
 use crate::clock;
+use crate::damage::Damage;
 use crate::epochs::Epochs;
-use crate::fs::recovery::{self, History};
+use crate::fs::recovery::{self, LastEnd};
 use crate::sync_points::{self, ScratchName, SyncPoints, retired_name};
 
 /// Scratch ids claimed from the index at a time.
@@ -31,7 +32,7 @@ const CLAIM: u64 = 1024;
 
 /// Backing files kept open. The kernel does not tell when a file of a view is opened or closed, so
 /// the daemon opens backings when they are first read and closes those not used for longest.
-const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
+const OPEN_FILES: u64 = 512;
 
 /// How long a daemon that died may seem to own its store: until a child it had just forked has run
 /// its program.
@@ -48,9 +49,11 @@ pub struct Storage {
     /// Which changes belong together.
     pub epochs: Epochs,
     pub(crate) sync_points: SyncPoints,
+    /// What was wrong with it when it was opened.
+    pub damage: Damage,
     scratch: Mutex<ScratchIds>,
     open_files: Mutex<LruCache<Backing, Arc<File>>>,
-    _lock: StoreLock,
+    lock: StoreLock,
 }
 
 /// A file that holds the bytes of an inode.
@@ -70,38 +73,57 @@ struct ScratchIds {
 impl Storage {
     /// Opens the store at `dir`, making it when it is not there, and takes ownership.
     pub fn open(dir: StoreDir) -> anyhow::Result<Self> {
-        Self::open_in(dir, sync_points::this_boot())
+        Self::open_in(dir, store::this_boot())
     }
 
     /// The same in a boot of this name.
     pub fn open_in(dir: StoreDir, boot: Option<String>) -> anyhow::Result<Self> {
         dir.create()?;
         let lock = lock(&dir)?;
-        let index = Index::open(&dir.index())?;
+        let (index, damage) = Damage::look(&dir, &Quarantine::new(&dir))?;
         let cas = Cas::new(&dir);
         cas.remove_leftovers()?;
-        let history = History::of(index.sync_point()?, boot.as_deref());
-        if let History::Cut(last) = &history {
+        let last_end = LastEnd::of(index.sync_point()?, boot.as_deref());
+        let cut = matches!(last_end, LastEnd::Cut(_));
+        if let LastEnd::Cut(last) = &last_end {
             recovery::recover(&dir, &cas, &index, last)?;
         }
-        let orphans = Orphans::take(&dir, &index)?;
-        // Ids that were claimed just before a power cut may be forgotten.
+        let orphans = Orphans::take(&dir, &index, &damage, cut)?;
+        // Ids of files that an index which went back does not know are not given out again.
         let next = index.next_scratch()?.max(orphans.next);
-        let point = begin(&dir, &index, history, boot)?;
+        let point = begin(&dir, &index, last_end, boot)?;
+        let open_files = usize::try_from(limits::share(OPEN_FILES)).unwrap_or(usize::MAX);
+        let open_files = NonZeroUsize::new(open_files).unwrap_or(NonZeroUsize::MIN);
         let storage = Self {
             epochs: Epochs::new(point.begun),
             sync_points: SyncPoints::new(point, dir.root(), orphans.retired)?,
             dir,
             cas,
             index,
+            damage,
             scratch: Mutex::new(ScratchIds {
                 next,
                 claimed: next,
             }),
-            open_files: Mutex::new(LruCache::new(OPEN_FILES)),
-            _lock: lock,
+            open_files: Mutex::new(LruCache::new(open_files)),
+            lock,
         };
         Ok(storage)
+    }
+
+    /// Whether the store is still in its directory.
+    pub fn is_in_place(&self) -> bool {
+        self.lock.is_in(&self.dir)
+    }
+
+    /// Closes every backing that is not in use, when there are no descriptors left.
+    pub fn close_idle(&self) {
+        self.open_files.lock().clear();
+    }
+
+    /// Lets go of the descriptor of a blob that is not what it should be.
+    pub fn close_blob(&self, digest: &Digest) {
+        self.open_files.lock().pop(&Backing::Blob(*digest));
     }
 
     /// Makes an empty private backing file, opened for reading and writing.
@@ -111,24 +133,51 @@ impl Storage {
             if ids.next == ids.claimed {
                 let mut batch = self.index.batch();
                 batch.put_next_scratch(ids.claimed + CLAIM);
-                batch.commit().map_err(io::Error::other)?;
+                batch.commit().map_err(|error| match error.errno() {
+                    Some(errno) => errno.into(),
+                    None => io::Error::other(error),
+                })?;
                 ids.claimed += CLAIM;
             }
             ids.next += 1;
             ScratchId(ids.next - 1)
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(self.dir.scratch_file(id))?;
-        Ok((id, file))
+        let create = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(self.dir.scratch_file(id))
+        };
+        let file = create().or_else(|error| self.again(error, create));
+        match file {
+            // Whoever creates a file in a view has no use for the news that the store is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(io::Error::from_raw_os_error(nix::libc::EIO))
+            }
+            file => Ok((id, file?)),
+        }
+    }
+
+    /// Once more, when it failed for want of descriptors and some can be closed.
+    fn again<T>(&self, error: io::Error, open: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if is_out_of_descriptors(error.raw_os_error()) {
+            self.close_idle();
+            return open();
+        }
+        Err(error)
     }
 
     /// The opened file of a blob; the same for every reader while it is in use.
     pub fn blob(&self, digest: &Digest) -> Result<Arc<File>, CasError> {
-        self.opened(Backing::Blob(*digest), || self.cas.open(digest))
+        self.opened(Backing::Blob(*digest), || match self.cas.open(digest) {
+            Err(error) if is_out_of_descriptors(error.raw_os_error()) => {
+                self.close_idle();
+                self.cas.open(digest)
+            }
+            opened => opened,
+        })
     }
 
     /// The opened private backing file; the same for every user while it is in use.
@@ -157,10 +206,13 @@ impl Storage {
 
     /// Opens a private backing file for reading and writing, with a descriptor of its own.
     pub fn open_scratch(&self, id: ScratchId) -> io::Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(self.dir.scratch_file(id))
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(self.dir.scratch_file(id))
+        };
+        open().or_else(|error| self.again(error, open))
     }
 
     /// Sets when a private backing file was last written, as its inode says.
@@ -196,7 +248,8 @@ struct Orphans {
 }
 
 impl Orphans {
-    fn take(dir: &StoreDir, index: &Index) -> anyhow::Result<Self> {
+    /// Where inodes may be missing, what they may have named is set aside instead.
+    fn take(dir: &StoreDir, index: &Index, damage: &Damage, cut: bool) -> anyhow::Result<Self> {
         let named = named_files(dir, index)?;
         let mut orphans = Self {
             retired: Vec::new(),
@@ -205,7 +258,14 @@ impl Orphans {
         for entry in fs::read_dir(dir.scratch())? {
             let path = entry?.path();
             let id = match ScratchName::of(&path) {
-                ScratchName::Live(id) if !named.contains(&path) => {
+                ScratchName::Live(id) if named.contains(&path) => id,
+                ScratchName::Live(id)
+                    if damage.forgot_inodes(cut) && fs::symlink_metadata(&path)?.len() > 0 =>
+                {
+                    damage.set_aside(&path)?;
+                    id
+                }
+                ScratchName::Live(id) => {
                     fs::rename(&path, retired_name(&path))?;
                     orphans.retired.push(id);
                     id
@@ -214,7 +274,6 @@ impl Orphans {
                     orphans.retired.push(id);
                     id
                 }
-                ScratchName::Live(id) => id,
                 ScratchName::Other => {
                     fs::remove_file(&path)?;
                     continue;
@@ -242,7 +301,7 @@ fn named_files(dir: &StoreDir, index: &Index) -> anyhow::Result<HashSet<PathBuf>
 fn begin(
     dir: &StoreDir,
     index: &Index,
-    history: History,
+    last_end: LastEnd,
     boot: Option<String>,
 ) -> anyhow::Result<SyncPoint> {
     let now = clock::now();
@@ -253,15 +312,15 @@ fn begin(
         since: now,
         ended: false,
     };
-    let (point, vouched) = match history {
+    let (point, vouched) = match last_end {
         // Everything is in the page cache, and as much of it on the disk as there was before.
-        History::SameBoot(last) if last.since <= now => return Ok(last),
+        LastEnd::SameBoot(last) if last.since <= now => return Ok(last),
         // The clock was set back meanwhile.
-        History::SameBoot(last) => (SyncPoint { since: now, ..last }, true),
-        History::Ended(last) => (begins(last.begun, boot), true),
-        History::Cut(last) => (begins(last.begun.next(), boot), false),
+        LastEnd::SameBoot(last) => (SyncPoint { since: now, ..last }, true),
+        LastEnd::Ended(last) => (begins(last.begun, boot), true),
+        LastEnd::Cut(last) => (begins(last.begun.next(), boot), false),
         // Nothing to vouch for, or what a kachefs without sync points left.
-        History::New => (begins(Epoch(1), boot), index.views()?.is_empty()),
+        LastEnd::New => (begins(Epoch(1), boot), index.views()?.is_empty()),
     };
     if !vouched {
         nix::unistd::syncfs(File::open(dir.root())?)?;
@@ -270,6 +329,10 @@ fn begin(
     // Before anything changes: a state of the index that ended in order must not be found then.
     index.sync()?;
     Ok(point)
+}
+
+fn is_out_of_descriptors(errno: Option<i32>) -> bool {
+    matches!(errno, Some(nix::libc::EMFILE | nix::libc::ENFILE))
 }
 
 fn lock(dir: &StoreDir) -> Result<StoreLock, LayoutError> {

@@ -14,14 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use parking_lot::Mutex;
 use store::{Digest, Epoch, Index, IndexError, ScratchId, SyncPoint, Timestamp};
 
 use crate::clock;
 use crate::storage::Storage;
-
-/// Instead of the kernel's name for the boot: for tests, which cannot reboot.
-const TEST_BOOT: &str = "KACHEFS_TEST_BOOT_ID";
 
 /// How much earlier than it was a sync point is said to be, where times are compared: far more than
 /// clocks differ by.
@@ -53,15 +51,6 @@ impl SyncPoints {
             retired_bytes: AtomicU64::new(0),
         })
     }
-}
-
-/// How the kernel names this boot; `None` where it does not say.
-pub fn this_boot() -> Option<String> {
-    if let Some(boot) = std::env::var_os(TEST_BOOT) {
-        return boot.into_string().ok();
-    }
-    let read = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    read.ok().map(|boot| boot.trim().to_owned())
 }
 
 /// Some seconds before `time`.
@@ -244,10 +233,9 @@ impl Storage {
 
 fn is_disk_full(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause
-            .downcast_ref::<IndexError>()
-            .is_some_and(IndexError::is_disk_full)
-            || cause.downcast_ref() == Some(&nix::errno::Errno::ENOSPC)
+        let of_index = cause.downcast_ref::<IndexError>();
+        of_index.and_then(IndexError::errno) == Some(Errno::ENOSPC)
+            || cause.downcast_ref() == Some(&Errno::ENOSPC)
     })
 }
 

@@ -1,24 +1,26 @@
 //! The CAS: immutable blobs on the local disk, named by their digest.
 //!
 //! A blob enters as a new name of a finished file or from bytes in memory, and is read-only from then
-//! on. Bytes are hashed before they get a name, so a name never shows other bytes than its own;
-//! [`Cas::verify`] checks what the disk made of them since. Never deletes anything: that is GC's
-//! business.
+//! on. Bytes are hashed before they get a name, so a name never shows other bytes than its own, unless
+//! the disk or somebody else damaged them since: what is found so is moved to the quarantine, and the
+//! name is free again. Never deletes anything: that is GC's business.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::digest::{Digest, hash_reader};
 use crate::layout::StoreDir;
+use crate::quarantine::{Quarantine, Thing};
 
 /// The blobs of one store.
 #[derive(Debug)]
 pub struct Cas {
     blobs: PathBuf,
     temporary: AtomicU64,
+    quarantine: Quarantine,
 }
 
 /// What ingest says of a blob.
@@ -87,6 +89,7 @@ impl Cas {
         Self {
             blobs: store.blobs(),
             temporary: AtomicU64::new(0),
+            quarantine: Quarantine::new(store),
         }
     }
 
@@ -121,7 +124,7 @@ impl Cas {
         file.set_permissions(Permissions::from_mode(0o444))
             .map_err(at("seal", path))?;
         match fs::hard_link(path, &name) {
-            // Same digest, so the same bytes, unless the disk damaged the one that is there.
+            // Somebody stored the same meanwhile: `has` has moved a damaged one away.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Ingested {
                 digest,
                 size,
@@ -176,10 +179,33 @@ impl Cas {
         })
     }
 
-    /// Whether a blob of that name and size is on this disk. Trusts the name, not the bytes.
+    /// Whether a blob of that name and size is on this disk, whole as far as its attributes tell. One
+    /// that is not goes to the quarantine, so that the same bytes can be stored again.
     pub fn has(&self, digest: &Digest, size: u64) -> bool {
-        fs::symlink_metadata(self.path(digest))
-            .is_ok_and(|meta| meta.is_file() && meta.len() == size)
+        let path = self.path(digest);
+        let Ok(meta) = fs::symlink_metadata(&path) else {
+            return false;
+        };
+        if meta.is_file() && meta.len() == size && !was_written(&meta) {
+            return true;
+        }
+        // The only look at the bytes: whoever is wrong about the size must not cost us the blob.
+        match meta.is_file().then(|| self.verify(digest)) {
+            Some(Ok(found)) => {
+                if was_written(&meta) {
+                    // Moves the time of the last change of attributes: not asked again. If it fails
+                    // it is only asked again.
+                    let _ = fs::set_permissions(&path, Permissions::from_mode(0o444));
+                }
+                found == size
+            }
+            Some(Err(CasError::Damaged { .. })) | None => {
+                // A blob that cannot be moved stays what it is: not there.
+                let _ = self.quarantine.take(Thing::Blob, &path);
+                false
+            }
+            Some(Err(_)) => false,
+        }
     }
 
     /// Opens a blob for reading.
@@ -250,6 +276,11 @@ impl Cas {
     }
 }
 
+/// Whether a sealed file may have been written: sealing it was its last change.
+fn was_written(meta: &fs::Metadata) -> bool {
+    (meta.mtime(), meta.mtime_nsec()) >= (meta.ctime(), meta.ctime_nsec())
+}
+
 fn hash_file(path: &Path, file: &mut File) -> Result<(Digest, u64), CasError> {
     file.rewind().map_err(at("rewind", path))?;
     hash_reader(&*file, |_| ()).map_err(at("read", path))
@@ -263,8 +294,6 @@ fn list(dir: &Path) -> Result<Vec<fs::DirEntry>, CasError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     fn cas() -> (tempfile::TempDir, StoreDir, Cas) {
@@ -318,6 +347,46 @@ mod tests {
             cas.open(&Digest::of(b"other")),
             Err(CasError::Missing(_))
         ));
+    }
+
+    /// Changes a blob behind the store's back.
+    fn damage(cas: &Cas, digest: &Digest, bytes: &[u8]) {
+        let path = cas.path(digest);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("chmod");
+        fs::write(&path, bytes).expect("writes");
+    }
+
+    #[test]
+    fn a_damaged_blob_makes_room_for_the_same_bytes() {
+        let (_dir, store, cas) = cas();
+        let kept = Quarantine::new(&store);
+        let files = || kept.contents().expect("counts").files;
+        let digest = cas.ingest_bytes(b"abc").expect("ingests").digest;
+        // Truncated, empty, and another byte at the same length; the last two by way of a file.
+        for (round, bytes) in [&b"ab"[..], b"", b"abd"].into_iter().enumerate() {
+            damage(&cas, &digest, bytes);
+            assert!(!cas.has(&digest, 3), "{bytes:?}");
+            assert_eq!(files(), round as u64 + 1, "it is in the quarantine");
+            let scratch = store.scratch().join(format!("{round}"));
+            assert!(adopt(&cas, &scratch, b"abc").new, "{bytes:?}");
+            assert_eq!(cas.verify(&digest).expect("whole"), 3);
+        }
+        damage(&cas, &digest, b"ab");
+        assert!(cas.ingest_bytes(b"abc").expect("ingests").new);
+        assert_eq!(cas.verify(&digest).expect("whole"), 3);
+    }
+
+    #[test]
+    fn a_whole_blob_survives_whoever_is_wrong_about_it() {
+        let (_dir, store, cas) = cas();
+        let digest = cas.ingest_bytes(b"abc").expect("ingests").digest;
+        assert!(!cas.has(&digest, 4), "no blob of that size");
+        assert!(cas.has(&digest, 3));
+        // Written, but with the same bytes.
+        damage(&cas, &digest, b"abc");
+        assert!(cas.has(&digest, 3));
+        let kept = Quarantine::new(&store).contents().expect("counts");
+        assert_eq!(kept.files, 0);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Every value in the index goes through here. A reader refuses a version it does not know, so a
 //! newer kachefs never has its facts misread by an older one. Each record type has a golden-bytes
-//! test beside it: a change of layout without a new version byte fails that test.
+//! test beside it: a change of layout without a new version byte fails that test. A new version byte needs
+//! a new schema of the index: a value of an unknown version is removed as damaged (see `mend`).
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -17,7 +17,11 @@
 //! and a power cut may take back the most recent ones, in order (RocksDB wiki, "WAL").
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rocksdb::{
@@ -29,65 +33,35 @@ use serde::{Deserialize, Serialize};
 use crate::action::{ActionEntry, ActionKey, InputRecord, InvocationDigest};
 use crate::codec::{CodecError, Record, decode, encode};
 use crate::digest::Digest;
+pub use crate::index_error::IndexError;
+use crate::layout::StoreDir;
+use crate::limits;
+use crate::mark::Mark;
 use crate::sync_point::SyncPoint;
 use crate::view::{DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, ViewId, ViewRecord};
+use crate::watermark::Watermark;
 
 /// Keys and values as they are stored.
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 
-const META: &str = "meta";
-const VIEWS: &str = "views";
-const INODES: &str = "inodes";
-const DENTRIES: &str = "dentries";
-const ACTIONS: &str = "actions";
-const RECORDS: &str = "records";
-const FILES: &str = "files";
+pub(crate) const META: &str = "meta";
+pub(crate) const VIEWS: &str = "views";
+pub(crate) const INODES: &str = "inodes";
+pub(crate) const DENTRIES: &str = "dentries";
+pub(crate) const ACTIONS: &str = "actions";
+pub(crate) const RECORDS: &str = "records";
+pub(crate) const FILES: &str = "files";
 const FAMILIES: [&str; 7] = [META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES];
 
-const SCHEMA_VERSION: u32 = 1;
+pub(crate) const SCHEMA_VERSION: u32 = 2;
 const SCHEMA_KEY: &[u8] = b"schema";
-const COUNTERS_KEY: &[u8] = b"counters";
-const SCRATCH_KEY: &[u8] = b"next-scratch";
-const EXCHANGES_KEY: &[u8] = b"exchanges/";
-const SYNC_POINT_KEY: &[u8] = b"sync-point";
+pub(crate) const COUNTERS_KEY: &[u8] = b"counters";
+pub(crate) const SCRATCH_KEY: &[u8] = b"next-scratch";
+pub(crate) const EXCHANGES_KEY: &[u8] = b"exchanges/";
+pub(crate) const SYNC_POINT_KEY: &[u8] = b"sync-point";
 
 /// Input records kept per invocation: enough for the branches one switches between.
 const RECORDS_PER_INVOCATION: usize = 16;
-
-/// An index that cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// RocksDB refuses.
-    #[error("index {}: {source}", path.display())]
-    Db {
-        /// The index directory.
-        path: PathBuf,
-        /// What RocksDB says.
-        source: rocksdb::Error,
-    },
-    /// The index was written by another generation of kachefs.
-    #[error("index {}: schema {found}, this kachefs knows {SCHEMA_VERSION}", path.display())]
-    Schema {
-        /// The index directory.
-        path: PathBuf,
-        /// The schema found.
-        found: String,
-    },
-    /// A value that does not decode.
-    #[error("index: {0}")]
-    Codec(#[from] CodecError),
-    /// A key that is not of its column family's form.
-    #[error("index: malformed key in {0}")]
-    Key(&'static str),
-}
-
-impl IndexError {
-    /// Whether the disk is full.
-    pub fn is_disk_full(&self) -> bool {
-        // RocksDB passes the errno on only as text.
-        matches!(self, Self::Db { source, .. } if source.to_string().contains("No space left"))
-    }
-}
 
 /// What is counted over the life of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,9 +98,15 @@ pub enum Counter {
 
 /// The facts of one store.
 pub struct Index {
-    db: DB,
+    pub(crate) db: DB,
     path: PathBuf,
     counters: Mutex<Counters>,
+    /// The number of the last commit that was there when it was opened.
+    opened_at: u64,
+    /// The number in the mark; none at first.
+    marked: AtomicU64,
+    watermark: OnceLock<Watermark>,
+    refusing: AtomicBool,
 }
 
 /// Changes that become true together.
@@ -138,40 +118,119 @@ pub struct Batch<'a> {
 
 impl Index {
     /// Opens the index at `path`, making it when it is not there.
+    ///
+    /// A log that ends in something unreadable is followed up to there. Whoever wants to know, or
+    /// meets an index that is damaged otherwise, uses [`crate::recover`].
     pub fn open(path: &Path) -> Result<Self, IndexError> {
-        let db_error = |source| IndexError::Db {
-            path: path.to_owned(),
-            source,
+        Self::open_with(path, DBRecoveryMode::PointInTime)
+    }
+
+    pub(crate) fn open_with(path: &Path, mode: DBRecoveryMode) -> Result<Self, IndexError> {
+        let failed = |source: rocksdb::Error| {
+            let text = source.to_string();
+            let path = path.to_owned();
+            // What only a later schema has.
+            match text.split_once("Column families not opened: ") {
+                Some((_, found)) => IndexError::Schema {
+                    path,
+                    found: found.to_owned(),
+                },
+                None => IndexError::Db { path, source },
+            }
         };
         let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options()));
-        let db = DB::open_cf_descriptors(&db_options(), path, families).map_err(db_error)?;
+        let mut options = db_options();
+        options.set_wal_recovery_mode(mode);
+        let db = DB::open_cf_descriptors(&options, path, families).map_err(failed)?;
         let mut index = Self {
+            opened_at: db.latest_sequence_number(),
             db,
             path: path.to_owned(),
             counters: Mutex::new(Counters::default()),
+            marked: AtomicU64::new(u64::MAX),
+            watermark: OnceLock::new(),
+            refusing: AtomicBool::new(false),
         };
         index.check_schema()?;
-        if let Some(counters) = index.get(META, COUNTERS_KEY)? {
-            index.counters = Mutex::new(counters);
+        match index.get(META, COUNTERS_KEY) {
+            Ok(counters) => index.counters = Mutex::new(counters.unwrap_or_default()),
+            // They start anew; `mend` names what was there.
+            Err(IndexError::Codec(_)) => {}
+            Err(error) => return Err(error),
         }
         Ok(index)
     }
 
+    /// A value that no kachefs writes there is overwritten: what it stood for is unknown, and the
+    /// records say themselves whether they can be read.
     fn check_schema(&self) -> Result<(), IndexError> {
-        match self.get_raw(META, SCHEMA_KEY)? {
-            None => self
+        let found = self.get_raw(META, SCHEMA_KEY)?;
+        let version = found.and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
+        match version {
+            Some(SCHEMA_VERSION) => Ok(()),
+            Some(found) if found > SCHEMA_VERSION => Err(IndexError::Schema {
+                path: self.path.clone(),
+                found: found.to_string(),
+            }),
+            _ => self
                 .db
                 .put_cf(self.family(META), SCHEMA_KEY, SCHEMA_VERSION.to_be_bytes())
                 .map_err(|source| self.db_error(source)),
-            Some(bytes) if bytes == SCHEMA_VERSION.to_be_bytes() => Ok(()),
-            Some(bytes) => Err(IndexError::Schema {
-                path: self.path.clone(),
-                found: <[u8; 4]>::try_from(bytes.as_slice()).map_or_else(
-                    |_| format!("{bytes:?}"),
-                    |b| u32::from_be_bytes(b).to_string(),
-                ),
-            }),
         }
+    }
+
+    /// Leaves the number of each commit in `file` from now on, before it is acknowledged. Returns
+    /// whether the index held all that an earlier process had acknowledged there, when it was opened.
+    pub fn follow(&self, file: File) -> io::Result<bool> {
+        let watermark = Watermark::new(file)?;
+        let whole = watermark.highest() <= self.opened_at;
+        watermark.restart(self.db.latest_sequence_number());
+        // There is one keeper.
+        let _ = self.watermark.set(watermark);
+        Ok(whole)
+    }
+
+    /// The number of the last commit that was there when it was opened.
+    pub(crate) fn opened_at(&self) -> u64 {
+        self.opened_at
+    }
+
+    /// Notes in the store how far the index has come; `synced` after a sync with nothing since.
+    pub fn leave_mark(&self, store: &StoreDir, synced: bool) -> io::Result<()> {
+        let number = self.db.latest_sequence_number();
+        if self.marked.swap(number, Ordering::Relaxed) == number && !synced {
+            return Ok(());
+        }
+        Mark::leave(&store.mark(), number, synced)
+    }
+
+    /// Whether the last change was refused. RocksDB goes on refusing after some errors, however
+    /// well the disk is by then.
+    pub fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
+    }
+
+    /// Forgets every view, and with it what the kernel may still refer to.
+    pub(crate) fn forget_views(&self) -> Result<(), IndexError> {
+        // Longer, and greater, than any key that is a number or starts with one.
+        const END: &[u8] = &[0xff; 16];
+        let start: &[u8] = &[];
+        let mut changes = WriteBatch::default();
+        for family in [VIEWS, INODES, DENTRIES] {
+            changes.delete_range_cf(self.family(family), start, END);
+        }
+        for (key, _) in self.scan(META, EXCHANGES_KEY)? {
+            changes.delete_cf(self.family(META), key);
+        }
+        let written = self.db.write(changes);
+        written.map_err(|source| self.db_error(source))
+    }
+
+    /// Changes nothing, through the log and all.
+    pub fn probe(&self) -> Result<(), IndexError> {
+        let mut batch = self.batch();
+        batch.count(&[], None);
+        batch.commit()
     }
 
     /// An empty batch.
@@ -281,13 +340,13 @@ impl Index {
             .map_err(|source| self.db_error(source))
     }
 
-    fn family(&self, name: &'static str) -> &ColumnFamily {
+    pub(crate) fn family(&self, name: &'static str) -> &ColumnFamily {
         self.db
             .cf_handle(name)
             .expect("every family of FAMILIES was opened")
     }
 
-    fn db_error(&self, source: rocksdb::Error) -> IndexError {
+    pub(crate) fn db_error(&self, source: rocksdb::Error) -> IndexError {
         IndexError::Db {
             path: self.path.clone(),
             source,
@@ -322,7 +381,7 @@ impl Index {
     }
 }
 
-fn db_options() -> Options {
+pub(crate) fn db_options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -330,12 +389,9 @@ fn db_options() -> Options {
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(1 << 20);
     options.set_max_total_wal_size(64 << 20);
-    options.set_max_open_files(256);
-    // After a power cut the log ends somewhere, perhaps in the middle of a batch. What comes before
-    // is a true earlier state; replaying anything behind a gap would make one that never was. To
-    // refuse such a store (absolute consistency) helps nobody. RocksDB's default today, but what
-    // recovery rests on must not change with it.
-    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    // Logs that later tables build upon are missed when they are missing.
+    options.set_track_and_verify_wals_in_manifest(true);
+    options.set_max_open_files(i32::try_from(limits::share(256)).unwrap_or(256));
     options
 }
 
@@ -354,14 +410,14 @@ fn exchanges_key(view: ViewId) -> Vec<u8> {
     [EXCHANGES_KEY, &view.0.to_be_bytes()].concat()
 }
 
-fn inode_key(view: ViewId, ino: Ino) -> [u8; 12] {
+pub(crate) fn inode_key(view: ViewId, ino: Ino) -> [u8; 12] {
     let mut key = [0; 12];
     key[..4].copy_from_slice(&view.0.to_be_bytes());
     key[4..].copy_from_slice(&ino.0.to_be_bytes());
     key
 }
 
-fn dentry_key(view: ViewId, parent: Ino, name: &[u8]) -> Vec<u8> {
+pub(crate) fn dentry_key(view: ViewId, parent: Ino, name: &[u8]) -> Vec<u8> {
     let mut key = inode_key(view, parent).to_vec();
     key.extend_from_slice(name);
     key
@@ -486,10 +542,13 @@ impl Batch<'_> {
     }
 
     fn write(self) -> Result<(), IndexError> {
-        self.index
-            .db
-            .write(self.changes)
-            .map_err(|source| self.index.db_error(source))
+        let index = self.index;
+        let written = index.db.write(self.changes);
+        index.refusing.store(written.is_err(), Ordering::Relaxed);
+        if let (Ok(()), Some(watermark)) = (&written, index.watermark.get()) {
+            watermark.raise(index.db.latest_sequence_number());
+        }
+        written.map_err(|source| index.db_error(source))
     }
 
     fn put<R: Record>(

@@ -8,13 +8,15 @@
 //! blobs/xx/<hex>  the CAS
 //! scratch/<id>    private backing files, on the same file system as the CAS
 //! index/          RocksDB
+//! index.mark      how far the index had come, see `mark.rs`
 //! managed/<hex>   the targets that come back by themselves
+//! quarantine/     what was found damaged, see `quarantine.rs`
 //! ```
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -31,7 +33,7 @@ pub struct StoreDir {
 
 /// Proof that this process owns the store; the kernel ends it with the process.
 #[derive(Debug)]
-pub struct StoreLock(#[expect(dead_code, reason = "held for its lock")] Flock<File>);
+pub struct StoreLock(Flock<File>);
 
 /// Proof that no other process starts daemons for the store; the kernel ends it with the process.
 #[derive(Debug)]
@@ -51,6 +53,23 @@ pub enum LayoutError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl StoreLock {
+    /// Whether the store is still where it was: neither removed, nor moved, nor replaced.
+    pub fn is_in(&self, store: &StoreDir) -> bool {
+        let ours = self.0.metadata().map(|meta| (meta.dev(), meta.ino()));
+        let there = fs::metadata(store.lock_file()).map(|meta| (meta.dev(), meta.ino()));
+        match (ours, there) {
+            (Ok(ours), Ok(there)) => ours == there,
+            (_, Err(error)) => !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ),
+            // Nothing is known, so nothing is given up.
+            (Err(_), _) => true,
+        }
+    }
 }
 
 impl StoreDir {
@@ -117,6 +136,16 @@ impl StoreDir {
         Managed::new(self.root.join("managed"))
     }
 
+    /// How far the index had come.
+    pub fn mark(&self) -> PathBuf {
+        self.root.join("index.mark")
+    }
+
+    /// What was found damaged.
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
     /// Makes the directories that are missing, readable by nobody else.
     pub fn create(&self) -> Result<(), LayoutError> {
         for path in [self.root.clone(), self.run(), self.blobs(), self.scratch()] {
@@ -131,7 +160,7 @@ impl StoreDir {
 
     /// Takes ownership of the store for this process.
     pub fn lock(&self) -> Result<StoreLock, LayoutError> {
-        let path = self.root.join("lock");
+        let path = self.lock_file();
         let file = open_lock(&path)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(StoreLock(lock)),
@@ -165,6 +194,10 @@ impl StoreDir {
         File::open(self.keeper_lock())
             .is_ok_and(|file| fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok())
             && i32::from(lock.l_type) != nix::libc::F_UNLCK
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.root.join("lock")
     }
 
     fn keeper_lock(&self) -> PathBuf {
@@ -239,6 +272,24 @@ mod tests {
         assert!(matches!(store.lock(), Err(LayoutError::InUse(_))));
         drop(first);
         store.lock().expect("free again");
+    }
+
+    #[test]
+    fn a_store_that_is_gone_is_noticed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (root, away) = (dir.path().join("s"), dir.path().join("away"));
+        let store = StoreDir::new(&root);
+        store.create().expect("creates");
+        let lock = store.lock().expect("locks");
+        assert!(lock.is_in(&store));
+        fs::rename(&root, &away).expect("moves");
+        assert!(!lock.is_in(&store));
+        store.create().expect("creates");
+        let _other = store.lock().expect("another store");
+        assert!(!lock.is_in(&store));
+        fs::remove_dir_all(&root).expect("removes");
+        fs::rename(&away, &root).expect("moves back");
+        assert!(lock.is_in(&store));
     }
 
     #[test]

@@ -7,26 +7,37 @@
 //! One process owns a store at a time, see [`StoreDir::lock`].
 
 pub mod action;
+mod boot;
 pub mod cas;
 pub mod codec;
 pub mod digest;
 pub mod index;
+mod index_error;
 pub mod layout;
+pub mod limits;
 pub mod managed;
+mod mark;
+mod mend;
+pub mod quarantine;
+pub mod recover;
 pub mod scan;
 pub mod sync_point;
 pub mod view;
+mod watermark;
 
 pub use action::{
     ActionEntry, ActionKey, ActionResult, EnvHash, InputRecord, InvocationDigest, Origin, Output,
     OutputContent, Root, RootSet,
 };
+pub use boot::this_boot;
 pub use cas::{Cas, CasError, Ingested};
 pub use codec::CodecError;
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use index::{Batch, Counter, Index, IndexError};
 pub use layout::{KeeperLock, LayoutError, StoreDir, StoreLock};
 pub use managed::{Managed, ManagedTarget};
+pub use quarantine::{Quarantine, Thing};
+pub use recover::{History, Recovered};
 pub use scan::RootScanner;
 pub use sync_point::{Epoch, SyncPoint};
 pub use view::{

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{Record, decode, encode};
 use crate::digest::Digest;
+use crate::quarantine::{Quarantine, Thing};
 
 /// Links followed on the way to a mountpoint, as the kernel does (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
@@ -164,6 +165,26 @@ impl Managed {
     /// The managed targets in a directory.
     pub fn in_directory(&self, directory: &Path) -> io::Result<Vec<ManagedTarget>> {
         Ok(self.read(directory)?.targets)
+    }
+
+    /// Moves the files that do not decode to the quarantine; one sentence for each.
+    pub fn mend(&self, quarantine: &Quarantine) -> io::Result<Vec<String>> {
+        let mut findings = Vec::new();
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(findings),
+            entries => entries?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let Err(error) = read_record(&path) else {
+                continue;
+            };
+            if error.kind() == io::ErrorKind::InvalidData && path.extension().is_none() {
+                quarantine.take(Thing::Managed, &path)?;
+                findings.push(error.to_string());
+            }
+        }
+        Ok(findings)
     }
 
     /// Every managed target, by path, outer ones first, and one error for each file that cannot
@@ -315,6 +336,17 @@ mod tests {
         let (all, damaged) = managed.all().expect("lists");
         assert_eq!((all.len(), damaged.len()), (1, 1));
         assert!(damaged[0].to_string().contains("beef"), "{}", damaged[0]);
+
+        let store = crate::StoreDir::new(dir.path());
+        let quarantine = Quarantine::new(&store);
+        let findings = managed.mend(&quarantine).expect("mends");
+        assert!(
+            findings.len() == 1 && findings[0].contains("beef"),
+            "{findings:?}"
+        );
+        assert_eq!(quarantine.contents().expect("counts").files, 1);
+        assert!(managed.mend(&quarantine).expect("mends").is_empty());
+        assert_eq!(managed.all().expect("lists").0.len(), 1);
 
         let file = managed.file(dir.path());
         fs::write(&file, b"\xff").expect("write");

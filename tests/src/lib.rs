@@ -9,8 +9,10 @@
 //! the store directory, as any script of a user may.
 
 mod archive;
+pub mod chance;
 pub mod command;
 pub mod counters;
+pub mod disk;
 pub mod fetch;
 pub mod flip;
 pub mod killer;

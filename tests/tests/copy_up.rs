@@ -10,7 +10,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::{Must, Project, Sandbox, Tree, mounts, samples, tree};
+use harness::disk::Disk;
+use harness::{Must, Project, Sandbox, Tree, samples, tree};
 use nix::fcntl::{AT_FDCWD, FallocateFlags};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::{UtimensatFlags, utimensat};
@@ -223,87 +224,6 @@ fn readers_see_old_or_new_bytes_while_a_file_is_copied_up() {
         });
         bring(&sandbox, &project);
         assert!(fs::read(&program).must("read") == old, "the blob");
-    }
-}
-
-/// The store on a disk of its own: an image, mounted where the store will be.
-struct Disk<'a> {
-    sandbox: &'a Sandbox,
-}
-
-impl<'a> Disk<'a> {
-    /// `None`, and why, where there is no such file system on this machine.
-    fn new(sandbox: &'a Sandbox, kind: &str) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: mounting a disk image takes root");
-            return None;
-        }
-        let known = fs::read_to_string("/proc/filesystems").must("/proc/filesystems");
-        let mkfs = format!("mkfs.{kind}");
-        let has_tool = ["/sbin", "/usr/sbin", "/usr/bin"]
-            .iter()
-            .any(|dir| Path::new(dir).join(&mkfs).exists());
-        if !has_tool || !known.contains(&format!("\t{kind}\n")) {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "no {kind} here: run scripts/setup"
-            );
-            eprintln!("skipped: this machine has no {mkfs}, or its kernel no {kind}");
-            return None;
-        }
-        let image = sandbox.path("disk.img");
-        File::create(&image)
-            .must("image")
-            .set_len(1 << 30)
-            .must("set_len");
-        let made = Command::new(&mkfs)
-            .arg("-q")
-            .arg(&image)
-            .output()
-            .must(&mkfs);
-        assert!(made.status.success(), "{made:?}");
-        let store = sandbox.make_dir("store");
-        let mut mount = Command::new("mount");
-        let mount = mount
-            .args(["-o", "loop", "-t", kind])
-            .arg(&image)
-            .arg(&store);
-        let mounted = mount.output().must("mount");
-        assert!(mounted.status.success(), "{mounted:?}");
-        Some(Self { sandbox })
-    }
-
-    fn sync(&self) {
-        let store = File::open(self.sandbox.store()).must("open");
-        nix::unistd::syncfs(&store).must("syncfs");
-    }
-
-    fn free(&self) -> u64 {
-        let stat = nix::sys::statvfs::statvfs(&self.sandbox.store()).must("statvfs");
-        stat.blocks_free() * stat.fragment_size()
-    }
-}
-
-impl Drop for Disk<'_> {
-    fn drop(&mut self) {
-        // Without a panic: one may be under way. What stays, the sandbox reports.
-        for words in ["unmount --all", "daemon stop"] {
-            let command = Command::new(self.sandbox.bin_dir().join("kachefs"))
-                .args(words.split(' '))
-                .env("KACHEFS_STORE", self.sandbox.store())
-                .env("HOME", self.sandbox.path("home"))
-                .env("CARGO_HOME", self.sandbox.cargo_home())
-                .output();
-            drop(command);
-        }
-        let store = self.sandbox.store();
-        for _ in 0..100 {
-            let status = Command::new("umount").arg(&store).output();
-            if status.is_ok_and(|output| output.status.success()) || mounts::at(&store).is_none() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
     }
 }
 

@@ -3,18 +3,19 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use store::StoreDir;
+use store::{LayoutError, StoreDir};
 use tracing_subscriber::EnvFilter;
 use wrapper::protocol::Control;
 
 use super::done;
+use crate::daemon::health::{self, End};
 use crate::daemon::takeover::{Inherited, Keeper};
 use crate::daemon::{Daemon as Running, client, server};
 use crate::keeper;
@@ -91,7 +92,8 @@ fn stop(dir: &StoreDir) -> Result<ExitCode> {
     }
     done(answer)?;
     let deadline = Instant::now() + STOP;
-    while dir.has_keeper() || dir.lock().is_err() {
+    // What else may keep us from locking it, a read-only disk say, is no daemon.
+    while dir.has_keeper() || matches!(dir.lock(), Err(LayoutError::InUse(_))) {
         if Instant::now() > deadline {
             bail!(
                 "the daemon has unmounted everything but does not end; see {}",
@@ -154,6 +156,7 @@ fn serve(
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     // SIGHUP is taken, not ignored: a closed terminal does not end a daemon.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot take signals")?;
+    store::limits::raise();
     let (daemon, listener) = Running::start(dir.clone(), keeper, inherited)?;
     if let Some(path) = path {
         if let Err(error) = daemon.mounts.mount(path) {
@@ -163,8 +166,8 @@ fn serve(
         println!("mounted {}; Ctrl-C unmounts", path.display());
     }
     let ended = Arc::new(AtomicBool::new(false));
-    let on_signal = Arc::clone(&ended);
-    let store = dir.clone();
+    let on_signal = End::new(&ended, &listener)?;
+    health::watch(&daemon, End::new(&ended, &listener)?)?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -173,9 +176,7 @@ fn serve(
                     continue;
                 }
                 tracing::info!(signal, "ending");
-                on_signal.store(true, Ordering::Relaxed);
-                // Wakes the accept loop.
-                let _ = client::connect(&store);
+                on_signal.end();
             }
         })?;
     tracing::info!(pid = std::process::id(), store = %dir.root().display(), "daemon runs");

@@ -9,11 +9,11 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use store::StoreDir;
+use store::{Quarantine, StoreDir};
 use wrapper::protocol::Control;
 
-use super::dead_mounts;
 use super::init::{self, Configured};
+use super::{dead_mounts, stats};
 use crate::daemon::client;
 
 /// Check that everything kachefs needs is there.
@@ -49,6 +49,7 @@ impl Doctor {
             fuse(),
             permissions(),
             store(dir),
+            quarantine(dir),
             wrapper(),
             cargo(),
             rustc(),
@@ -141,6 +142,21 @@ fn store(dir: &StoreDir) -> Check {
         "store",
         write().map_err(|error| format!("{}: {error:#}", root.display())),
     )
+}
+
+/// Something in it is no problem any more: what was damaged has been dealt with.
+fn quarantine(dir: &StoreDir) -> Check {
+    let result = match Quarantine::new(dir).contents() {
+        Ok(found) if found.files == 0 => Ok("empty".to_owned()),
+        Ok(found) => Ok(format!(
+            "{} files, {}, were damaged: {} may be deleted, daemon.log names them",
+            found.files,
+            stats::bytes(found.bytes),
+            dir.quarantine().display()
+        )),
+        Err(error) => Err(format!("{}: {error}", dir.quarantine().display())),
+    };
+    check("quarantine", result)
 }
 
 fn wrapper() -> Check {

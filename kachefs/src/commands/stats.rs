@@ -74,6 +74,10 @@ fn table(stats: &stats::Stats) -> String {
         "blobs",
         format!("{}, {}", stats.blobs.count, bytes(stats.blobs.local_bytes)),
     );
+    if stats.quarantine.files > 0 {
+        let (files, size) = (stats.quarantine.files, bytes(stats.quarantine.bytes));
+        row("quarantine", format!("{files} files, {size}"));
+    }
     for view in &stats.views {
         let size = bytes(view.logical_bytes);
         row(
@@ -94,7 +98,7 @@ fn table(stats: &stats::Stats) -> String {
 }
 
 /// A number of bytes for people, in binary units with one decimal.
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
     let mut tenths = n.saturating_mul(10);

@@ -2,10 +2,12 @@
 //!
 //! `server` speaks the socket protocol, `mounts` keeps the mounted views, `managed` knows which of
 //! them come back by themselves, `sync_points` says now and then that everything is on the disk,
-//! `takeover` goes on with the mounts of a daemon that died. Started by a keeper, for `kachefs
-//! mount`; ends on `kachefs daemon stop`, SIGTERM or SIGINT, unmounting everything.
+//! `takeover` goes on with the mounts of a daemon that died, `health` notices a store that went away or
+//! does not take writes. Started by a keeper, for `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM
+//! or SIGINT, unmounting everything.
 
 pub mod client;
+pub mod health;
 mod managed;
 pub mod mounts;
 pub mod server;
@@ -51,11 +53,16 @@ impl Daemon {
     /// targets again.
     pub fn start(
         dir: StoreDir,
-        keeper: Keeper,
+        mut keeper: Keeper,
         inherited: Vec<Inherited>,
     ) -> Result<(Arc<Self>, UnixListener)> {
         let unharmed = Unharmed::start();
         let storage = Arc::new(Storage::open(dir)?);
+        if let Some(acknowledged) = keeper.acknowledged()
+            && !storage.index.follow(acknowledged)?
+        {
+            storage.damage.forgets();
+        }
         // From here on compilers wait for us instead of going without the cache.
         let listener = listen(&storage.dir)?;
         let keeper = Arc::new(keeper);
@@ -83,17 +90,31 @@ impl Daemon {
         save(&self.mounts);
         // Whoever still uses a detached mount can change it until we are gone.
         let ended = self.mounts.in_use().is_empty();
-        if let Err(error) = sync_points::make(&self.mounts, ended) {
-            let error = format!("{error:#}");
-            tracing::error!(error, "last sync point");
+        match sync_points::make(&self.mounts, ended) {
+            Ok(()) => leave_mark(&self.storage, true),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "last sync point");
+            }
         }
         let _ = std::fs::remove_file(self.storage.dir.socket());
+    }
+}
+
+/// Notes how far the index has come, unless another store has taken the place of this one.
+fn leave_mark(storage: &Storage, synced: bool) {
+    if !storage.is_in_place() {
+        return;
+    }
+    if let Err(error) = storage.index.leave_mark(&storage.dir, synced) {
+        tracing::debug!(%error, "cannot note how far the index has come");
     }
 }
 
 /// Stores the records that are behind.
 fn save(mounts: &Mounts) {
     for (path, view) in mounts.in_use() {
+        view.drop_suspects();
         view.expire_grants();
         view.settle_idle();
         if let Err(error) = view.save_dirty() {
@@ -108,6 +129,7 @@ fn save_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
     let save = move || {
         while let Some(mounts) = mounts.upgrade() {
             save(&mounts);
+            leave_mark(&mounts.storage, false);
             drop(mounts);
             std::thread::sleep(SAVE_INTERVAL);
         }

@@ -34,6 +34,9 @@ const LAZY_END: Duration = Duration::from_millis(200);
 
 /// Set for the daemon, it serves as if it were not allowed FUSE passthrough.
 const NO_PASSTHROUGH: &str = "KACHEFS_NO_PASSTHROUGH";
+/// More inode numbers than a view gives out: those that were lost with their records are left out, for
+/// a wrapper may still know them.
+const LOST_NUMBERS: u64 = 1 << 32;
 
 /// One mounted view.
 pub struct Mounted {
@@ -267,9 +270,14 @@ impl Mounts {
         let storage = Arc::clone(&self.storage);
         let failed = |error: Errno| anyhow!("cannot open the view of {}: {error}", path.display());
         if let Some((id, record)) = known {
-            return View::load(storage, *id, ViewRecord::clone(record)).map_err(failed);
+            let mut record = ViewRecord::clone(record);
+            if !self.storage.damage.spares(*id) {
+                record.next_ino = record.next_ino.saturating_add(LOST_NUMBERS);
+            }
+            return View::load(storage, *id, record).map_err(failed);
         }
-        let id = ViewId(views.iter().map(|(id, _)| id.0 + 1).max().unwrap_or(1));
+        let next = views.iter().map(|(id, _)| id.0 + 1).max().unwrap_or(1);
+        let id = ViewId(next.max(self.storage.damage.first_view()));
         let meta = fs::metadata(path)?;
         let owner = Caller {
             uid: std::os::unix::fs::MetadataExt::uid(&meta),
@@ -305,16 +313,24 @@ impl Mounts {
             ),
             Err(error) => bail!("cannot unmount {}: {error}", path.display()),
         }
-        if management == Management::Ends {
-            self.storage.dir.managed().remove(path)?;
-        }
+        let unmanaged = match management {
+            Management::Ends => self.storage.dir.managed().remove(path).map(drop),
+            Management::Stays => Ok(()),
+        };
+        // It is unmounted whatever the disk says to that.
+        let unmanaged = unmanaged.with_context(|| {
+            let path = path.display();
+            format!("{path} is unmounted, but will come back by itself")
+        });
         let patience = if lazy { LAZY_END } else { SESSION_END };
         if self.wait_for_end(id, patience) {
             self.finish(id);
+            unmanaged?;
             return Ok(format!("unmounted {}", path.display()));
         }
         // A session with users left goes on, and its view with it.
         self.leave(id);
+        unmanaged?;
         Ok(format!(
             "detached {}, still in use{}",
             path.display(),

@@ -29,7 +29,9 @@ pub fn serve(daemon: &Arc<Daemon>, listener: &UnixListener, ended: &Arc<AtomicBo
             Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "accept");
-                // Out of descriptors, most likely: let some conversations end.
+                // Out of descriptors, most likely: backings can be opened again, and some
+                // conversations end.
+                daemon.storage.close_idle();
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
             }

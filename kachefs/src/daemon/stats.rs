@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use store::Counter;
+use store::quarantine::Contents;
+use store::{Counter, Quarantine};
 
 use super::Daemon;
 
@@ -26,6 +27,9 @@ pub struct Stats {
     pub views: Vec<ViewStats>,
     /// Blobs on this disk.
     pub blobs: Blobs,
+    /// What was found damaged and moved away.
+    #[serde(default)]
+    pub quarantine: QuarantineStats,
     /// The daemon.
     pub daemon: DaemonStats,
 }
@@ -80,6 +84,15 @@ pub struct Blobs {
     pub local_bytes: u64,
 }
 
+/// What is in the quarantine.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct QuarantineStats {
+    /// How many files.
+    pub files: u64,
+    /// What they take on the disk.
+    pub bytes: u64,
+}
+
 /// The daemon's process.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DaemonStats {
@@ -121,6 +134,7 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
         bail!("{} is not mounted", wanted.display());
     }
     let (count, local_bytes) = daemon.storage.cas.usage()?;
+    let Contents { files, bytes } = Quarantine::new(&daemon.storage.dir).contents()?;
     let stats = Stats {
         schema: SCHEMA,
         actions: Actions {
@@ -139,6 +153,7 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
         },
         views,
         blobs: Blobs { count, local_bytes },
+        quarantine: QuarantineStats { files, bytes },
         daemon: DaemonStats {
             pid: std::process::id(),
             rss_bytes: resident_bytes().context("cannot read /proc/self/statm")?,

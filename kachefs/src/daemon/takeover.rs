@@ -8,6 +8,7 @@
 //! one mounts afresh.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ pub struct Keeper {
     /// Daemons this keeper had before.
     pub restarts: u32,
     lost: AtomicBool,
+    acknowledged: Option<File>,
 }
 
 /// A mounted view that an earlier daemon served.
@@ -48,6 +50,7 @@ impl Keeper {
             pid: 0,
             restarts: 0,
             lost: AtomicBool::new(false),
+            acknowledged: None,
         }
     }
 
@@ -55,10 +58,10 @@ impl Keeper {
     pub fn from_stdin() -> Result<(Self, Vec<Inherited>)> {
         let line = io::stdin().as_fd().try_clone_to_owned()?;
         // No child of ours may have it as its standard input.
-        let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
+        let null = File::open("/dev/null").context("cannot open /dev/null")?;
         nix::unistd::dup2_stdin(null)?;
         let gone = || io::Error::from(io::ErrorKind::UnexpectedEof);
-        let (start, _) = wire::receive::<Start>(line.as_fd())
+        let (start, acknowledged) = wire::receive::<Start>(line.as_fd())
             .and_then(|start| start.ok_or_else(gone))
             .context("no keeper on standard input")?;
         let mut inherited = Vec::new();
@@ -74,6 +77,7 @@ impl Keeper {
             pid: std::os::unix::process::parent_id(),
             restarts: start.restarts,
             lost: AtomicBool::new(false),
+            acknowledged: acknowledged.map(File::from),
         };
         Ok((keeper, inherited))
     }
@@ -82,6 +86,11 @@ impl Keeper {
     pub fn pid(&self) -> Option<u32> {
         let lives = self.line.is_some() && std::os::unix::process::parent_id() == self.pid;
         lives.then_some(self.pid)
+    }
+
+    /// Where each daemon of this keeper leaves how far the index has come.
+    pub fn acknowledged(&mut self) -> Option<File> {
+        self.acknowledged.take()
     }
 
     /// Tells it that everything is served again.
@@ -155,6 +164,9 @@ impl Mounts {
     /// Serves an inherited mount; `None` when it is a mount no more.
     fn go_on(&self, inherited: &Inherited) -> Result<Option<Arc<View>>> {
         let Inherited { session, device } = inherited;
+        if !self.storage.damage.spares(session.view) {
+            bail!("its part of the index was damaged, so it is mounted afresh");
+        }
         let views = self.storage.index.views()?;
         let known = views.into_iter().find(|(id, _)| *id == session.view);
         let (id, mut record) = known.context("the index does not know the view")?;

@@ -13,9 +13,10 @@ use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
-use store::{Ino, Kind, Timestamp};
+use store::{Digest, Ino, Kind, Timestamp};
 
 use super::node::{Body, Node, State};
+use super::passthrough::mtime;
 use super::view::{Entry, View};
 use super::{Errno, FsResult, INLINE_MAX, errno};
 use crate::clock;
@@ -43,6 +44,14 @@ pub struct Changes {
     pub atime: Option<Timestamp>,
     /// Last change of the content.
     pub mtime: Option<Timestamp>,
+}
+
+/// What became of a read.
+enum Read {
+    /// This many bytes.
+    Done(usize),
+    /// The blob of this name and length is missing or ended early.
+    Doubtful(Digest, u64),
 }
 
 fn blob_failed(error: &store::CasError) -> Errno {
@@ -122,19 +131,48 @@ impl View {
     }
 
     /// Fills `into` from `offset` on and returns how many bytes that were; fewer than asked for
-    /// only at the end of the file.
+    /// only at the end of the file. EIO when the store has lost them (see [`super::check`]).
     pub fn read(&self, ino: Ino, offset: u64, into: &mut [u8]) -> FsResult<usize> {
         let node = self.node(ino)?;
-        let file = {
+        match self.read_once(&node, offset, into)? {
+            Read::Done(count) => Ok(count),
+            Read::Doubtful(digest, size) => {
+                if !self.doubt_blob(&node, &digest, size) {
+                    return Err(Errno::EIO);
+                }
+                match self.read_once(&node, offset, into)? {
+                    Read::Done(count) => Ok(count),
+                    Read::Doubtful(..) => Err(Errno::EIO),
+                }
+            }
+        }
+    }
+
+    fn read_once(&self, node: &Node, offset: u64, into: &mut [u8]) -> FsResult<Read> {
+        let (file, blob) = {
             let mut state = node.state.lock();
             self.note_read(&mut state);
-            if let Body::Inline(bytes) = &state.body {
-                let rest = bytes.get(in_memory(offset)..).unwrap_or_default();
-                let count = rest.len().min(into.len());
-                into[..count].copy_from_slice(&rest[..count]);
-                return Ok(count);
+            match &state.body {
+                Body::Inline(bytes) => {
+                    let rest = bytes.get(in_memory(offset)..).unwrap_or_default();
+                    let count = rest.len().min(into.len());
+                    into[..count].copy_from_slice(&rest[..count]);
+                    return Ok(Read::Done(count));
+                }
+                Body::Blob { digest, size } => match self.storage.blob(digest) {
+                    Ok(file) => (file, Some((*digest, *size))),
+                    Err(store::CasError::Missing(_)) => return Ok(Read::Doubtful(*digest, *size)),
+                    Err(error) => return Err(blob_failed(&error)),
+                },
+                Body::Private { id, .. } => match self.storage.scratch(*id) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        self.suspect([node.ino]);
+                        return Err(Errno::EIO);
+                    }
+                    file => (file.map_err(|e| io_failed("open private file", &e))?, None),
+                },
+                _ => return Err(Errno::EINVAL),
             }
-            self.backing(&state)?.ok_or(Errno::EINVAL)?
         };
         let mut filled = 0;
         while filled < into.len() {
@@ -145,7 +183,12 @@ impl View {
                 Err(error) => return Err(io_failed("read", &error)),
             }
         }
-        Ok(filled)
+        match blob {
+            Some((digest, size)) if filled < into.len() && offset + (filled as u64) < size => {
+                Ok(Read::Doubtful(digest, size))
+            }
+            _ => Ok(Read::Done(filled)),
+        }
     }
 
     /// Writes all of `data` at `offset`.
@@ -162,19 +205,20 @@ impl View {
         let end = end.ok_or(Errno::EFBIG)?;
         let _change = self.change(&node, &mut state)?;
         let now = clock::now();
-        if let Body::Inline(bytes) = &mut state.body
+        if let Body::Inline(bytes) = &state.body
             && end <= INLINE_MAX as u64
         {
             let (offset, end) = (in_memory(offset), in_memory(end));
-            if bytes.len() < end {
-                bytes.resize(end, 0);
+            let mut new = bytes.clone();
+            if new.len() < end {
+                new.resize(end, 0);
             }
-            bytes[offset..end].copy_from_slice(data);
-            state.touch_content(now);
+            new[offset..end].copy_from_slice(data);
             // The bytes live in the record: it must be stored before the write is acknowledged.
-            return self.save(&node, &mut state);
+            return self.replace_bytes(&node, &mut state, new, now).map(drop);
         }
         self.make_private(&node, &mut state, u64::MAX)?;
+        let before = state.attributes.clone();
         state.touch_content(now);
         let file = self.backing(&state)?.ok_or(Errno::EINVAL)?;
         // The record follows later; until then the file itself says when it was written.
@@ -190,8 +234,39 @@ impl View {
                 file.metadata().map_or(*size, |meta| meta.len())
             };
         }
+        if written.is_err()
+            && file
+                .metadata()
+                .is_ok_and(|meta| mtime(&meta) == before.mtime)
+        {
+            // It has not come anywhere.
+            state.attributes = before;
+        }
         self.mark_dirty(&node, &mut state);
         written.map_err(|e| io_failed("write", &e))
+    }
+
+    /// Gives an inode other bytes in its record, and returns the body it had. When the record cannot
+    /// be stored the inode is what it was.
+    fn replace_bytes(
+        &self,
+        node: &Arc<Node>,
+        state: &mut State,
+        bytes: Vec<u8>,
+        now: Timestamp,
+    ) -> FsResult<Body> {
+        let (attributes, origin) = (state.attributes.clone(), state.origin);
+        let old = std::mem::replace(&mut state.body, Body::Inline(bytes));
+        state.touch_content(now);
+        match self.save(node, state) {
+            Ok(()) => Ok(old),
+            Err(error) => {
+                state.body = old;
+                state.attributes = attributes;
+                state.origin = origin;
+                Err(error)
+            }
+        }
     }
 
     /// Gives the inode a private backing file, keeping at most the first `keep` bytes.
@@ -214,6 +289,9 @@ impl View {
             (_, None) => Ok(()),
         };
         if let Err(error) = copied {
+            if let Body::Blob { digest, size } = state.body {
+                self.doubt_blob(node, &digest, size);
+            }
             self.storage.remove_scratch(id);
             return Err(io_failed("copy up", &error));
         }
@@ -248,24 +326,28 @@ impl View {
         );
         // A backing the kernel may write to stays.
         if size == 0 && !passthrough {
-            let old = std::mem::replace(&mut state.body, Body::Inline(Vec::new()));
             // What the old bytes are in is left as it is: nothing to announce.
             let change = self.storage.epochs.change();
-            let changed = std::mem::replace(&mut state.changed, change.epoch);
-            state.touch_content(now);
-            self.save(node, state)?;
-            if let Body::Private { id, .. } = old {
-                self.storage.retire_scratch(id, changed, state.fsynced);
+            let before = std::mem::replace(&mut state.changed, change.epoch);
+            match self.replace_bytes(node, state, Vec::new(), now) {
+                Ok(Body::Private { id, .. }) => {
+                    self.storage.retire_scratch(id, before, state.fsynced);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    state.changed = before;
+                    return Err(error);
+                }
             }
             return Ok(());
         }
         let _change = self.change(node, state)?;
-        if let Body::Inline(bytes) = &mut state.body
+        if let Body::Inline(bytes) = &state.body
             && size <= INLINE_MAX as u64
         {
-            bytes.resize(in_memory(size), 0);
-            state.touch_content(now);
-            return self.save(node, state);
+            let mut new = bytes.clone();
+            new.resize(in_memory(size), 0);
+            return self.replace_bytes(node, state, new, now).map(drop);
         }
         self.make_private(node, state, size)?;
         let file = self.backing(state)?.ok_or(Errno::EINVAL)?;

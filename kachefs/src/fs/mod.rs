@@ -4,14 +4,16 @@
 //! without a mount. `names` changes names, `again` does so for requests sent twice, `data` changes
 //! bytes, `outputs` is what the action service asks of a view (digests, ingest, bind), `passthrough`
 //! lets compilers write past the daemon, `import` takes over an existing directory, `clear` ends
-//! everything in a view. What a power cut may take back is the business of `durability` (how it is
-//! kept small) and `recovery` (what is dropped after one).
+//! everything in a view, `check` gives up files whose bytes are not in the store any more. What a power
+//! cut may take back is the business of `durability` (how it is kept small) and `recovery` (what is
+//! dropped after one).
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
 //! and waits for no other lock while holding it. The lock of the node table is innermost.
 
 pub mod again;
+pub mod check;
 pub mod clear;
 pub mod data;
 pub mod durability;
@@ -43,12 +45,8 @@ pub(crate) fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// A failed commit: told in the log, ENOSPC or EIO to the caller.
+/// A failed commit: told in the log, and to the caller what the disk said, or EIO.
 pub(crate) fn index_failed(error: &store::IndexError) -> Errno {
     tracing::error!(%error, "index");
-    if error.is_disk_full() {
-        Errno::ENOSPC
-    } else {
-        Errno::EIO
-    }
+    error.errno().unwrap_or(Errno::EIO)
 }

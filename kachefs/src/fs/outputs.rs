@@ -116,8 +116,11 @@ impl View {
                     let (digest, size, generation) = (*digest, *size, state.generation);
                     drop(state);
                     let blob = self.storage.cas.open(&digest).map_err(failed)?;
-                    store::digest::hash_reader(blob, |chunk| scanner.feed(chunk))
-                        .map_err(|e| errno(&e))?;
+                    let read = store::digest::hash_reader(blob, |chunk| scanner.feed(chunk));
+                    if read.map_err(|e| errno(&e))? != (digest, size) {
+                        self.doubt_blob(node, &digest, size);
+                        return Err(Errno::EIO);
+                    }
                     let stored = store::Ingested {
                         digest,
                         size,

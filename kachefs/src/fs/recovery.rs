@@ -10,15 +10,15 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use store::{
-    Cas, CasError, Content, Digest, Epoch, Index, InodeRecord, Kind, StoreDir, SyncPoint,
-    Timestamp, ViewId,
+    Cas, CasError, Content, Digest, Epoch, Index, InodeRecord, Kind, Quarantine, StoreDir,
+    SyncPoint, Thing, Timestamp, ViewId,
 };
 
 use crate::clock;
@@ -31,9 +31,9 @@ const VERIFY: Duration = Duration::from_secs(30);
 /// Threads that verify: one reads while another hashes.
 const VERIFIERS: usize = 4;
 
-/// What the last sync point of a store tells about it.
+/// How the last daemon of a store ended, as its last sync point tells.
 #[derive(Debug, PartialEq, Eq)]
-pub enum History {
+pub enum LastEnd {
     /// It never had one.
     New,
     /// The daemon died in this boot: what it wrote is in the page cache.
@@ -44,7 +44,7 @@ pub enum History {
     Cut(SyncPoint),
 }
 
-impl History {
+impl LastEnd {
     /// Looks at the last sync point. A boot without a name is never the same.
     pub fn of(last: Option<SyncPoint>, boot: Option<&str>) -> Self {
         match last {
@@ -70,8 +70,11 @@ pub fn recover(dir: &StoreDir, cas: &Cas, index: &Index, last: &SyncPoint) -> Re
     };
     let suspects = stored_since(dir, since)?;
     let damaged = verify(cas, &suspects, Instant::now() + VERIFY);
+    let quarantine = Quarantine::new(dir);
     for digest in &damaged {
-        set_aside(dir, cas, digest)?;
+        quarantine
+            .take(Thing::Blob, &cas.path(digest))
+            .with_context(|| format!("cannot set blob {digest} aside"))?;
     }
     let mut dropped = 0;
     for (view, _) in index.views()? {
@@ -164,17 +167,6 @@ fn is_whole(cas: &Cas, digest: &Digest) -> bool {
     }
 }
 
-/// Takes a blob out of the CAS, so that the next compile can store it again.
-fn set_aside(dir: &StoreDir, cas: &Cas, digest: &Digest) -> Result<()> {
-    let quarantine = dir.root().join("quarantine");
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&quarantine)?;
-    fs::rename(cas.path(digest), quarantine.join(digest.hex()))
-        .with_context(|| format!("cannot set blob {digest} aside"))
-}
-
 /// Takes every name away from the files of a view that did not survive; says how many.
 fn drop_from(
     dir: &StoreDir,
@@ -239,16 +231,16 @@ mod tests {
 
     #[test]
     fn what_a_sync_point_tells() {
-        let of = |point: &SyncPoint, boot| History::of(Some(point.clone()), boot);
+        let of = |point: &SyncPoint, boot| LastEnd::of(Some(point.clone()), boot);
         let here = point(Some("a"), false);
-        assert_eq!(of(&here, Some("a")), History::SameBoot(here.clone()));
-        assert_eq!(of(&here, Some("b")), History::Cut(here.clone()));
-        assert_eq!(of(&here, None), History::Cut(here.clone()));
+        assert_eq!(of(&here, Some("a")), LastEnd::SameBoot(here.clone()));
+        assert_eq!(of(&here, Some("b")), LastEnd::Cut(here.clone()));
+        assert_eq!(of(&here, None), LastEnd::Cut(here.clone()));
         let nameless = point(None, false);
-        assert_eq!(of(&nameless, None), History::Cut(nameless.clone()));
+        assert_eq!(of(&nameless, None), LastEnd::Cut(nameless.clone()));
         let ended = point(Some("a"), true);
-        assert_eq!(of(&ended, Some("b")), History::Ended(ended.clone()));
-        assert_eq!(of(&ended, None), History::Ended(ended.clone()));
-        assert_eq!(History::of(None, Some("a")), History::New);
+        assert_eq!(of(&ended, Some("b")), LastEnd::Ended(ended.clone()));
+        assert_eq!(of(&ended, None), LastEnd::Ended(ended.clone()));
+        assert_eq!(LastEnd::of(None, Some("a")), LastEnd::New);
     }
 }

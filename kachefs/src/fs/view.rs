@@ -16,7 +16,7 @@ use store::{
 
 use super::node::{Body, Directory, Node, State, UNKNOWN};
 use super::passthrough::{self, Passthrough};
-use super::{Errno, FsResult, index_failed};
+use super::{Errno, FsResult, check, index_failed};
 use crate::clock;
 use crate::storage::Storage;
 
@@ -91,6 +91,8 @@ pub struct View {
     forgotten: Mutex<Vec<Ino>>,
     /// The exchanges carried out last.
     pub(super) exchanges: Mutex<Exchanges>,
+    /// Files whose bytes may be lost (see `fs::check`).
+    pub(super) suspects: Mutex<Vec<Ino>>,
 }
 
 impl View {
@@ -154,11 +156,15 @@ impl View {
         // Numbers of requests mean something only on the connection they came from.
         batch.delete_exchanges(id);
         batch.commit().map_err(|e| index_failed(&e))?;
+        let lost = check::unbacked(&storage, &kept);
         let nodes = kept
             .into_iter()
             .map(|(ino, stored)| (ino, load_node(&storage, ino, stored)));
         let nodes = nodes.collect();
-        Self::with_names(storage, id, record, nodes, names)
+        let view = Self::with_names(storage, id, record, nodes, names)?;
+        view.suspect(lost);
+        view.drop_suspects();
+        Ok(view)
     }
 
     /// Loads a view whose mount has outlived its daemon. The kernel may refer to every inode, also
@@ -170,6 +176,7 @@ impl View {
             names,
         } = Stored::read(&storage, id)?;
         let exchanges = storage.index.exchanges(id).map_err(|e| index_failed(&e))?;
+        let lost = check::unbacked(&storage, &kept);
         let mut nodes = HashMap::with_capacity(kept.len());
         let mut forgotten = Vec::new();
         for (ino, stored) in kept {
@@ -194,6 +201,7 @@ impl View {
         *view.exchanges.lock() = exchanges;
         *view.forgotten.lock() = forgotten;
         view.distrust_private();
+        view.suspect(lost);
         Ok(view)
     }
 
@@ -251,6 +259,7 @@ impl View {
             passthrough: Mutex::default(),
             forgotten: Mutex::default(),
             exchanges: Mutex::default(),
+            suspects: Mutex::default(),
         }
     }
 
@@ -663,7 +672,12 @@ fn backing(storage: &Storage, id: ScratchId) -> Backing {
         Err(error) => {
             tracing::error!(?id, %error, "private file has no backing");
             return Backing {
-                body: Body::Inline(Vec::new()),
+                body: Body::Private {
+                    id,
+                    size: 0,
+                    sparse: false,
+                    passthrough: false,
+                },
                 written: None,
             };
         }

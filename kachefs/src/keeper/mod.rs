@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
@@ -41,6 +42,9 @@ pub fn run(dir: &StoreDir) -> Result<ExitCode> {
         signals: Signals::take().context("cannot take signals")?,
         held: BTreeMap::new(),
         restarts: 0,
+        acknowledged: memfd_create("kachefs-acknowledged", MFdFlags::MFD_CLOEXEC)
+            .inspect_err(|error| say(&format!("no file in memory: {error}")))
+            .ok(),
     };
     let mut policy = Policy::default();
     loop {
@@ -69,6 +73,8 @@ struct Keeper<'a> {
     signals: Signals,
     held: BTreeMap<ViewId, (Session, OwnedFd)>,
     restarts: u32,
+    /// How far the index has come, as the daemons leave it to each other.
+    acknowledged: Option<OwnedFd>,
 }
 
 impl Keeper<'_> {
@@ -119,7 +125,8 @@ impl Keeper<'_> {
             restarts: self.restarts,
             sessions: u32::try_from(self.held.len())?,
         };
-        let told = wire::send(ours.as_fd(), &start, None).and_then(|()| {
+        let acknowledged = self.acknowledged.as_ref().map(AsFd::as_fd);
+        let told = wire::send(ours.as_fd(), &start, acknowledged).and_then(|()| {
             self.held.values().try_for_each(|(session, device)| {
                 wire::send(ours.as_fd(), session, Some(device.as_fd()))
             })

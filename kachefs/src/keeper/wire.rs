@@ -50,7 +50,8 @@ pub enum Report {
     Release(ViewId),
 }
 
-/// The first thing a keeper tells a daemon; as many sessions follow, each with its descriptor.
+/// The first thing a keeper tells a daemon, with a file in memory that tells how far the index had come
+/// (`store::watermark`); as many sessions follow, each with its descriptor.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Start {
     /// Daemons this keeper had before.

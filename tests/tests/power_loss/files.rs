@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use harness::Must;
-use harness::killer::Chance;
+use harness::chance::Chance;
 
 /// Files of each kind.
 const EACH: usize = 6;

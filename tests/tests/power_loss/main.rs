@@ -16,7 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use files::{Files, Moment};
-use harness::killer::{Chance, SetOnDrop};
+use harness::chance::Chance;
+use harness::killer::SetOnDrop;
 use harness::lossy_disk::Cut;
 use harness::messages::Messages;
 use harness::{Cmd, LossyDisk, Must, Outcome, Package, Project, Sandbox, tree};
