@@ -10,7 +10,7 @@ use kachefs::fs::names::{NewNode, RenameMode};
 use kachefs::fs::{Body, Caller, View};
 use kachefs::storage::Storage;
 use store::scan::RootNeedles;
-use store::{Digest, Ino, ScratchId, StoreDir, ViewId};
+use store::{Digest, Ino, Quarantine, ScratchId, StoreDir, ViewId};
 
 const CALLER: Caller = Caller { uid: 1, gid: 2 };
 const VIEW: ViewId = ViewId(1);
@@ -288,8 +288,8 @@ fn torn_blobs_are_set_aside() {
     assert!(storage.cas.open(&torn).is_err(), "never served");
     let again = storage.cas.ingest_bytes(&bytes(60_000, 1)).expect("stores");
     assert!(again.new && again.digest == torn, "stored again");
-    let aside = fs::read_dir(disk.join("quarantine")).expect("lists");
-    assert_eq!(aside.count(), 2);
+    let aside = Quarantine::new(&StoreDir::new(&disk)).contents();
+    assert_eq!(aside.expect("counts").files, 2);
 }
 
 #[test]

@@ -4,8 +4,9 @@
 //! and says in one line what it did or what to do.
 
 use std::env;
-use std::fs;
-use std::io;
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -114,15 +115,18 @@ fn write(path: &Path, text: &str) -> Result<()> {
     let context = || format!("cannot write {}", path.display());
     // A link (dotfiles kept elsewhere) stays a link.
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if let Some(parent) = real.parent() {
-        fs::create_dir_all(parent).with_context(context)?;
-    }
-    let temporary = real.with_extension("kachefs-new");
-    fs::write(&temporary, text).with_context(context)?;
+    let parent = real.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).with_context(context)?;
+    // A name of its own: two first mounts may be here at once.
+    let mut temporary = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(parent)
+        .with_context(context)?;
+    temporary.write_all(text.as_bytes()).with_context(context)?;
     if let Ok(meta) = fs::metadata(&real) {
-        fs::set_permissions(&temporary, meta.permissions()).with_context(context)?;
+        fs::set_permissions(temporary.path(), meta.permissions()).with_context(context)?;
     }
-    fs::rename(&temporary, &real).with_context(context)
+    temporary.persist(&real).map(drop).with_context(context)
 }
 
 fn is_ours(wrapper: &Path) -> bool {
