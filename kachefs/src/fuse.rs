@@ -887,9 +887,10 @@ impl Adapter {
         let (attr, handle) = (attr(&entry), FileHandle(entry.ino.0));
         match reply.open_backing(&backing) {
             Ok(grant) => {
-                let flags = FopenFlags::empty();
+                let (flags, grant) = (FopenFlags::empty(), Arc::new(grant));
+                // Before the creator goes on: it may be quick to remove the file again.
+                self.view.granted(&node, Box::new(Arc::clone(&grant)));
                 reply.created_passthrough(&TTL, &attr, GENERATION, handle, flags, &grant);
-                self.view.granted(&node, Box::new(grant));
             }
             Err(error) => {
                 // Not privileged enough, or the store is on a stacked file system.

@@ -8,8 +8,17 @@ use crate::protocol::Verdict;
 /// What a failed rustc says of a variable that is not there.
 const UNDEFINED: &[u8] = b"not defined at compile time";
 
+/// What a failed rustc says when a macro gave up, perhaps for want of a variable it looked for while it
+/// ran.
+const PANICKED: [&[u8]; 3] = [
+    b"proc macro panicked",
+    b"proc-macro derive panicked",
+    b"custom attribute panicked",
+];
+
 /// Whether the compiler looked, by `env!` or `option_env!`, for a variable of those `removed` from
-/// its environment. `dep_info` reads what it wrote about a run that succeeded.
+/// its environment, or may have failed because a macro did. `dep_info` reads what it wrote about a run
+/// that succeeded.
 pub fn verdict(
     success: bool,
     stderr: &[u8],
@@ -30,6 +39,7 @@ pub fn verdict(
             })
     } else {
         holds(UNDEFINED) && removed.iter().any(|name| holds(name))
+            || PANICKED.iter().any(|said| holds(said))
     };
     if looked {
         Verdict::Redo
@@ -54,6 +64,7 @@ mod tests {
         let failed = |stderr: &[u8]| verdict(false, stderr, &removed, || None);
         let said = b"environment variable `TERM` not defined at compile time";
         assert_eq!(failed(said), Verdict::Redo);
+        assert_eq!(failed(b"error: proc macro panicked"), Verdict::Redo);
         assert_eq!(failed(b"TERM is mistyped"), Verdict::Stands);
         assert_eq!(failed(b"`X` not defined at compile time"), Verdict::Stands);
     }

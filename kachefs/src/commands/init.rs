@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{DocumentMut, Item, Table, TomlError, value};
 
 /// Name of the wrapper's program.
 pub(super) const WRAPPER: &str = "kachefs-rustc";
@@ -26,51 +26,116 @@ pub(super) enum Configured {
     Other(String),
 }
 
-/// Makes cargo use the wrapper, unless it uses one already.
-pub(super) fn configure_cargo() -> Result<()> {
-    if let Some(wrapper) = env::var_os("RUSTC_WRAPPER").filter(|wrapper| !wrapper.is_empty()) {
-        if !is_ours(Path::new(&wrapper)) {
-            println!(
-                "RUSTC_WRAPPER={} stands before cargo's configuration, which is left as it is; to \
-                 use kachefs, set RUSTC_WRAPPER={WRAPPER}",
-                Path::new(&wrapper).display()
-            );
+/// What is to be done so that cargo uses the wrapper: a file to write, and something to say.
+#[derive(Debug, Default)]
+pub(super) struct Setup {
+    write: Option<(PathBuf, String)>,
+    say: Option<String>,
+}
+
+impl Setup {
+    /// Nothing to do.
+    pub(super) fn nothing() -> Self {
+        Self::default()
+    }
+
+    fn only_say(text: String) -> Self {
+        Self {
+            write: None,
+            say: Some(text),
         }
-        return Ok(());
+    }
+
+    /// Does it.
+    pub(super) fn apply(self) -> Result<()> {
+        if let Some((path, text)) = &self.write {
+            write(path, text)?;
+        }
+        if let Some(text) = self.say {
+            println!("{text}");
+        }
+        Ok(())
+    }
+}
+
+/// How to make cargo use the wrapper for builds into `target`, unless it uses one already. Changes
+/// nothing.
+pub(super) fn plan(target: &Path) -> Result<Setup> {
+    if let Some(wrapper) = env::var_os("RUSTC_WRAPPER").filter(|wrapper| !wrapper.is_empty()) {
+        let wrapper = Path::new(&wrapper);
+        if is_ours(wrapper) {
+            return Ok(Setup::nothing());
+        }
+        return Ok(Setup::only_say(format!(
+            "RUSTC_WRAPPER={} stands before cargo's configuration, which is left as it is; to use \
+             kachefs, set RUSTC_WRAPPER={WRAPPER}",
+            wrapper.display()
+        )));
     }
     let path = config_path()?;
-    let text = read(&path)?;
-    let mut document: DocumentMut = text
-        .parse()
-        .with_context(|| format!("{} does not parse", path.display()))?;
+    let mut document = parse(&path)?;
+    if let Some((project, other)) = projects_own(target, &path) {
+        return Ok(Setup::only_say(foreign(&project, &other)));
+    }
     match configured(&document) {
-        Configured::Kachefs => {}
-        Configured::Other(other) => println!(
-            "{} already uses the wrapper {other}: left as it is; to use kachefs, set \
-             build.rustc-wrapper = \"{WRAPPER}\" there or RUSTC_WRAPPER={WRAPPER}",
-            path.display()
-        ),
+        Configured::Kachefs => Ok(Setup::nothing()),
+        Configured::Other(other) => Ok(Setup::only_say(foreign(&path, &other))),
         Configured::Nothing => {
             let wrapper = wrapper_path()?;
-            set(&mut document, &wrapper)?;
-            write(&path, &document.to_string())?;
-            println!(
+            set(&mut document, &wrapper)
+                .with_context(|| format!("{} is left as it is", path.display()))?;
+            let say = format!(
                 "set build.rustc-wrapper = \"{wrapper}\" in {}",
                 path.display()
             );
+            Ok(Setup {
+                write: Some((path, document.to_string())),
+                say: Some(say),
+            })
         }
     }
-    Ok(())
+}
+
+fn foreign(path: &Path, other: &str) -> String {
+    format!(
+        "{} already uses the wrapper {other}: left as it is; to use kachefs, set \
+         build.rustc-wrapper = \"{WRAPPER}\" there or RUSTC_WRAPPER={WRAPPER}",
+        path.display()
+    )
+}
+
+/// Another wrapper in a configuration file of the project, which goes before the user's (cargo book,
+/// "Hierarchical structure"), and where it is.
+pub(super) fn projects_own(target: &Path, users: &Path) -> Option<(PathBuf, String)> {
+    let files = target.ancestors().skip(1).flat_map(|directory| {
+        let directory = directory.join(".cargo");
+        [directory.join("config.toml"), directory.join("config")]
+    });
+    for file in files.filter(|file| file != users && file.is_file()) {
+        // One that does not parse is cargo's to complain of.
+        match parse(&file).map(|document| configured(&document)) {
+            Ok(Configured::Other(other)) => return Some((file, other)),
+            Ok(Configured::Kachefs) => return None,
+            Ok(Configured::Nothing) | Err(_) => {}
+        }
+    }
+    None
 }
 
 /// The wrapper configured for the user.
 pub(super) fn current() -> Result<Configured> {
-    let path = config_path()?;
-    let text = read(&path)?;
-    let document: DocumentMut = text
+    Ok(configured(&parse(&config_path()?)?))
+}
+
+fn parse(path: &Path) -> Result<DocumentMut> {
+    read(path)?
         .parse()
-        .with_context(|| format!("{} does not parse", path.display()))?;
-    Ok(configured(&document))
+        .map_err(|error: TomlError| anyhow!("{} does not parse: {}", path.display(), line(&error)))
+}
+
+/// What is wrong, without the excerpt that takes several lines.
+fn line(error: &TomlError) -> String {
+    error.message().lines().collect::<Vec<_>>().join(", ")
 }
 
 /// The wrapper beside this program, as an absolute path: cargo need not find it in PATH.
@@ -134,15 +199,16 @@ fn is_ours(wrapper: &Path) -> bool {
 }
 
 fn configured(document: &DocumentMut) -> Configured {
-    let wrapper = document
-        .get("build")
-        .and_then(Item::as_table_like)
-        .and_then(|build| build.get("rustc-wrapper"))
-        .and_then(Item::as_str);
-    match wrapper {
-        None | Some("") => Configured::Nothing,
+    let build = document.get("build").and_then(Item::as_table_like);
+    let Some(wrapper) = build.and_then(|build| build.get("rustc-wrapper")) else {
+        return Configured::Nothing;
+    };
+    match wrapper.as_str() {
+        Some("") => Configured::Nothing,
         Some(wrapper) if is_ours(Path::new(wrapper)) => Configured::Kachefs,
         Some(other) => Configured::Other(other.to_owned()),
+        // Not what we would write: whatever it means, it is not ours to change.
+        None => Configured::Other(wrapper.to_string().trim().to_owned()),
     }
 }
 

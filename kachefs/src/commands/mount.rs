@@ -8,7 +8,8 @@ use clap::Args;
 use store::StoreDir;
 use wrapper::protocol::{Answer, Control};
 
-use super::{init, mountpoint};
+use super::init::{self, Setup};
+use super::mountpoint;
 use crate::daemon::client;
 
 /// Mount a view at a target directory.
@@ -34,10 +35,14 @@ pub struct Mount {
 impl Mount {
     pub(super) fn run(self, dir: &StoreDir) -> Result<ExitCode> {
         let path = mountpoint(&self.target)?;
+        // What cannot be understood is said before anything is done.
+        let setup = if self.no_init || self.managed {
+            Setup::nothing()
+        } else {
+            init::plan(&path)?
+        };
         if self.foreground {
-            if !self.no_init {
-                init::configure_cargo()?;
-            }
+            setup.apply()?;
             return super::daemon::run_in_foreground(dir, Some(&path));
         }
         client::ensure_running(dir)?;
@@ -60,9 +65,13 @@ impl Mount {
         }
         crate::mount::answers(&path)
             .with_context(|| format!("{} is mounted but does not answer", path.display()))?;
-        if !self.no_init {
-            init::configure_cargo()?;
-        }
+        setup.apply().with_context(|| {
+            format!(
+                "{} is mounted, but cargo is not set up; set RUSTC_WRAPPER={}",
+                path.display(),
+                init::WRAPPER
+            )
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }

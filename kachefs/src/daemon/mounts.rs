@@ -1,7 +1,7 @@
 //! The mounted views of one daemon: mount, unmount, and find the view behind a path.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -149,21 +149,30 @@ impl Mounts {
         if self.clear_path(path)? {
             return Ok(MountOutcome::Already);
         }
+        self.check_place(path)?;
         match fs::metadata(path) {
             Ok(meta) if !meta.is_dir() => bail!("{} is not a directory", path.display()),
             Ok(_) => {}
             Err(_) => fs::create_dir_all(path)
                 .with_context(|| format!("cannot create {}", path.display()))?,
         }
+        // The directory below the mount stays reachable through this descriptor.
+        let below = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let view = Arc::new(self.open_view(path)?);
         if cleared {
             view.clear()
                 .map_err(|error| anyhow!("cannot empty the view of {}: {error}", path.display()))?;
         }
-        let imported = import(&view, path, || sync_points::make(self, false))?;
         let fuse = mount::mount(path)?;
         let kept = wire::duplicate(&fuse)?;
-        let (session, connection) = self.serve(&view, fuse).inspect_err(|_| {
+        // Taken over only when the mount is sure to be: until then everything is where it was.
+        let served = self
+            .handshake(&view, fuse)
+            .and_then(|(session, connection)| {
+                let imported = import(&view, &below, path, || sync_points::make(self, false))?;
+                Ok((run(&view, session)?, connection, imported))
+            });
+        let (session, connection, imported) = served.inspect_err(|_| {
             // Nothing serves it: leave no dead mount behind.
             let _ = mount::unmount(path, true);
         })?;
@@ -189,6 +198,37 @@ impl Mounts {
         };
         self.mounted.lock().insert(view.id, mounted);
         Ok(MountOutcome::Mounted(imported))
+    }
+
+    /// Refuses places where a mount would hide the store or another view, and a directory that is
+    /// plainly no target: everything in it would move into the store.
+    fn check_place(&self, path: &Path) -> Result<()> {
+        let overlap = |other: &Path| path.starts_with(other) || other.starts_with(path);
+        let store = self.storage.dir.root();
+        let store = store.canonicalize().unwrap_or_else(|_| store.to_owned());
+        if overlap(&store) {
+            bail!(
+                "{} and the store in {} lie in each other; choose another store",
+                path.display(),
+                store.display()
+            );
+        }
+        if let Some((mounted, _)) = self.all().iter().find(|(mounted, _)| overlap(mounted)) {
+            bail!(
+                "{} and the view mounted at {} lie in each other",
+                path.display(),
+                mounted.display()
+            );
+        }
+        for name in ["Cargo.toml", ".git"] {
+            if path.join(name).symlink_metadata().is_ok() {
+                bail!(
+                    "{} holds {name}: that is a checkout, not its target directory",
+                    path.display()
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Makes sure that no mount is at `path`, except ours: then says so.
@@ -373,18 +413,19 @@ impl Mounts {
             .on_emptied(Box::new(emptied))
     }
 
-    fn serve(
+    /// Agrees with the kernel upon a session, which serves nobody yet.
+    fn handshake(
         &self,
         view: &Arc<View>,
         device: OwnedFd,
-    ) -> Result<(JoinHandle<std::io::Result<()>>, wire::Connection)> {
+    ) -> Result<(fuser::Session<Adapter>, wire::Connection)> {
         let config = session_config();
         let adapter = self.adapter(view);
         let connection = adapter.connection();
         let session = fuser::Session::from_fd(adapter, device, config.acl, config)
             .context("the kernel refuses the FUSE session")?;
         let connection = *connection.get().context("no handshake with the kernel")?;
-        Ok((run(view, session)?, connection))
+        Ok((session, connection))
     }
 
     /// Marks an unmounted view that is still in use, and stores what it has.

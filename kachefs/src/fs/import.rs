@@ -1,13 +1,15 @@
 //! Takes over what is already in a target directory when a view is mounted there.
 //!
-//! Every file is first named in the view (small ones copied into the index, large ones
-//! hard-linked into the scratch area, or copied where that is another file system), then made
-//! durable, and only then removed from the directory. A crash in between loses nothing: the next
-//! mount imports again, and what is already there is replaced by itself.
+//! The mount is there already: nothing is moved that could not be shown again. Every file is first
+//! named in the view (small ones copied into the index, large ones hard-linked into the scratch area, or
+//! copied where that is another file system), then made durable, and only then removed from the
+//! directory. A crash in between loses nothing: the next mount imports again, and what is already there
+//! is replaced by itself.
 
 use std::collections::HashMap;
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -30,24 +32,30 @@ pub struct Imported {
     pub bytes: u64,
 }
 
-/// Moves everything in `directory` into the root of `view`. What the view already has under the
-/// same names is replaced: the directory is what was used last. `vouch` makes a sync point.
+/// Moves everything in `directory`, which is called `name` and may lie below a mount, into the root
+/// of `view`. What the view already has under the same names is replaced: the directory is what was
+/// used last. `vouch` makes a sync point.
 pub fn import(
     view: &View,
-    directory: &Path,
+    directory: &File,
+    name: &Path,
     vouch: impl FnOnce() -> Result<()>,
 ) -> Result<Imported> {
+    // Leads to the directory itself, not to what is mounted on it (proc(5), "/proc/pid/fd").
+    let root = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
     let mut import = Import {
         view,
-        device: fs::metadata(directory)?.dev(),
+        root: &root,
+        name,
+        device: directory.metadata()?.dev(),
         inside: HashMap::new(),
         links: HashMap::new(),
         taken: Vec::new(),
         adopted: Vec::new(),
         done: Imported::default(),
     };
-    import.count_links(directory)?;
-    import.directory(directory, Ino::ROOT)?;
+    import.count_links(&root)?;
+    import.directory(&root, Ino::ROOT)?;
     if import.taken.is_empty() {
         return Ok(import.done);
     }
@@ -62,6 +70,10 @@ type FileId = (u64, u64);
 
 struct Import<'a> {
     view: &'a View,
+    /// How the directory is reached.
+    root: &'a Path,
+    /// What it is called.
+    name: &'a Path,
     device: u64,
     /// How many names below the directory each file with several names has.
     inside: HashMap<FileId, u64>,
@@ -75,9 +87,14 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
+    /// For messages: a path as its owner knows it.
+    fn cannot(&self, what: &str, path: &Path) -> String {
+        let rest = path.strip_prefix(self.root).unwrap_or(path);
+        format!("cannot {what} {}", self.name.join(rest).display())
+    }
+
     fn count_links(&mut self, path: &Path) -> Result<()> {
-        let context = || format!("cannot list {}", path.display());
-        for entry in fs::read_dir(path).with_context(context)? {
+        for entry in fs::read_dir(path).with_context(|| self.cannot("list", path))? {
             let entry = entry?;
             let meta = entry.metadata()?;
             if meta.is_dir() {
@@ -90,13 +107,11 @@ impl Import<'_> {
     }
 
     fn directory(&mut self, path: &Path, ino: Ino) -> Result<()> {
-        for entry in
-            fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))?
-        {
+        for entry in fs::read_dir(path).with_context(|| self.cannot("list", path))? {
             let entry = entry?;
             let path = entry.path();
             self.entry(&path, ino, entry.file_name().as_bytes())
-                .with_context(|| format!("cannot import {}", path.display()))?;
+                .with_context(|| self.cannot("import", &path))?;
         }
         Ok(())
     }
@@ -173,7 +188,7 @@ impl Import<'_> {
         if names == meta.nlink() && adopt(path, &scratch)? {
             self.adopted.push(scratch);
         } else {
-            io::copy(&mut fs::File::open(path)?, &mut file)?;
+            io::copy(&mut File::open(path)?, &mut file)?;
             file.sync_all()?;
         }
         Ok(Body::Private {

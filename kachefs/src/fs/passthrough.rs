@@ -283,10 +283,17 @@ impl View {
             ..
         } = node.state.lock().body
         else {
+            self.not_granted(node.ino);
             return Ok(());
         };
-        let file = self.unwritten(id, deadline)?;
-        let stale = self.believe(node, id, &file)?;
+        let believed = self
+            .unwritten(id, deadline)
+            .and_then(|file| self.believe(node, id, &file));
+        let stale = match believed {
+            // Somebody else has settled it meanwhile, or its last name is gone, and the backing too.
+            Err(Errno::ENOENT) if !self.is_passthrough(node, id) => false,
+            believed => believed?,
+        };
         self.not_granted(node.ino);
         if let Some(invalidate) = self.invalidate.get() {
             if stale {
@@ -296,6 +303,16 @@ impl View {
             }
         }
         Ok(())
+    }
+
+    /// Whether a node is there and still written past the daemon by way of this backing.
+    fn is_passthrough(&self, node: &Node, id: ScratchId) -> bool {
+        let state = node.state.lock();
+        let is_so = matches!(
+            state.body,
+            Body::Private { id: current, passthrough: true, .. } if current == id
+        );
+        is_so && self.nodes.read().contains_key(&node.ino)
     }
 
     /// Makes inode and record say what the backing says. Returns whether the kernel may hold

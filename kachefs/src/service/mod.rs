@@ -41,6 +41,10 @@ use crate::storage::Storage;
 /// How often a waiting wrapper hears that we are alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// How long we may take to find out what an action is. A wrapper that hears nothing for longer (see
+/// `wrapper::client`) compiles without us: something we looked at does not answer.
+const PREPARE: Duration = Duration::from_mins(3);
+
 /// How long one process waits for another's compile of the same action before it compiles too.
 const PATIENCE: Duration = Duration::from_mins(10);
 
@@ -293,9 +297,10 @@ impl Pulse {
         let watched = Arc::clone(&stopped);
         let beat = move || {
             let (stopped, signal) = &*watched;
+            let deadline = Instant::now() + PREPARE;
             let mut stopped = stopped.lock();
-            while !*stopped {
-                // A wrapper that has gone is noticed by who sends the decision.
+            while !*stopped && Instant::now() < deadline {
+                // A wrapper that has gone, or gives us up, is noticed by who sends the decision.
                 if signal.wait_for(&mut stopped, HEARTBEAT).timed_out()
                     && protocol::send(&stream, &Decision::Wait).is_err()
                 {
