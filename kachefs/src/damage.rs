@@ -68,6 +68,11 @@ impl Damage {
             && !self.mended.contains(&view)
     }
 
+    /// Whether a view may have given out inode numbers that its record does not know of.
+    pub fn forgot_numbers(&self, view: ViewId) -> bool {
+        self.forgetful.load(Ordering::Relaxed) || self.mended.contains(&view)
+    }
+
     /// The least number a new view may have. Views that are lost leave no trace of theirs, and who
     /// still knows them must not find another view.
     pub fn first_view(&self) -> u32 {
@@ -90,8 +95,7 @@ impl Damage {
 
     /// Moves a private file that nobody names to the quarantine.
     pub fn set_aside(&self, file: &Path) -> Result<()> {
-        let now = self.quarantine.take(Thing::Scratch, file)?;
-        tracing::error!(file = %now.display(), "a private file nobody names any more was set aside");
+        self.quarantine.take(Thing::Scratch, file)?;
         Ok(())
     }
 }

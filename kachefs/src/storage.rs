@@ -255,6 +255,7 @@ impl Orphans {
             retired: Vec::new(),
             next: 0,
         };
+        let mut aside = 0_u64;
         for entry in fs::read_dir(dir.scratch())? {
             let path = entry?.path();
             let id = match ScratchName::of(&path) {
@@ -263,6 +264,7 @@ impl Orphans {
                     if damage.forgot_inodes(cut) && fs::symlink_metadata(&path)?.len() > 0 =>
                 {
                     damage.set_aside(&path)?;
+                    aside += 1;
                     id
                 }
                 ScratchName::Live(id) => {
@@ -280,6 +282,12 @@ impl Orphans {
                 }
             };
             orphans.next = orphans.next.max(id.0 + 1);
+        }
+        if aside > 0 {
+            tracing::error!(
+                aside,
+                "private files nobody names any more are in the quarantine"
+            );
         }
         Ok(orphans)
     }

@@ -390,12 +390,13 @@ fn what_cannot_come_back_is_one_line_and_the_build_goes_on() {
     };
     // The program that mounts is missing; then the store is of no use.
     build(&alone);
-    fs::rename(sandbox.store().join("index"), sandbox.path("index")).must("rename");
-    fs::write(sandbox.store().join("index"), "no database").must("write");
+    let blobs = sandbox.store().join("blobs");
+    fs::rename(&blobs, sandbox.path("blobs")).must("rename");
+    fs::write(&blobs, "no directory").must("write");
     build(&sandbox.wrapper());
     assert_eq!(mounts::below(sandbox.root()), []);
-    fs::remove_file(sandbox.store().join("index")).must("remove");
-    fs::rename(sandbox.path("index"), sandbox.store().join("index")).must("rename");
+    fs::remove_file(&blobs).must("remove");
+    fs::rename(sandbox.path("blobs"), &blobs).must("rename");
 }
 
 #[test]

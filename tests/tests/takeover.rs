@@ -334,9 +334,10 @@ fn a_daemon_that_cannot_start_again_is_given_up() {
     let target = sandbox.make_dir("project").join("target");
     sandbox.mount(&target);
     fs::write(target.join("file"), "kept").must("write");
-    let (index, away) = (sandbox.path("store/index"), sandbox.path("store/away"));
-    fs::rename(&index, &away).must("rename");
-    fs::write(&index, "no index").must("write");
+    // Nothing that is in the store keeps a daemon from starting, but that there is no place for it.
+    let (scratch, away) = (sandbox.path("store/scratch"), sandbox.path("store/away"));
+    fs::rename(&scratch, &away).must("rename");
+    fs::write(&scratch, "no directory").must("write");
     sandbox.kill_daemon();
 
     let since = Instant::now();
@@ -356,8 +357,8 @@ fn a_daemon_that_cannot_start_again_is_given_up() {
     let log = fs::read_to_string(sandbox.path("store/daemon.log")).must("the log");
     assert!(log.contains("giving up"), "{log}");
 
-    fs::remove_file(&index).must("remove");
-    fs::rename(&away, &index).must("rename");
+    fs::remove_file(&scratch).must("remove");
+    fs::rename(&away, &scratch).must("rename");
     sandbox.mount(&target);
     assert_eq!(fs::read_to_string(target.join("file")).must("read"), "kept");
 }

@@ -34,9 +34,10 @@ const LAZY_END: Duration = Duration::from_millis(200);
 
 /// Set for the daemon, it serves as if it were not allowed FUSE passthrough.
 const NO_PASSTHROUGH: &str = "KACHEFS_NO_PASSTHROUGH";
-/// More inode numbers than a view gives out: those that were lost with their records are left out, for
-/// a wrapper may still know them.
-const LOST_NUMBERS: u64 = 1 << 32;
+
+/// More inode numbers than a view gives out between two saves of its record: those that were lost with
+/// it are left out, for a wrapper may still know them.
+const LOST_NUMBERS: u64 = 1 << 24;
 
 /// One mounted view.
 pub struct Mounted {
@@ -311,7 +312,7 @@ impl Mounts {
         let failed = |error: Errno| anyhow!("cannot open the view of {}: {error}", path.display());
         if let Some((id, record)) = known {
             let mut record = ViewRecord::clone(record);
-            if !self.storage.damage.spares(*id) {
+            if self.storage.damage.forgot_numbers(*id) {
                 record.next_ino = record.next_ino.saturating_add(LOST_NUMBERS);
             }
             return View::load(storage, *id, record).map_err(failed);

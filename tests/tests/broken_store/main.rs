@@ -70,9 +70,14 @@ impl Scene {
 
     #[track_caller]
     fn build(&self, project: &Project, output: &str) {
-        let _ = self.sandbox.cargo(project, "build").ok();
+        // What an incremental compiler makes depends on what it made before.
+        let cargo = |words| {
+            let cargo = self.sandbox.cargo(project, words);
+            cargo.env("CARGO_INCREMENTAL", "0")
+        };
+        let _ = cargo("build").ok();
         assert_eq!(self.sandbox.output_of(project.program("app")), output);
-        let again = self.sandbox.cargo(project, "build --message-format=json");
+        let again = cargo("build --message-format=json");
         Messages::of(&again.ok()).assert_all_fresh();
     }
 
@@ -338,7 +343,7 @@ fn a_blob_that_is_lost_under_a_mount_fails_once() {
     let target = scene.damaged.target();
     for how in [Harm::Truncate, Harm::Empty, Harm::Remove] {
         scene.sandbox.empty_view(&target);
-        let _ = scene.sandbox.cargo(&scene.damaged, "build").ok();
+        scene.build(&scene.damaged, samples::PLAIN_OUTPUT);
         let program = scene.damaged.program("app");
         let bytes = fs::read(&program).must("read");
         let blobs = damage::blobs(&scene.sandbox.store());
