@@ -6,9 +6,10 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use kachefs::fs::outputs::Bound;
 use kachefs::fs::{Body, Caller, Errno, Invalidate, Node, View};
 use kachefs::storage::Storage;
-use store::{Digest, Ino, ScratchId, StoreDir, ViewId};
+use store::{ActionKey, Digest, Ino, ScratchId, StoreDir, ViewId};
 use wrapper::lease::Unharmed;
 
 const CALLER: Caller = Caller { uid: 1, gid: 2 };
@@ -93,6 +94,36 @@ fn what_the_kernel_wrote_is_what_everybody_sees() {
     assert_eq!(fixture.read(&node), bytes);
     let digest = fixture.view.content_digest(&node).expect("hashes");
     assert_eq!(digest, Digest::of(&bytes));
+}
+
+#[test]
+fn what_a_hit_brings_is_not_older_than_what_a_compiler_has_just_made() {
+    let fixture = Fixture::new();
+    for round in 0..200 {
+        let name = format!("dependency-{round}");
+        let (node, mut file) = fixture.create(name.as_bytes());
+        // A file system with fine times uses them for what was looked at since.
+        fixture.view.getattr(node.ino).expect("stat");
+        file.write_all(&[1; 20_000]).expect("writes");
+        drop(file);
+        fixture.view.content_digest(&node).expect("hashes");
+        let hit = Bound {
+            name: b"hit".to_vec(),
+            perm: 0o644,
+            body: Body::Inline(vec![2]),
+        };
+        let origin = ActionKey(Digest::of(b"action"));
+        let bound = fixture
+            .view
+            .bind(Ino::ROOT, vec![hit], origin, CALLER, |_| {});
+        bound.expect("binds");
+        let settled = Instant::now() + Duration::from_secs(1);
+        std::thread::sleep(Duration::from_millis(round % 3 * 5));
+        fixture.view.settle(&node, settled).expect("settles");
+        let time = |ino| fixture.view.getattr(ino).expect("stat").attributes.mtime;
+        let hit = fixture.view.child(Ino::ROOT, b"hit").expect("there").ino;
+        assert!(time(hit) >= time(node.ino), "round {round}");
+    }
 }
 
 #[test]

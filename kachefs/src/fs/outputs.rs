@@ -195,6 +195,7 @@ impl View {
         also: impl FnOnce(&mut Batch<'_>),
     ) -> FsResult<()> {
         let names: Vec<Vec<u8>> = outputs.iter().map(|output| output.name.clone()).collect();
+        self.wait_for_the_clock();
         let replaced = self.bind_names(directory, outputs, origin, caller, also)?;
         if let Some(invalidate) = self.invalidate.get() {
             for name in &names {

@@ -36,6 +36,9 @@ const GRANT_LIFE: Duration = Duration::from_mins(1);
 /// Longest time between two ticks of the kernel's coarse clock (`CONFIG_HZ=100`), in nanoseconds.
 const TICK: i128 = 10_000_000;
 
+/// How often to look whether the coarse clock has moved on.
+const GLANCE: Duration = Duration::from_micros(500);
+
 /// By then a process whose file was created has it open, and the kernel tells who writes.
 const OPENED: Duration = Duration::from_secs(1);
 
@@ -49,6 +52,8 @@ pub(super) struct Passthrough {
     /// Directories compilers write to now, and how many of them.
     compiling: HashMap<Ino, u32>,
     open: HashMap<Ino, (Instant, Arc<Node>)>,
+    /// The latest time of a backing that anybody was told of.
+    latest: Timestamp,
     grants: VecDeque<(Instant, Grant)>,
 }
 
@@ -92,13 +97,18 @@ pub(super) fn mtime(meta: &Metadata) -> Timestamp {
 /// is finer, and ahead of it by up to a tick. A time that is further ahead was set by somebody.
 pub(super) fn coarse_mtime(meta: &Metadata) -> Timestamp {
     let (written, now) = (mtime(meta), clock::now());
-    let ahead = i128::from(written.secs - now.secs) * 1_000_000_000 + i128::from(written.nanos)
-        - i128::from(now.nanos);
-    if (0..TICK).contains(&ahead) {
+    if is_in_this_tick(written, now) {
         now
     } else {
         written
     }
+}
+
+/// Whether a time is one that the coarse clock has not come to yet, and will with its next tick.
+fn is_in_this_tick(time: Timestamp, now: Timestamp) -> bool {
+    let ahead = i128::from(time.secs - now.secs) * 1_000_000_000 + i128::from(time.nanos)
+        - i128::from(now.nanos);
+    (0..TICK).contains(&ahead)
 }
 
 impl View {
@@ -249,6 +259,20 @@ impl View {
         }
     }
 
+    fn note_backing(&self, written: Timestamp) {
+        let mut passthrough = self.passthrough.lock();
+        passthrough.latest = passthrough.latest.max(written);
+    }
+
+    /// Waits until the clock that stamps everything else has come to the time of the backing written
+    /// last: what a hit brings is not older than the dependency that a compiler has just finished.
+    pub(super) fn wait_for_the_clock(&self) {
+        let latest = self.passthrough.lock().latest;
+        while latest > clock::now() && is_in_this_tick(latest, clock::now()) {
+            std::thread::sleep(GLANCE);
+        }
+    }
+
     /// Opens the backing and waits until nobody writes to it.
     fn unwritten(&self, id: ScratchId, deadline: Instant) -> FsResult<File> {
         // Our own descriptor could write.
@@ -265,6 +289,7 @@ impl View {
     pub(super) fn passthrough_digest(&self, id: ScratchId, deadline: Instant) -> FsResult<Digest> {
         let file = self.unwritten(id, deadline)?;
         let before = stamp(&file.metadata().map_err(|e| errno(&e))?);
+        self.note_backing(before.mtime);
         let (digest, _) = store::digest::hash_reader(&file, |_| ()).map_err(|e| errno(&e))?;
         let after = stamp(&file.metadata().map_err(|e| errno(&e))?);
         if before == after {
@@ -329,6 +354,7 @@ impl View {
         }
         let meta = file.metadata().map_err(|e| errno(&e))?;
         let now = stamp(&meta);
+        self.note_backing(now.mtime);
         let stale = state.first_read.take().is_some_and(|seen| seen != now);
         state.body = if now.size <= INLINE_MAX as u64 {
             let bytes = fs::read(self.storage.dir.scratch_file(id)).map_err(|e| errno(&e))?;

@@ -327,6 +327,38 @@ fn blobs_damaged_while_nobody_looks() {
     }
 }
 
+#[test]
+fn what_hits_above_a_miss_is_fresh() {
+    let scene = Scene::new(LIMIT);
+    let deps = scene.damaged.path("target/debug/deps");
+    for round in 0..15 {
+        let of_leaf: Vec<Vec<u8>> = harness::tree::files(&deps)
+            .into_iter()
+            .filter(|path| path.to_string_lossy().contains("libleaf"))
+            .map(|path| fs::read(path).must("read"))
+            .collect();
+        for blob in damage::blobs(&scene.sandbox.store()) {
+            if of_leaf.contains(&fs::read(&blob).must("read")) {
+                fs::remove_file(&blob).must("remove");
+            }
+        }
+        scene.sandbox.empty_view(scene.damaged.target());
+        let build = |words| {
+            let cargo = scene.sandbox.cargo(&scene.damaged, words);
+            cargo.env("CARGO_INCREMENTAL", "0")
+        };
+        let (seen, _) = scene.sandbox.during(|| build("build").ok());
+        assert_eq!((seen.hits, seen.misses), (2, 1), "{round}: {seen:?}");
+        // The compiler of the dependency goes on after its metadata is there; what needs only that
+        // has hit by then, and must not look older.
+        let again = build("build --message-format=json")
+            .env("CARGO_LOG", "cargo::core::compiler::fingerprint=info");
+        let again = again.ok();
+        let stale = Messages::of(&again).stale();
+        assert!(stale.is_empty(), "{round}: {stale:?}\n{}", again.stderr);
+    }
+}
+
 /// Reads a file past the page cache.
 fn read_anew(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
