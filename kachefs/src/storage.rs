@@ -168,11 +168,11 @@ impl Storage {
     fn remove_orphans(&self) -> anyhow::Result<()> {
         let mut named = HashSet::new();
         for (view, _) in self.index.views()? {
-            for (_, record) in self.index.inodes(view)? {
+            self.index.each_inode(view, |_, record| {
                 if let Content::Private(id) = record.content {
                     named.insert(self.dir.scratch_file(id));
                 }
-            }
+            })?;
         }
         for entry in fs::read_dir(self.dir.scratch())? {
             let path = entry?.path();

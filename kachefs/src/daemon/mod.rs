@@ -24,11 +24,15 @@ use wrapper::lease::Unharmed;
 
 use self::mounts::{Management, Mounts};
 use self::takeover::{Inherited, Keeper};
+use crate::memory;
 use crate::service::Service;
 use crate::storage::Storage;
 
 /// How long the stored record of a file may stay behind its bytes.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// After so many of them the bytes of small files are left to the index.
+const LEAVE_AFTER: u32 = 30;
 
 /// Everything the daemon's threads share.
 pub struct Daemon {
@@ -53,6 +57,7 @@ impl Daemon {
         keeper: Keeper,
         inherited: Vec<Inherited>,
     ) -> Result<(Arc<Self>, UnixListener)> {
+        memory::set_up();
         let storage = Arc::new(Storage::open(dir)?);
         // From here on compilers wait for us instead of going without the cache.
         let listener = listen(&storage.dir)?;
@@ -100,8 +105,20 @@ fn save(mounts: &Mounts) {
 fn save_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
     let mounts = Arc::downgrade(mounts);
     let save = move || {
-        while let Some(mounts) = mounts.upgrade() {
+        for turn in 1_u32.. {
+            let Some(mounts) = mounts.upgrade() else {
+                return;
+            };
             save(&mounts);
+            let is_time = turn.is_multiple_of(LEAVE_AFTER);
+            for (_, view) in mounts.in_use() {
+                if is_time || view.has_many_small() {
+                    view.leave_small();
+                }
+            }
+            if is_time {
+                memory::give_back();
+            }
             drop(mounts);
             std::thread::sleep(SAVE_INTERVAL);
         }

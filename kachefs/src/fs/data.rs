@@ -60,6 +60,14 @@ fn in_memory(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
 }
 
+/// Copies what there is from `offset` on, and returns how much that was.
+fn copy_out(bytes: &[u8], offset: u64, into: &mut [u8]) -> usize {
+    let rest = bytes.get(in_memory(offset)..).unwrap_or_default();
+    let count = rest.len().min(into.len());
+    into[..count].copy_from_slice(&rest[..count]);
+    count
+}
+
 /// Sets when a backing file was last written.
 fn stamp(file: &File, mtime: Timestamp) -> io::Result<()> {
     let mtime = TimeSpec::new(mtime.secs, i64::from(mtime.nanos));
@@ -128,11 +136,12 @@ impl View {
         let file = {
             let mut state = node.state.lock();
             self.note_read(&mut state);
-            if let Body::Inline(bytes) = &state.body {
-                let rest = bytes.get(in_memory(offset)..).unwrap_or_default();
-                let count = rest.len().min(into.len());
-                into[..count].copy_from_slice(&rest[..count]);
-                return Ok(count);
+            match &state.body {
+                Body::Inline(bytes) => return Ok(copy_out(bytes, offset, into)),
+                Body::Stored { .. } => {
+                    return Ok(copy_out(&self.stored_bytes(&node)?, offset, into));
+                }
+                _ => {}
             }
             self.backing(&state)?.ok_or(Errno::EINVAL)?
         };
@@ -161,6 +170,7 @@ impl View {
             .filter(|end| *end <= MAX_SIZE);
         let end = end.ok_or(Errno::EFBIG)?;
         let now = clock::now();
+        self.fetch(&node, &mut state)?;
         if let Body::Inline(bytes) = &mut state.body
             && end <= INLINE_MAX as u64
         {
@@ -169,6 +179,7 @@ impl View {
                 bytes.resize(end, 0);
             }
             bytes[offset..end].copy_from_slice(data);
+            self.note_small(data.len());
             state.touch_content(now);
             // The bytes live in the record: it must be stored before the write is acknowledged.
             return self.save(&node, &mut state);
@@ -195,6 +206,7 @@ impl View {
 
     /// Gives the inode a private backing file, keeping at most the first `keep` bytes.
     fn make_private(&self, node: &Arc<Node>, state: &mut State, keep: u64) -> FsResult<()> {
+        self.fetch(node, state)?;
         let size = match &state.body {
             Body::Private { .. } => return Ok(()),
             Body::Inline(_) | Body::Blob { .. } => state.size().min(keep),
@@ -223,7 +235,7 @@ impl View {
             passthrough: false,
         };
         state.generation += 1;
-        state.digest = None;
+        state.forget_digest();
         state.origin = None;
         // The pointer must be stored before anything is acknowledged that only the new file has.
         self.save(node, state)
@@ -251,6 +263,7 @@ impl View {
             }
             return Ok(());
         }
+        self.fetch(node, state)?;
         if let Body::Inline(bytes) = &mut state.body
             && size <= INLINE_MAX as u64
         {

@@ -1,10 +1,10 @@
 //! The file system proper: views, inodes and content pointers, in plain Rust types.
 //!
 //! Arguments in, `Result<_, Errno>` out; nothing here knows FUSE, so everything can be tested
-//! without a mount. `names` changes names, `again` does so for requests sent twice, `data` changes
-//! bytes, `outputs` is what the action service asks of a view (digests, ingest, bind), `passthrough`
-//! lets compilers write past the daemon, `import` takes over an existing directory, `clear` ends
-//! everything in a view.
+//! without a mount. `names` changes names, `directory` holds them, `again` changes them for requests
+//! sent twice, `data` changes bytes, `outputs` is what the action service asks of a view (digests,
+//! ingest, bind), `passthrough` lets compilers write past the daemon, `small` leaves bytes to the
+//! index, `import` takes over an existing directory, `clear` ends everything in a view.
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
@@ -13,11 +13,13 @@
 pub mod again;
 pub mod clear;
 pub mod data;
+pub mod directory;
 pub mod import;
 pub mod names;
 pub mod node;
 pub mod outputs;
 pub mod passthrough;
+mod small;
 pub mod view;
 
 pub use nix::errno::Errno;
