@@ -180,6 +180,10 @@ impl View {
         let now = Instant::now();
         passthrough.open.insert(node.ino, (now, Arc::clone(node)));
         passthrough.grants.push_back((now, grant));
+        // Its creator has the answer, and may have removed it already.
+        if !self.nodes.read().contains(node.ino) {
+            passthrough.open.remove(&node.ino);
+        }
     }
 
     /// Of a loaded view that stayed mounted: its private files may be open for writing past every
