@@ -40,6 +40,8 @@ pub struct Storage {
     pub index: Index,
     scratch: Mutex<ScratchIds>,
     open_files: Mutex<LruCache<Backing, Arc<File>>>,
+    /// Private files that outlive their records: see [`Storage::hold_scratch`].
+    held: Mutex<HashSet<ScratchId>>,
     _lock: StoreLock,
 }
 
@@ -76,6 +78,7 @@ impl Storage {
             index,
             scratch,
             open_files: Mutex::new(LruCache::new(OPEN_FILES)),
+            held: Mutex::default(),
             _lock: lock,
         };
         storage.remove_orphans()?;
@@ -154,9 +157,23 @@ impl Storage {
         Ok(())
     }
 
+    /// Keeps a private file from [`Storage::drop_scratch`]: somebody has it open in a mount that is
+    /// gone, whose view is about to be loaded again.
+    pub fn hold_scratch(&self, id: ScratchId) {
+        self.held.lock().insert(id);
+    }
+
+    /// Removes the private file of a record that goes, unless it is held or not there.
+    pub fn drop_scratch(&self, id: ScratchId) {
+        if !self.held.lock().contains(&id) && self.dir.scratch_file(id).exists() {
+            self.remove_scratch(id);
+        }
+    }
+
     /// Removes a private backing file nobody names any more.
     pub fn remove_scratch(&self, id: ScratchId) {
         self.close_scratch(id);
+        self.held.lock().remove(&id);
         let path = self.dir.scratch_file(id);
         if let Err(error) = fs::remove_file(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove scratch file");

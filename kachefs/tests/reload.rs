@@ -91,7 +91,7 @@ fn bytes_left_to_the_index_are_there_for_every_use() {
 #[test]
 fn what_is_open_in_a_cleaned_view_keeps_its_bytes() {
     let (fixture, view) = Fixture::new();
-    let files = [(b"small", 1000)].map(|(name, size)| {
+    let files = [(b"small", 1000), (b"large", 100_000)].map(|(name, size)| {
         let (ino, bytes) = (create(&view, name), vec![7; size]);
         view.write(ino, 0, &bytes).expect("writes");
         view.leave_small();

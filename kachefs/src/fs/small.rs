@@ -93,7 +93,9 @@ impl View {
     pub(super) fn outlive_records(&self) {
         for node in self.all_nodes() {
             let mut state = node.state.lock();
-            if let Err(error) = self.fetch(&node, &mut state) {
+            if let Body::Private { id, .. } = state.body {
+                self.storage.hold_scratch(id);
+            } else if let Err(error) = self.fetch(&node, &mut state) {
                 tracing::warn!(view = self.id.0, ino = ?node.ino, %error, "small file lost");
             }
         }

@@ -156,9 +156,7 @@ impl View {
         for (ino, stored) in orphans {
             batch.delete_inode(id, ino);
             if let Content::Private(scratch) = stored.content {
-                if storage.dir.scratch_file(scratch).exists() {
-                    storage.remove_scratch(scratch);
-                }
+                storage.drop_scratch(scratch);
             }
         }
         // Numbers of requests mean something only on the connection they came from.
