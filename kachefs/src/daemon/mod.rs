@@ -63,8 +63,8 @@ impl Daemon {
         let listener = listen(&storage.dir)?;
         let keeper = Arc::new(keeper);
         let mounts = Arc::new(Mounts::new(Arc::clone(&storage), Arc::clone(&keeper))?);
-        mounts.take_over(inherited);
-        mounts.remount_all();
+        let taken = mounts.take_over(inherited);
+        mounts.remount_all(&taken);
         save_now_and_then(&mounts)?;
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let daemon = Arc::new(Self {
