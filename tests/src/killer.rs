@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 
+use crate::chance::Chance;
 use crate::{Must, Sandbox};
 
 /// The least time between two kills. The rest is chance.
@@ -24,14 +25,13 @@ pub fn killing<T>(
     let ended = AtomicBool::new(false);
     let spent = AtomicBool::new(false);
     let mut chance = Chance::new();
-    eprintln!("seed {}", chance.0);
     thread::scope(|scope| {
         let killer = scope.spawn(|| {
             // Whoever waits for us must not wait for ever when a kill fails.
             let _spent = SetOnDrop(&spent);
             let mut kills = 0;
             while kills < most {
-                let pause = longest.mul_f64(chance.next());
+                let pause = longest.mul_f64(chance.part());
                 thread::sleep(pause.max(PAUSE));
                 if ended.load(Ordering::Relaxed) {
                     break;
@@ -59,24 +59,5 @@ struct SetOnDrop<'a>(&'a AtomicBool);
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Numbers nobody foresees (xorshift64).
-struct Chance(u64);
-
-impl Chance {
-    fn new() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let nanos = now.map_or(1, |now| now.subsec_nanos());
-        Self(u64::from(nanos) << 20 | u64::from(std::process::id()) | 1)
-    }
-
-    /// Between 0 and 1.
-    fn next(&mut self) -> f64 {
-        for (left, by) in [(true, 13), (false, 7), (true, 17)] {
-            self.0 ^= if left { self.0 << by } else { self.0 >> by };
-        }
-        f64::from(u32::try_from(self.0 >> 32).unwrap_or(0)) / f64::from(u32::MAX)
     }
 }

@@ -9,6 +9,7 @@
 //! the store directory, as any script of a user may.
 
 mod archive;
+pub mod chance;
 pub mod command;
 pub mod counters;
 pub mod fetch;
@@ -25,6 +26,7 @@ pub mod toolchain;
 pub mod tree;
 pub mod unprivileged;
 
+pub use chance::Chance;
 pub use command::{Cmd, Outcome, Running};
 pub use counters::Counters;
 pub use project::{Package, Project};
