@@ -5,7 +5,6 @@
 //! ([`KernelInvalidate`]). File handles are inode numbers, so they mean the same to every process
 //! that serves the mount.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -21,6 +20,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use nix::unistd::Whence;
+use parking_lot::Mutex;
 use store::{Ino, Kind, Timestamp};
 use wrapper::protocol::{TOKEN_NAME, Token};
 
@@ -42,8 +42,9 @@ const RUSTC_INFO: &str = ".rustc_info.json";
 /// Inodes are never reused, so one generation is enough.
 const GENERATION: Generation = Generation(0);
 
-/// Largest read-ahead and write the kernel sends in one request (`fs.fuse.max_pages_limit`).
-pub const MAX_REQUEST: u32 = 1 << 20;
+/// Largest read-ahead and write the kernel sends in one request (`fs.fuse.max_pages_limit` allows
+/// twice as much). Every worker of every view has a buffer of this length.
+pub const MAX_REQUEST: u32 = 512 << 10;
 
 /// Requests the kernel may have under way in the background.
 const MAX_BACKGROUND: u16 = 64;
@@ -57,10 +58,25 @@ const RESENT: u64 = 1 << 63;
 /// Names read from a directory at a time.
 const LIST_BATCH: usize = 256;
 
-thread_local! {
-    /// What a worker reads into: a fresh megabyte for each request would be mapped, cleared and
-    /// unmapped each time.
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+/// What workers read into: a fresh megabyte for each request would be mapped, cleared and unmapped
+/// each time. Shared by all views, of which few read at once.
+static READ_BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// How many of them are kept.
+const READ_BUFFERS_KEPT: usize = 4;
+
+/// Lends a buffer of this size.
+fn with_read_buffer<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut buffer = READ_BUFFERS.lock().pop().unwrap_or_default();
+    if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    let value = work(&mut buffer[..size]);
+    let mut kept = READ_BUFFERS.lock();
+    if kept.len() < READ_BUFFERS_KEPT {
+        kept.push(buffer);
+    }
+    value
 }
 
 /// Serves one view to the kernel.
@@ -643,12 +659,8 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            let size = size as usize;
-            if buffer.len() < size {
-                buffer.resize(size, 0);
-            }
-            match self.view.read(Ino(ino.0), offset, &mut buffer[..size]) {
+        with_read_buffer(size as usize, |buffer| {
+            match self.view.read(Ino(ino.0), offset, buffer) {
                 Ok(read) => reply.data(&buffer[..read]),
                 Err(error) => reply.error(errno(error)),
             }

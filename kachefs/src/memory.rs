@@ -4,6 +4,8 @@
 //! meets a page that is not there it does not make one for a dying process: it ends the request with
 //! EIO instead of keeping it for the next daemon (`fuse_dev_do_read` in Linux). Pages that are
 //! there it fills, dying process or not. fuser allocates the buffers, out of our reach but for this.
+//!
+//! Also tells the system's allocator how a daemon uses memory. Called by the daemon only.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -17,6 +19,31 @@ const PAGE: usize = 4096;
 
 /// How much of it a request can fill: data, and headers that take less than a page.
 const USED: usize = MAX_REQUEST as usize + PAGE;
+
+/// Blocks from this size on are mapped and unmapped, whatever the allocator would learn. It learns
+/// from the first buffer given back that such blocks belong into the heap, and a heap that gives one
+/// out again touches all of it: 16 MiB for each worker of a view that was mounted again.
+#[cfg(target_env = "gnu")]
+const MAPPED: libc::c_int = 8 << 20;
+
+/// Sets the allocator up, before there are other threads.
+pub fn set_up() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two numbers; no other thread allocates yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
+    }
+}
+
+/// Gives back to the system what is free: after something large has passed through the heap, such as
+/// the records of a view. The allocator by itself keeps what lies below a block in use.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes the allocator's own locks, and touches free memory alone.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;

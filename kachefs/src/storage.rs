@@ -53,6 +53,8 @@ pub struct Storage {
     pub damage: Damage,
     scratch: Mutex<ScratchIds>,
     open_files: Mutex<LruCache<Backing, Arc<File>>>,
+    /// Private files that outlive their records: see [`Storage::hold_scratch`].
+    pub(crate) held: Mutex<HashSet<ScratchId>>,
     lock: StoreLock,
 }
 
@@ -106,6 +108,7 @@ impl Storage {
                 claimed: next,
             }),
             open_files: Mutex::new(LruCache::new(open_files)),
+            held: Mutex::default(),
             lock,
         };
         Ok(storage)
@@ -228,9 +231,23 @@ impl Storage {
         Ok(())
     }
 
+    /// Keeps a private file from [`Storage::drop_scratch`]: somebody has it open in a mount that is
+    /// gone, whose view is about to be loaded again.
+    pub fn hold_scratch(&self, id: ScratchId) {
+        self.held.lock().insert(id);
+    }
+
+    /// Removes the private file of a record that goes, unless it is held or not there.
+    pub fn drop_scratch(&self, id: ScratchId, changed: Epoch, fsynced: bool) {
+        if !self.held.lock().contains(&id) && self.dir.scratch_file(id).exists() {
+            self.retire_scratch(id, changed, fsynced);
+        }
+    }
+
     /// Removes a private backing file nobody names any more.
     pub fn remove_scratch(&self, id: ScratchId) {
         self.close_scratch(id);
+        self.held.lock().remove(&id);
         let path = self.dir.scratch_file(id);
         if let Err(error) = fs::remove_file(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove scratch file");
@@ -296,11 +313,11 @@ impl Orphans {
 fn named_files(dir: &StoreDir, index: &Index) -> anyhow::Result<HashSet<PathBuf>> {
     let mut named = HashSet::new();
     for (view, _) in index.views()? {
-        for (_, record) in index.inodes(view)? {
+        index.each_inode(view, |_, record| {
             if let Content::Private(id) = record.content {
                 named.insert(dir.scratch_file(id));
             }
-        }
+        })?;
     }
     Ok(named)
 }

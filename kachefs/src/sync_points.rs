@@ -108,6 +108,7 @@ impl Storage {
             return;
         }
         self.close_scratch(id);
+        self.held.lock().remove(&id);
         let path = self.dir.scratch_file(id);
         let size = fs::metadata(&path).map_or(0, |meta| meta.blocks() * 512);
         match fs::rename(&path, retired_name(&path)) {

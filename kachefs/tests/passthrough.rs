@@ -104,7 +104,7 @@ fn what_a_hit_brings_is_not_older_than_what_a_compiler_has_just_made() {
         let (node, mut file) = fixture.create(name.as_bytes());
         // A file system with fine times uses them for what was looked at since.
         fixture.view.getattr(node.ino).expect("stat");
-        file.write_all(&[1; 20_000]).expect("writes");
+        file.write_all(&vec![1; 20_000]).expect("writes");
         drop(file);
         fixture.view.content_digest(&node).expect("hashes");
         let hit = Bound {
@@ -239,4 +239,20 @@ fn a_time_that_was_set_is_kept() {
     fixture.view.settle(&node, soon()).expect("settles");
     let shown = fixture.view.getattr(node.ino).expect("stat");
     assert_eq!(shown.attributes.mtime, future);
+}
+
+#[test]
+fn a_file_that_is_gone_before_its_grant_is_kept_is_forgotten() {
+    let fixture = Fixture::new();
+    let made = fixture
+        .view
+        .create_backed(Ino::ROOT, b"f", 0o644, CALLER)
+        .expect("creates");
+    // The kernel has the answer: whoever made the file removes it, and the kernel forgets it.
+    fixture.view.unlink(Ino::ROOT, b"f").expect("unlinks");
+    fixture.view.forget(made.0.ino, 1);
+    fixture.view.granted(&made.0, Box::new(()));
+    let node = Arc::downgrade(&made.0);
+    drop(made);
+    assert!(node.upgrade().is_none(), "nothing keeps it");
 }

@@ -50,6 +50,64 @@ fn read(view: &View, ino: Ino) -> Vec<u8> {
 }
 
 #[test]
+fn bytes_left_to_the_index_are_there_for_every_use() {
+    let (fixture, view) = Fixture::new();
+    let bytes: Vec<u8> = (0..1000_u32).map(|n| (n % 251) as u8).collect();
+    let [read_only, changed, grown, renamed] = [b"a", b"b", b"c", b"d"].map(|name| {
+        let ino = create(&view, name);
+        view.write(ino, 0, &bytes).expect("writes");
+        ino
+    });
+    let left = |view: &View, ino: Ino| {
+        let node = view.node(ino).expect("there");
+        matches!(node.state.lock().body, Body::Stored { size: 1000 })
+    };
+    view.leave_small();
+    for view in [&view, &fixture.load()] {
+        assert!(left(view, read_only));
+        let mut some = [0; 10];
+        assert_eq!(view.read(read_only, 995, &mut some), Ok(5));
+        assert_eq!(some[..5], bytes[995..]);
+        let node = view.node(read_only).expect("there");
+        assert_eq!(view.content_digest(&node), Ok(Digest::of(&bytes)));
+        assert!(left(view, read_only), "reading brings nothing back");
+    }
+
+    view.write(changed, 1, b"new").expect("writes");
+    view.write(grown, 9_000, b"new").expect("writes");
+    // A change of a name or an attribute writes the record, and what is in it, again.
+    view.link(renamed, Ino::ROOT, b"e").expect("links");
+    assert!(left(&view, renamed));
+    view.leave_small();
+    let mut new = bytes.clone();
+    new[1..4].copy_from_slice(b"new");
+    for view in [&view, &fixture.load()] {
+        assert_eq!(read(view, changed), new);
+        assert_eq!(read(view, grown)[..1000], bytes);
+        assert_eq!(read(view, renamed), bytes);
+    }
+}
+
+#[test]
+fn what_is_open_in_a_cleaned_view_keeps_its_bytes() {
+    let (fixture, view) = Fixture::new();
+    let files = [(b"small", 1000), (b"large", 100_000)].map(|(name, size)| {
+        let (ino, bytes) = (create(&view, name), vec![7; size]);
+        view.write(ino, 0, &bytes).expect("writes");
+        view.leave_small();
+        view.unlink(Ino::ROOT, name).expect("unlinks");
+        (ino, bytes)
+    });
+    assert!(view.retire(), "it is empty");
+    view.leave_small();
+    drop(fixture.load());
+    view.save_dirty().expect("saves");
+    for (ino, bytes) in files {
+        assert!(read(&view, ino) == bytes, "{} bytes", bytes.len());
+    }
+}
+
+#[test]
 fn a_file_sealed_but_not_yet_recorded_becomes_the_blob_it_is() {
     let (fixture, view) = Fixture::new();
     let bytes = vec![7; 100_000];
@@ -157,7 +215,13 @@ fn a_name_given_while_a_result_is_recorded_is_kept() {
         let entry = view.getattr(ino).expect("stat");
         assert_eq!(entry.attributes.nlink, 2, "{ino:?}");
         assert_eq!(
-            view.node(ino).expect("there").state.lock().origin,
+            view.node(ino)
+                .expect("there")
+                .state
+                .lock()
+                .origin
+                .as_deref()
+                .copied(),
             Some(action)
         );
     }

@@ -30,6 +30,8 @@ enum Op {
     Truncate(Place, u32),
     Bind(Place, Vec<u8>),
     Ingest(Place),
+    /// Time passes: bytes of small files are left to the index.
+    Rest,
 }
 
 /// A path of up to three names.
@@ -186,6 +188,7 @@ impl Model {
                 Ok(())
             }
             Op::Ingest(place) => self.file(place).map(drop),
+            Op::Rest => Ok(()),
         }
     }
 
@@ -336,6 +339,10 @@ impl Real<'_> {
                 let origin = ActionKey(Digest::of(b"action"));
                 self.0.bind(parent, vec![bound], origin, CALLER, |_| ())
             }
+            Op::Rest => {
+                self.0.leave_small();
+                Ok(())
+            }
             Op::Ingest(place) => {
                 let ino = self.find(place)?;
                 match self.0.node(ino)?.kind {
@@ -409,6 +416,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (place(), 0..20_000_u32).prop_map(|(p, s)| Op::Truncate(p, s)),
         3 => (place(), bytes()).prop_map(|(p, d)| Op::Bind(p, d)),
         2 => place().prop_map(Op::Ingest),
+        3 => Just(Op::Rest),
     ]
 }
 

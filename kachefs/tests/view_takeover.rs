@@ -293,7 +293,7 @@ fn a_listing_goes_on_where_it_was() {
     let rest = view.list(ROOT, all[20].cookie, 100).expect("lists");
     let names = |rows: &[kachefs::fs::Listed]| {
         let rows = rows.iter();
-        rows.map(|row| (row.cookie, Arc::clone(&row.name)))
+        rows.map(|row| (row.cookie, row.name.clone()))
             .collect::<Vec<_>>()
     };
     assert_eq!(names(&rest), names(&all[21..]));

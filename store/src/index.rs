@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRecoveryMode, Direction, IteratorMode, Options, WriteBatch,
+    DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, WriteBatch,
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,11 @@ pub(crate) const COUNTERS_KEY: &[u8] = b"counters";
 pub(crate) const SCRATCH_KEY: &[u8] = b"next-scratch";
 pub(crate) const EXCHANGES_KEY: &[u8] = b"exchanges/";
 pub(crate) const SYNC_POINT_KEY: &[u8] = b"sync-point";
+
+/// Memory for blocks read, and for changes not yet written to tables: of all families together, so
+/// that the daemon stays as small with many of them in use.
+const BLOCK_CACHE: usize = 12 << 20;
+const WRITE_BUFFERS: usize = 16 << 20;
 
 /// Input records kept per invocation: enough for the branches one switches between.
 const RECORDS_PER_INVOCATION: usize = 16;
@@ -138,7 +143,8 @@ impl Index {
                 None => IndexError::Db { path, source },
             }
         };
-        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options()));
+        let of_family = family_options(&Cache::new_lru_cache(BLOCK_CACHE));
+        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, of_family.clone()));
         let mut options = db_options();
         options.set_wal_recovery_mode(mode);
         let db = DB::open_cf_descriptors(&options, path, families).map_err(failed)?;
@@ -258,13 +264,28 @@ impl Index {
 
     /// Every inode of a view.
     pub fn inodes(&self, view: ViewId) -> Result<Vec<(Ino, InodeRecord)>, IndexError> {
-        self.scan(INODES, &view.0.to_be_bytes())?
-            .into_iter()
-            .map(|(key, value)| {
-                let ino = key[4..].try_into().map_err(|_| IndexError::Key(INODES))?;
-                Ok((Ino(u64::from_be_bytes(ino)), decode(&value)?))
-            })
-            .collect()
+        let mut inodes = Vec::new();
+        self.each_inode(view, |ino, record| inodes.push((ino, record)))?;
+        Ok(inodes)
+    }
+
+    /// Shows every inode of a view, one after the other: all of them at once, with the bytes of small
+    /// files, are many times what a view takes in memory.
+    pub fn each_inode(
+        &self,
+        view: ViewId,
+        mut show: impl FnMut(Ino, InodeRecord),
+    ) -> Result<(), IndexError> {
+        self.each(INODES, &view.0.to_be_bytes(), |key, value| {
+            let ino = key[4..].try_into().map_err(|_| IndexError::Key(INODES))?;
+            show(Ino(u64::from_be_bytes(ino)), decode(value)?);
+            Ok(())
+        })
+    }
+
+    /// One inode of a view.
+    pub fn inode(&self, view: ViewId, ino: Ino) -> Result<Option<InodeRecord>, IndexError> {
+        self.get(INODES, &inode_key(view, ino))
     }
 
     /// Every name of a view.
@@ -369,15 +390,31 @@ impl Index {
 
     fn scan(&self, family: &'static str, prefix: &[u8]) -> Result<Rows, IndexError> {
         let mut rows = Vec::new();
+        self.each(family, prefix, |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    fn each(
+        &self,
+        family: &'static str,
+        prefix: &[u8],
+        mut show: impl FnMut(&[u8], &[u8]) -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
         let mode = IteratorMode::From(prefix, Direction::Forward);
-        for row in self.db.iterator_cf(self.family(family), mode) {
+        let mut options = ReadOptions::default();
+        // A view is read once, to be loaded: that must not push out what is asked for again.
+        options.fill_cache(family != INODES && family != DENTRIES);
+        for row in self.db.iterator_cf_opt(self.family(family), options, mode) {
             let (key, value) = row.map_err(|source| self.db_error(source))?;
             if !key.starts_with(prefix) {
                 break;
             }
-            rows.push((key.into_vec(), value.into_vec()));
+            show(&key, &value)?;
         }
-        Ok(rows)
+        Ok(())
     }
 }
 
@@ -392,12 +429,13 @@ pub(crate) fn db_options() -> Options {
     // Logs that later tables build upon are missed when they are missing.
     options.set_track_and_verify_wals_in_manifest(true);
     options.set_max_open_files(i32::try_from(limits::share(256)).unwrap_or(256));
+    options.set_db_write_buffer_size(WRITE_BUFFERS);
     options
 }
 
-fn family_options() -> Options {
+fn family_options(cache: &Cache) -> Options {
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(8 << 20));
+    table.set_block_cache(cache);
     table.set_bloom_filter(10.0, false);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);

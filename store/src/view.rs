@@ -34,10 +34,12 @@ impl fmt::Debug for Ino {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct ScratchId(pub u64);
 
-/// A point in time: seconds and nanoseconds since the epoch.
+/// A point in time: seconds and nanoseconds since the epoch. Packed, because every inode in memory
+/// has three.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, Serialize, Deserialize,
 )]
+#[repr(Rust, packed(4))]
 pub struct Timestamp {
     /// Whole seconds; negative before 1970.
     pub secs: i64,

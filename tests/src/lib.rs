@@ -28,6 +28,7 @@ pub mod toolchain;
 pub mod tree;
 pub mod unprivileged;
 
+pub use chance::Chance;
 pub use command::{Cmd, Outcome, Running};
 pub use counters::Counters;
 pub use lossy_disk::LossyDisk;

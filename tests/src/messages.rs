@@ -1,5 +1,7 @@
 //! Reads what cargo prints with `--message-format=json`.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use crate::{Must, Outcome};
@@ -35,6 +37,14 @@ impl Messages {
         self.with_reason("compiler-artifact")
             .filter(|message| message["fresh"] != true)
             .map(|message| message["target"]["name"].to_string())
+            .collect()
+    }
+
+    /// The programs cargo has made or found fresh, those of tests too.
+    pub fn programs(&self) -> Vec<PathBuf> {
+        self.with_reason("compiler-artifact")
+            .filter_map(|message| message["executable"].as_str())
+            .map(PathBuf::from)
             .collect()
     }
 

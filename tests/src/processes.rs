@@ -55,33 +55,40 @@ pub fn end(root: &Path) {
 pub fn describe(root: &Path) -> String {
     let mut text = String::new();
     for pid in naming(root) {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        text.push_str(&describe_one(pid.as_raw().unsigned_abs()));
+    }
+    text
+}
+
+/// One paragraph about one process.
+pub fn describe_one(pid: u32) -> String {
+    let mut text = String::new();
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    let _ = writeln!(
+        text,
+        "{pid}: {}",
+        command.chars().take(300).collect::<String>()
+    );
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return text;
+    };
+    for thread in threads.flatten().map(|entry| entry.path()) {
+        let read = |name| fs::read_to_string(thread.join(name)).unwrap_or_default();
+        let state = read("status");
+        let state = state
+            .lines()
+            .find(|line| line.starts_with("State:"))
+            .unwrap_or("State: ?");
+        let stack = read("stack");
+        let stack: Vec<_> = stack.lines().take(6).map(str::trim).collect();
         let _ = writeln!(
             text,
-            "{pid}: {}",
-            command.chars().take(300).collect::<String>()
+            "    {} {state}, in {} {}",
+            read("comm").trim_end(),
+            read("wchan"),
+            stack.join(" < ")
         );
-        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
-            continue;
-        };
-        for thread in threads.flatten().map(|entry| entry.path()) {
-            let read = |name| fs::read_to_string(thread.join(name)).unwrap_or_default();
-            let state = read("status");
-            let state = state
-                .lines()
-                .find(|line| line.starts_with("State:"))
-                .unwrap_or("State: ?");
-            let stack = read("stack");
-            let stack: Vec<_> = stack.lines().take(6).map(str::trim).collect();
-            let _ = writeln!(
-                text,
-                "    {} {state}, in {} {}",
-                read("comm").trim_end(),
-                read("wchan"),
-                stack.join(" < ")
-            );
-        }
     }
     text
 }

@@ -81,6 +81,48 @@ impl Tree {
         tree
     }
 
+    /// The picture of what a build left in a target, but for what no two runs have in common: times,
+    /// the sessions in incremental directories, the order of what cargo remembers of the compiler,
+    /// and the names of objects in an rlib (see [`deps_of_any_run`]).
+    #[track_caller]
+    pub fn of_any_run(target: &Path) -> Self {
+        let mut tree = Self::of(target);
+        tree.0.retain(|name, _| !is_session(name));
+        for (name, entry) in &mut tree.0 {
+            entry.mtime = (0, 0);
+            if name.ends_with(".rustc_info.json") {
+                let text = fs::read(target.join(name)).must(name.display());
+                let json: serde_json::Value = serde_json::from_slice(&text).must(name.display());
+                entry.content = Content::File(0, hash(json.to_string().as_bytes()));
+            }
+            if let Content::File(_, hash) = &mut entry.content
+                && name
+                    .extension()
+                    .is_some_and(|extension| extension == "rlib")
+            {
+                *hash = archive_hash(&target.join(name));
+            }
+        }
+        tree
+    }
+
+    /// Without the incremental directories, which only compilers make and no hit brings.
+    #[must_use]
+    pub fn without_incremental(mut self) -> Self {
+        self.0
+            .retain(|name, _| !name.iter().any(|part| part == "incremental"));
+        self
+    }
+
+    /// The test fails, naming what differs, unless everything in this picture is the same in the
+    /// other, which may hold more.
+    #[track_caller]
+    pub fn assert_within(&self, other: &Self, what: &str) {
+        let mut same = other.clone();
+        same.0.retain(|name, _| self.0.contains_key(name));
+        self.assert_same(&same, what);
+    }
+
     /// The test fails, naming what differs, unless the pictures are equal in everything.
     #[track_caller]
     pub fn assert_same(&self, other: &Self, what: &str) {
@@ -168,8 +210,7 @@ pub fn deps_of_any_run(target: &Path) -> Outputs {
             .extension()
             .is_some_and(|extension| extension == "rlib")
         {
-            let bytes = fs::read(target.join(name)).must(name.display());
-            *hash = archive::digest(&bytes).must(format!("{} is an archive", name.display()));
+            *hash = archive_hash(&target.join(name));
         }
     }
     all
@@ -274,6 +315,24 @@ pub fn total_size(root: &Path) -> u64 {
         .filter_map(|path| path.metadata().ok())
         .map(|meta| meta.len())
         .sum()
+}
+
+/// Whether a name lies in the session of a compiler: `incremental/<crate>/<session>`.
+fn is_session(name: &Path) -> bool {
+    let mut below = name.iter().skip_while(|part| *part != "incremental");
+    below.nth(2).is_some()
+}
+
+#[track_caller]
+fn archive_hash(path: &Path) -> u64 {
+    let bytes = fs::read(path).must(path.display());
+    archive::digest(&bytes).must(format!("{} is an archive", path.display()))
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 fn digest(path: &Path) -> (u64, u64) {

@@ -1,9 +1,13 @@
 //! As root, what a compiler writes goes to the disk without passing through the daemon.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
-use harness::{Must, Sandbox, samples};
-use nix::unistd::geteuid;
+use harness::{Must, Package, Project, Sandbox, processes, samples};
+use nix::sys::stat::Mode;
+use nix::unistd::{geteuid, mkfifo};
 
 /// Bytes a process has given to write(2) and its kin (proc(5), `io`).
 fn written(pid: i32) -> u64 {
@@ -35,4 +39,40 @@ fn a_miss_is_written_past_the_daemon() {
     );
     let again = sandbox.cargo(&project, "build --message-format=json").ok();
     harness::messages::Messages::of(&again).assert_all_fresh();
+}
+
+#[test]
+fn what_a_compiler_has_written_can_be_opened() {
+    let sandbox = Sandbox::new();
+    let package = Package::new("slow").lib("pub const TEXT: &str = include_str!(\"fifo\");\n");
+    let project = Project::new(sandbox.path("project"), &[package]);
+    let fifo = project.path("crates/slow/src/fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).must("mkfifo");
+    sandbox.mount(project.target());
+    let build = sandbox.cargo(&project, "build").spawn();
+    // Opens as soon as the compiler reads, and waits.
+    let mut writer = None;
+    let reads = || {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(nix::libc::O_NONBLOCK);
+        writer = options.open(&fifo).ok();
+        writer.is_some()
+    };
+    assert!(processes::wait_for(Duration::from_mins(1), reads));
+    let mut writer = writer.must("the compiler reads");
+
+    let path = project.path("target/debug/deps/written");
+    let mut written = File::create_new(&path).must("create");
+    written.write_all(b"bytes").must("write");
+    // Linux 6.18.44 refuses, others do not; either way that ends with the writer.
+    match fs::read(&path) {
+        Ok(bytes) => assert_eq!(bytes, b"bytes"),
+        Err(error) => assert_eq!(error.raw_os_error(), Some(nix::libc::EIO), "{error}"),
+    }
+    drop(written);
+    assert_eq!(fs::read(&path).must("read what is written"), b"bytes");
+    writer.write_all(b"text").must("write");
+    drop(writer);
+    let _ = build.finish().success();
+    assert_eq!(fs::read(&path).must("read"), b"bytes");
 }

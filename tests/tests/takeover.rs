@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use harness::killer::killing;
 use harness::messages::Messages;
-use harness::{Must, Project, Sandbox, Tree, mounts, processes, samples};
+use harness::{Chance, Must, Project, Sandbox, Tree, mounts, processes, samples};
 use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
 use nix::sys::signal::{Signal, kill};
 
@@ -223,27 +223,37 @@ fn what_is_open_stays_open() {
     );
 }
 
-/// Builds in an empty store, undisturbed or not, and returns what is in `deps` then.
+/// Builds in an empty store, and once more when the view was emptied, each time by `build`, and
+/// returns what is in the target then: what compilers made, and what hits brought.
 #[track_caller]
-fn build_from_nothing(
-    sandbox: &Sandbox,
-    project: &Project,
-    build: impl FnOnce(),
-) -> harness::tree::Outputs {
-    sandbox.mount(project.target());
-    build();
-    let again = sandbox.cargo(project, "build --message-format=json").ok();
-    Messages::of(&again).assert_all_fresh();
-    let outputs = harness::tree::deps_of_any_run(&project.target());
+fn build_from_nothing(sandbox: &Sandbox, project: &Project, mut build: impl FnMut()) -> [Tree; 2] {
+    let target = project.target();
+    sandbox.mount(&target);
+    let trees = [(); 2].map(|()| {
+        sandbox.empty_view(&target);
+        build();
+        let again = sandbox.cargo(project, "build --message-format=json").ok();
+        Messages::of(&again).assert_all_fresh();
+        Tree::of_any_run(&target)
+    });
     sandbox.counters();
     let _ = sandbox.kachefs("daemon stop").ok();
     fs::remove_dir_all(sandbox.store()).must("remove the store");
-    outputs
+    let [compiled, hit] = trees;
+    // What a daemon that was killed could not store is compiled again.
+    [compiled, hit.without_incremental()]
+}
+
+/// How often the daemon is to be killed.
+fn kills_wanted() -> usize {
+    let given = std::env::var("KACHEFS_TEST_KILLS").ok();
+    let given = given.map(|kills| kills.parse().must("KACHEFS_TEST_KILLS"));
+    given.unwrap_or(if long() { 200 } else { 8 })
 }
 
 #[test]
 fn a_build_goes_on() {
-    let wanted = if long() { 200 } else { 8 };
+    let wanted = kills_wanted();
     let sandbox = Sandbox::with_limit(Duration::from_secs(if long() { 3600 } else { 420 }));
     let projects = [
         (samples::many(sandbox.path("many"), 16, ""), "sum 16\n"),
@@ -257,25 +267,22 @@ fn a_build_goes_on() {
     let mut killed = 0;
     while killed < wanted {
         for ((project, says), expected) in projects.iter().zip(&expected) {
-            let outputs = build_from_nothing(&sandbox, project, || {
+            let mut here = 0;
+            let trees = build_from_nothing(&sandbox, project, || {
                 let longest = Duration::from_millis(800);
                 let (built, kills) = killing(&sandbox, wanted, longest, |_| {
                     sandbox.cargo(project, "build").ok()
                 });
-                killed += kills;
+                here += kills;
                 assert!(!built.stderr.contains("without the cache"), "{built}");
-                assert_eq!(sandbox.keeper().1, kills as u64, "one keeper, all the time");
-                assert_eq!(sandbox.output_of(project.program("app")), *says);
+                assert_eq!(sandbox.keeper().1, here as u64, "one keeper, all the time");
                 // Hits go on as well: what the killed daemons stored is true.
-                sandbox.empty_view(project.target());
-                let (built, kills) = killing(&sandbox, wanted, longest, |_| {
-                    sandbox.cargo(project, "build").ok()
-                });
-                killed += kills;
-                assert!(!built.stderr.contains("without the cache"), "{built}");
                 assert_eq!(sandbox.output_of(project.program("app")), *says);
             });
-            harness::tree::assert_same_outputs(expected, &outputs, "undisturbed and killed");
+            killed += here;
+            for ((expected, tree), what) in expected.iter().zip(&trees).zip(["compiled", "hit"]) {
+                expected.assert_same(tree, &format!("undisturbed and killed, {what}"));
+            }
         }
     }
     eprintln!("{killed} kills");
@@ -310,22 +317,38 @@ fn keeper_and_daemon_killed_together() {
 
 #[test]
 fn a_build_whose_keeper_and_daemon_die_ends_and_the_next_is_right() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::with_limit(Duration::from_mins(10));
     let project = samples::many(sandbox.path("project"), 8, "");
     let target = project.target();
+    let [expected, _] = build_from_nothing(&sandbox, &project, || {
+        let _ = sandbox.cargo(&project, "build").ok();
+    });
     sandbox.mount(&target);
-    let build = sandbox.cargo(&project, "build").spawn();
-    let started = || {
-        let names = target.join("debug/deps").read_dir();
-        names.is_ok_and(|names| names.count() > 3)
-    };
-    assert!(processes::wait_for(Duration::from_mins(1), started));
-    sandbox.kill_keeper_and_daemon();
-    // It may fail, but it ends.
-    let _ = build.finish();
-    sandbox.mount(&target);
-    let _ = sandbox.cargo(&project, "build").ok();
-    assert_eq!(sandbox.output_of(project.program("app")), "sum 8\n");
+    let mut chance = Chance::new();
+    for round in 0..if long() { 20 } else { 3 } {
+        sandbox.empty_view(&target);
+        // Other sources each time: compilers run when both die.
+        project.replace("crates/part0/src/lib.rs", "{ 1 }", "{ 1  }");
+        let build = sandbox.cargo(&project, "build").spawn();
+        thread::sleep(Duration::from_millis(200 + chance.number() % 2000));
+        sandbox.kill_keeper_and_daemon();
+        // It may fail, but it ends.
+        let _ = build.finish();
+        // Nothing but a build: it mounts what has died, and goes on.
+        project.replace("crates/part0/src/lib.rs", "{ 1  }", "{ 1 }");
+        let built = sandbox.cargo(&project, "build").ok();
+        assert!(!built.stderr.contains("kachefs:"), "round {round}: {built}");
+        assert!(sandbox.is_mounted(&target), "round {round}");
+        assert_eq!(sandbox.output_of(project.program("app")), "sum 8\n");
+        let again = sandbox.cargo(&project, "build --message-format=json").ok();
+        Messages::of(&again).assert_all_fresh();
+        // Compilers that died with the view may have left something, as on any disk.
+        let tree = Tree::of_any_run(&target);
+        expected
+            .clone()
+            .without_incremental()
+            .assert_within(&tree, "undisturbed and killed");
+    }
 }
 
 #[test]

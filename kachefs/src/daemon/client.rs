@@ -29,7 +29,7 @@ pub fn connect(dir: &StoreDir) -> io::Result<UnixStream> {
 pub fn ask(dir: &StoreDir, control: Control) -> Result<Option<Answer>> {
     let repeatable = matches!(
         control,
-        Control::Ping | Control::Mount { .. } | Control::Stats { .. }
+        Control::Ping | Control::Mount { .. } | Control::Remount { .. } | Control::Stats { .. }
     );
     let request = Request::Control(control);
     let deadline = Instant::now() + START;

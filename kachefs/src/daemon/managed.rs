@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use nix::errno::Errno;
@@ -41,8 +41,9 @@ impl Mounts {
         }
     }
 
-    /// Mounts the managed targets that are where they were, when the daemon starts.
-    pub fn remount_all(&self) {
+    /// Mounts the managed targets that are where they were, when the daemon starts. Not those it has
+    /// taken over: one that is gone since was cleaned, and cargo is about to remove its directory.
+    pub fn remount_all(&self, taken: &[PathBuf]) {
         let (targets, damaged) = match self.storage.dir.managed().all() {
             Ok(found) => found,
             Err(error) => {
@@ -53,7 +54,8 @@ impl Mounts {
         for error in damaged {
             tracing::error!(%error, "a managed target is forgotten");
         }
-        for path in targets.iter().map(ManagedTarget::path) {
+        let managed = targets.iter().map(ManagedTarget::path);
+        for path in managed.filter(|path| !taken.contains(path)) {
             let _changing = self.changing.lock();
             // Not one that was removed: it comes back when the next build asks for it.
             if is_removed(&path) {

@@ -27,11 +27,15 @@ use wrapper::lease::Unharmed;
 
 use self::mounts::{Management, Mounts};
 use self::takeover::{Inherited, Keeper};
+use crate::memory;
 use crate::service::Service;
 use crate::storage::Storage;
 
 /// How long the stored record of a file may stay behind its bytes.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// After so many of them the bytes of small files are left to the index.
+const LEAVE_AFTER: u32 = 30;
 
 /// Everything the daemon's threads share.
 pub struct Daemon {
@@ -56,6 +60,7 @@ impl Daemon {
         mut keeper: Keeper,
         inherited: Vec<Inherited>,
     ) -> Result<(Arc<Self>, UnixListener)> {
+        memory::set_up();
         let unharmed = Unharmed::start();
         let storage = Arc::new(Storage::open(dir)?);
         if let Some(acknowledged) = keeper.acknowledged()
@@ -67,8 +72,8 @@ impl Daemon {
         let listener = listen(&storage.dir)?;
         let keeper = Arc::new(keeper);
         let mounts = Arc::new(Mounts::new(Arc::clone(&storage), Arc::clone(&keeper))?);
-        mounts.take_over(inherited);
-        mounts.remount_all();
+        let taken = mounts.take_over(inherited);
+        mounts.remount_all(&taken);
         save_now_and_then(&mounts)?;
         sync_points::make_now_and_then(&mounts)?;
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
@@ -127,9 +132,21 @@ fn save(mounts: &Mounts) {
 fn save_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
     let mounts = Arc::downgrade(mounts);
     let save = move || {
-        while let Some(mounts) = mounts.upgrade() {
+        for turn in 1_u32.. {
+            let Some(mounts) = mounts.upgrade() else {
+                return;
+            };
             save(&mounts);
             leave_mark(&mounts.storage, false);
+            let is_time = turn.is_multiple_of(LEAVE_AFTER);
+            for (_, view) in mounts.in_use() {
+                if is_time || view.has_many_small() {
+                    view.leave_small();
+                }
+            }
+            if is_time {
+                memory::give_back();
+            }
             drop(mounts);
             std::thread::sleep(SAVE_INTERVAL);
         }

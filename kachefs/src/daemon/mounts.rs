@@ -21,7 +21,7 @@ use crate::fs::{Caller, View};
 use crate::fuse::{Adapter, KernelInvalidate, MAX_REQUEST};
 use crate::keeper::wire;
 use crate::storage::Storage;
-use crate::{holders, mount};
+use crate::{holders, memory, mount};
 
 /// FUSE worker threads per view: one keeps serving while another waits for the disk.
 const WORKERS: usize = 2;
@@ -198,6 +198,7 @@ impl Mounts {
             session,
         };
         self.mounted.lock().insert(view.id, mounted);
+        memory::give_back();
         Ok(MountOutcome::Mounted(imported))
     }
 

@@ -132,10 +132,11 @@ impl fmt::Display for Keeper {
 
 impl Mounts {
     /// Goes on with the mounts of a daemon that died. When this returns every request it had is
-    /// answered, and the kernel remembers nothing it would have been told is no longer true.
-    pub fn take_over(&self, inherited: Vec<Inherited>) {
+    /// answered, and the kernel remembers nothing it would have been told is no longer true. Returns
+    /// where they are, or were: one of those requests may have been the last of a `cargo clean`.
+    pub fn take_over(&self, inherited: Vec<Inherited>) -> Vec<PathBuf> {
         let _changing = self.changing.lock();
-        let mut taken = Vec::new();
+        let (mut taken, mut paths) = (Vec::new(), Vec::new());
         for inherited in inherited {
             let path = inherited.path();
             let view = inherited.session.view;
@@ -143,6 +144,7 @@ impl Mounts {
                 Ok(Some(view)) => {
                     tracing::info!(path = %path.display(), "taken over");
                     taken.push((view, inherited.device));
+                    paths.push(path);
                 }
                 Ok(None) => {
                     tracing::info!(path = %path.display(), "was unmounted");
@@ -159,6 +161,7 @@ impl Mounts {
         for (view, device) in &taken {
             expire(view, device.as_fd());
         }
+        paths
     }
 
     /// Serves an inherited mount; `None` when it is a mount no more.

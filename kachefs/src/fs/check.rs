@@ -15,16 +15,8 @@ use super::view::View;
 use super::{Errno, FsResult};
 use crate::storage::Storage;
 
-/// The stored inodes whose bytes are not there.
-pub(super) fn unbacked(storage: &Storage, inodes: &[(Ino, InodeRecord)]) -> Vec<Ino> {
-    inodes
-        .iter()
-        .filter(|(_, record)| !is_backed(storage, record))
-        .map(|(ino, _)| *ino)
-        .collect()
-}
-
-fn is_backed(storage: &Storage, record: &InodeRecord) -> bool {
+/// Whether the bytes of a stored inode are there.
+pub(super) fn is_backed(storage: &Storage, record: &InodeRecord) -> bool {
     match &record.content {
         Content::Blob { digest, size } => storage.cas.has(digest, *size),
         Content::Private(id) => storage.dir.scratch_file(*id).exists(),

@@ -26,6 +26,8 @@ impl View {
             return false;
         }
         state.attributes.nlink = 0;
+        drop(state);
+        self.outlive_records();
         true
     }
 

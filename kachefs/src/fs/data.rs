@@ -69,6 +69,14 @@ fn in_memory(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
 }
 
+/// Copies what there is from `offset` on, and returns how much that was.
+fn copy_out(bytes: &[u8], offset: u64, into: &mut [u8]) -> usize {
+    let rest = bytes.get(in_memory(offset)..).unwrap_or_default();
+    let count = rest.len().min(into.len());
+    into[..count].copy_from_slice(&rest[..count]);
+    count
+}
+
 /// Sets when a backing file was last written.
 fn stamp(file: &File, mtime: Timestamp) -> io::Result<()> {
     let mtime = TimeSpec::new(mtime.secs, i64::from(mtime.nanos));
@@ -153,11 +161,10 @@ impl View {
             let mut state = node.state.lock();
             self.note_read(&mut state);
             match &state.body {
-                Body::Inline(bytes) => {
-                    let rest = bytes.get(in_memory(offset)..).unwrap_or_default();
-                    let count = rest.len().min(into.len());
-                    into[..count].copy_from_slice(&rest[..count]);
-                    return Ok(Read::Done(count));
+                Body::Inline(bytes) => return Ok(Read::Done(copy_out(bytes, offset, into))),
+                Body::Stored { .. } => {
+                    let bytes = self.stored_bytes(node)?;
+                    return Ok(Read::Done(copy_out(&bytes, offset, into)));
                 }
                 Body::Blob { digest, size } => match self.storage.blob(digest) {
                     Ok(file) => (file, Some((*digest, *size))),
@@ -205,6 +212,7 @@ impl View {
         let end = end.ok_or(Errno::EFBIG)?;
         let _change = self.change(&node, &mut state)?;
         let now = clock::now();
+        self.fetch(&node, &mut state)?;
         if let Body::Inline(bytes) = &state.body
             && end <= INLINE_MAX as u64
         {
@@ -214,6 +222,7 @@ impl View {
                 new.resize(end, 0);
             }
             new[offset..end].copy_from_slice(data);
+            self.note_small(data.len());
             // The bytes live in the record: it must be stored before the write is acknowledged.
             return self.replace_bytes(&node, &mut state, new, now).map(drop);
         }
@@ -255,7 +264,7 @@ impl View {
         bytes: Vec<u8>,
         now: Timestamp,
     ) -> FsResult<Body> {
-        let (attributes, origin) = (state.attributes.clone(), state.origin);
+        let (attributes, origin) = (state.attributes.clone(), state.origin.clone());
         let old = std::mem::replace(&mut state.body, Body::Inline(bytes));
         state.touch_content(now);
         match self.save(node, state) {
@@ -271,6 +280,7 @@ impl View {
 
     /// Gives the inode a private backing file, keeping at most the first `keep` bytes.
     fn make_private(&self, node: &Arc<Node>, state: &mut State, keep: u64) -> FsResult<()> {
+        self.fetch(node, state)?;
         let size = match &state.body {
             Body::Private { .. } => return Ok(()),
             Body::Inline(_) | Body::Blob { .. } => state.size().min(keep),
@@ -306,7 +316,7 @@ impl View {
             passthrough: false,
         };
         state.generation += 1;
-        state.digest = None;
+        state.forget_digest();
         state.origin = None;
         // The pointer must be stored before anything is acknowledged that only the new file has.
         self.save(node, state)
@@ -342,6 +352,7 @@ impl View {
             return Ok(());
         }
         let _change = self.change(node, state)?;
+        self.fetch(node, state)?;
         if let Body::Inline(bytes) = &state.body
             && size <= INLINE_MAX as u64
         {

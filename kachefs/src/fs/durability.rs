@@ -101,7 +101,7 @@ impl View {
                 let mut state = node.state.lock();
                 self.save(&node, &mut state)?;
                 let held = Held::by(&state);
-                (self.backing(&state)?, held, state.named == Some(held))
+                (self.backing(&state)?, held, state.named() == Some(held))
             };
             if let Some(file) = file {
                 file.sync_all().map_err(|e| sync_failed(&e))?;
@@ -114,7 +114,7 @@ impl View {
                 // Moved meanwhile, by a write or into the CAS.
                 continue;
             }
-            state.named = Some(held);
+            state.private_mut().named = Some(held);
             if node.kind == Kind::File && !state.fsynced {
                 state.fsynced = true;
                 if let Err(error) = self.store_record(&node, &state) {

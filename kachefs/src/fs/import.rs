@@ -18,8 +18,9 @@ use anyhow::{Context, Result, bail};
 use store::{Ino, Kind, Timestamp};
 
 use super::data::Changes;
+use super::directory::Directory;
 use super::names::NewNode;
-use super::node::{Body, Directory};
+use super::node::Body;
 use super::view::{Caller, View};
 use super::{Errno, INLINE_MAX};
 
@@ -227,7 +228,7 @@ impl Import<'_> {
             Err(Errno::ENOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        let body = Body::Directory(Directory::new(parent));
+        let body = Body::Directory(Box::new(Directory::new(parent)));
         self.create(
             parent,
             name,

@@ -10,7 +10,8 @@ use parking_lot::MutexGuard;
 use store::{Attributes, Batch, Epoch, Ino, Kind, Timestamp};
 use wrapper::protocol::TOKEN_NAME;
 
-use super::node::{Body, Directory, Node, State};
+use super::directory::Directory;
+use super::node::{Body, Node, State};
 use super::view::{Caller, Entry, View};
 use super::{Errno, FsResult, NAME_MAX, index_failed};
 use crate::clock;
@@ -60,7 +61,7 @@ impl NewNode {
             kind: Kind::Dir,
             mode,
             rdev: 0,
-            body: Body::Directory(Directory::new(parent)),
+            body: Body::Directory(Box::new(Directory::new(parent))),
         }
     }
 
@@ -130,8 +131,9 @@ impl View {
         if attributes.nlink == 0 {
             return Ok(());
         }
+        let record = self.record_of(node, state, attributes)?;
         batch
-            .put_inode(self.id, node.ino, &state.record_with(node.kind, attributes))
+            .put_inode(self.id, node.ino, &record)
             .map_err(|e| index_failed(&e))
     }
 
@@ -170,7 +172,7 @@ impl View {
             directory.insert(name, ino);
         }
         node.lookups.fetch_add(1, Ordering::Relaxed);
-        self.nodes.write().insert(ino, Arc::clone(&node));
+        self.nodes.write().insert(Arc::clone(&node));
         let made = self.entry(&node, &node.state.lock());
         Ok((node, made))
     }

@@ -57,13 +57,11 @@ impl View {
                 match &state.body {
                     Body::Blob { digest, .. } => return Ok(*digest),
                     Body::Inline(bytes) => return Ok(Digest::of(bytes)),
+                    Body::Stored { .. } => return Ok(Digest::of(&self.stored_bytes(node)?)),
                     _ => {}
                 }
-                match state.digest {
-                    Some((generation, digest)) if generation == state.generation => {
-                        return Ok(digest);
-                    }
-                    _ => {}
+                if let Some(digest) = state.digest() {
+                    return Ok(digest);
                 }
                 let (id, passthrough) = match &state.body {
                     Body::Private {
@@ -83,7 +81,7 @@ impl View {
             let (digest, _) = store::digest::hash_reader(file, |_| ()).map_err(|e| errno(&e))?;
             let mut state = node.state.lock();
             if state.generation == generation {
-                state.digest = Some((generation, digest));
+                state.private_mut().digest = Some((generation, digest));
                 return Ok(digest);
             }
         }
@@ -101,7 +99,8 @@ impl View {
         let _change = self.storage.epochs.change();
         let mut scanner = needles.scanner();
         let (generation, id) = {
-            let state = node.state.lock();
+            let mut state = node.state.lock();
+            self.fetch(node, &mut state)?;
             match &state.body {
                 Body::Private {
                     passthrough: true, ..
@@ -148,6 +147,7 @@ impl View {
             .adopt(&path, &file, digest, size)
             .map_err(failed)?;
         state.body = Body::Blob { digest, size };
+        state.private = None;
         // When this fails, the private file is sealed and must not be written again: the inode stays
         // a blob, and the stored record is put right by the next save or when the view is loaded.
         if state.fsynced {
@@ -169,6 +169,7 @@ impl View {
     ) -> FsResult<()> {
         let _structure = self.structure.lock();
         // Locked until the commit is done, or a link made meanwhile would be overwritten.
+        let action = Arc::new(action);
         let mut locked: BTreeMap<Ino, (&Node, MutexGuard<'_, State>)> = BTreeMap::new();
         for (node, generation) in outputs {
             if locked.contains_key(&node.ino) {
@@ -176,7 +177,7 @@ impl View {
             }
             let mut state = node.state.lock();
             if state.generation == *generation {
-                state.origin = Some(action);
+                state.origin = Some(Arc::clone(&action));
                 self.put(&mut batch, node, &state, &state.attributes)?;
                 locked.insert(node.ino, (node, state));
             }
@@ -243,6 +244,7 @@ impl View {
         parent_attributes.mtime = now;
         parent_attributes.ctime = now;
         let mut batch = self.storage.index.batch();
+        let origin = Arc::new(origin);
         let mut made = Vec::with_capacity(outputs.len());
         for output in outputs {
             let attributes = Attributes {
@@ -256,19 +258,13 @@ impl View {
                 ctime: now,
             };
             let ino = self.allocate_ino()?;
+            let origin = Some(Arc::clone(&origin));
             let body = output.body;
-            let node = Node::new(
-                ino,
-                Kind::File,
-                attributes,
-                body,
-                Some(origin),
-                change.epoch,
-            );
-            let record = node.state.lock().record(Kind::File);
-            batch
-                .put_inode(self.id, ino, &record)
-                .map_err(|e| index_failed(&e))?;
+            let node = Node::new(ino, Kind::File, attributes, body, origin, change.epoch);
+            {
+                let state = node.state.lock();
+                self.put(&mut batch, &node, &state, &state.attributes)?;
+            }
             batch.put_dentry(self.id, directory, &output.name, ino);
             made.push((output.name, node));
         }
@@ -294,7 +290,7 @@ impl View {
             if let Some(directory) = parent_state.directory_mut() {
                 directory.insert(&name, node.ino);
             }
-            nodes.insert(node.ino, node);
+            nodes.insert(node);
         }
         Ok(replaced.into_values().map(|(node, _)| node).collect())
     }

@@ -190,13 +190,16 @@ impl View {
         let now = Instant::now();
         passthrough.open.insert(node.ino, (now, Arc::clone(node)));
         passthrough.grants.push_back((now, grant));
+        // Its creator has the answer, and may have removed it already.
+        if !self.nodes.read().contains(node.ino) {
+            passthrough.open.remove(&node.ino);
+        }
     }
 
     /// Of a loaded view that stayed mounted: its private files may be open for writing past every
     /// daemon, by grants of the one that died.
     pub(super) fn distrust_private(&self) {
-        let nodes: Vec<Arc<Node>> = self.nodes.read().values().cloned().collect();
-        for node in nodes {
+        for node in self.all_nodes() {
             if let Body::Private { passthrough, .. } = &mut node.state.lock().body {
                 *passthrough = true;
             } else {
@@ -253,9 +256,9 @@ impl View {
             passthrough: true,
             ..
         } = state.body
-            && state.first_read.is_none()
+            && state.private_mut().first_read.is_none()
         {
-            state.first_read = self.backing_meta(id).ok().as_ref().map(stamp);
+            state.private_mut().first_read = self.backing_meta(id).ok().as_ref().map(stamp);
         }
     }
 
@@ -337,7 +340,7 @@ impl View {
             state.body,
             Body::Private { id: current, passthrough: true, .. } if current == id
         );
-        is_so && self.nodes.read().contains_key(&node.ino)
+        is_so && self.nodes.read().contains(node.ino)
     }
 
     /// Makes inode and record say what the backing says. Returns whether the kernel may hold
@@ -355,7 +358,8 @@ impl View {
         let meta = file.metadata().map_err(|e| errno(&e))?;
         let now = stamp(&meta);
         self.note_backing(now.mtime);
-        let stale = state.first_read.take().is_some_and(|seen| seen != now);
+        let seen = state.private.take().and_then(|private| private.first_read);
+        let stale = seen.is_some_and(|seen| seen != now);
         state.body = if now.size <= INLINE_MAX as u64 {
             let bytes = fs::read(self.storage.dir.scratch_file(id)).map_err(|e| errno(&e))?;
             Body::Inline(bytes)
@@ -368,7 +372,6 @@ impl View {
             }
         };
         state.generation += 1;
-        state.digest = None;
         state.attributes.mtime = coarse_mtime(&meta);
         state.attributes.ctime = state.attributes.ctime.max(state.attributes.mtime);
         self.save(node, &mut state)?;

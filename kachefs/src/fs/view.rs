@@ -1,21 +1,23 @@
 //! A view: its nodes by number, loading, lookup, listing, and the life of nodes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use store::{
-    Attributes, Content, DentryRecord, Exchanges, Ino, InodeRecord, Kind, ScratchId, Timestamp,
-    ViewId, ViewRecord,
+    ActionKey, Attributes, Content, DentryRecord, Exchanges, Ino, InodeRecord, Kind, ScratchId,
+    Timestamp, ViewId, ViewRecord,
 };
 
-use super::node::{Body, Directory, Node, State, UNKNOWN};
+use super::directory::Directory;
+use super::node::{Body, Node, Nodes, State, UNKNOWN};
 use super::passthrough::{self, Passthrough};
+use super::small::stored_body;
 use super::{Errno, FsResult, check, index_failed};
 use crate::clock;
 use crate::storage::Storage;
@@ -68,7 +70,7 @@ pub struct Listed {
     /// Where to go on after this row.
     pub cookie: u64,
     /// The name.
-    pub name: Arc<[u8]>,
+    pub name: Box<[u8]>,
     /// The inode it names.
     pub ino: Ino,
 }
@@ -80,10 +82,12 @@ pub struct View {
     /// The store.
     pub storage: Arc<Storage>,
     pub(super) structure: Mutex<()>,
-    pub(super) nodes: RwLock<HashMap<Ino, Arc<Node>>>,
+    pub(super) nodes: RwLock<Nodes>,
     pub(super) invalidate: OnceLock<Box<dyn Invalidate>>,
     record: Mutex<ViewRecord>,
     next_ino: Mutex<u64>,
+    /// Bytes of small files that came into memory since they were last left to the index.
+    pub(super) small: AtomicUsize,
     /// Inodes whose stored records are behind.
     dirty: Mutex<Vec<Arc<Node>>>,
     pub(super) passthrough: Mutex<Passthrough>,
@@ -114,8 +118,16 @@ impl View {
             mtime: now,
             ctime: now,
         };
-        let body = Body::Directory(Directory::new(Ino::ROOT));
+        let body = Body::Directory(Box::new(Directory::new(Ino::ROOT)));
         let epoch = storage.epochs.current();
+        let first = InodeRecord {
+            kind: Kind::Dir,
+            attributes: attributes.clone(),
+            content: Content::None,
+            origin: None,
+            changed: epoch,
+            fsynced: false,
+        };
         let root = Node::new(Ino::ROOT, Kind::Dir, attributes, body, None, epoch);
         let record = ViewRecord {
             path,
@@ -125,14 +137,14 @@ impl View {
         let mut batch = storage.index.batch();
         batch
             .put_view(id, &record)
-            .and_then(|()| batch.put_inode(id, Ino::ROOT, &root.state.lock().record(Kind::Dir)))
+            .and_then(|()| batch.put_inode(id, Ino::ROOT, &first))
             .map_err(|e| index_failed(&e))?;
         batch.commit().map_err(|e| index_failed(&e))?;
         Ok(Self::with_nodes(
             storage,
             id,
             record,
-            HashMap::from([(Ino::ROOT, root)]),
+            [root].into_iter().collect(),
         ))
     }
 
@@ -140,27 +152,22 @@ impl View {
     /// while open under an earlier daemon, goes.
     pub fn load(storage: Arc<Storage>, id: ViewId, record: ViewRecord) -> FsResult<Self> {
         let Stored {
-            kept,
+            nodes,
             orphans,
             names,
+            lost,
+            ..
         } = Stored::read(&storage, id)?;
         let mut batch = storage.index.batch();
         for (ino, stored) in orphans {
             batch.delete_inode(id, ino);
-            if let Content::Private(scratch) = stored.content
-                && storage.dir.scratch_file(scratch).exists()
-            {
-                storage.retire_scratch(scratch, stored.changed, stored.fsynced);
+            if let Content::Private(scratch) = stored.content {
+                storage.drop_scratch(scratch, stored.changed, stored.fsynced);
             }
         }
         // Numbers of requests mean something only on the connection they came from.
         batch.delete_exchanges(id);
         batch.commit().map_err(|e| index_failed(&e))?;
-        let lost = check::unbacked(&storage, &kept);
-        let nodes = kept
-            .into_iter()
-            .map(|(ino, stored)| (ino, load_node(&storage, ino, stored)));
-        let nodes = nodes.collect();
         let view = Self::with_names(storage, id, record, nodes, names)?;
         view.suspect(lost);
         view.drop_suspects();
@@ -171,17 +178,14 @@ impl View {
     /// to those without a name, and how often nobody knows.
     pub fn take_over(storage: Arc<Storage>, id: ViewId, record: ViewRecord) -> FsResult<Self> {
         let Stored {
-            kept,
+            mut nodes,
             orphans,
             names,
+            mut origins,
+            lost,
         } = Stored::read(&storage, id)?;
         let exchanges = storage.index.exchanges(id).map_err(|e| index_failed(&e))?;
-        let lost = check::unbacked(&storage, &kept);
-        let mut nodes = HashMap::with_capacity(kept.len());
         let mut forgotten = Vec::new();
-        for (ino, stored) in kept {
-            nodes.insert(ino, load_node(&storage, ino, stored));
-        }
         for (ino, stored) in orphans {
             if let Content::Private(scratch) = &stored.content
                 && !storage.dir.scratch_file(*scratch).exists()
@@ -190,11 +194,11 @@ impl View {
                 forgotten.push(ino);
                 continue;
             }
-            let node = load_node(&storage, ino, stored);
+            let node = load_node(&storage, ino, stored, &mut origins);
             node.state.lock().attributes.nlink = 0;
-            nodes.insert(ino, node);
+            nodes.insert(node);
         }
-        for node in nodes.values() {
+        for node in nodes.iter() {
             node.lookups.store(UNKNOWN, Ordering::Relaxed);
         }
         let view = Self::with_names(storage, id, record, nodes, names)?;
@@ -210,18 +214,18 @@ impl View {
         storage: Arc<Storage>,
         id: ViewId,
         record: ViewRecord,
-        nodes: HashMap<Ino, Arc<Node>>,
+        nodes: Nodes,
         names: Vec<DentryRecord>,
     ) -> FsResult<Self> {
         for dentry in names {
-            let Some(child) = nodes.get(&dentry.ino).cloned() else {
+            let Some(child) = nodes.get(dentry.ino).cloned() else {
                 tracing::warn!(view = id.0, ?dentry, "name of an inode that is not there");
                 continue;
             };
             if let Some(directory) = child.state.lock().directory_mut() {
                 directory.parent = Some(dentry.parent);
             }
-            let parent = nodes.get(&dentry.parent);
+            let parent = nodes.get(dentry.parent);
             let named = parent.is_some_and(|parent| {
                 let mut state = parent.state.lock();
                 let directory = state.directory_mut();
@@ -234,19 +238,19 @@ impl View {
                 tracing::warn!(view = id.0, ?dentry, "name in no directory");
             }
         }
-        if !nodes.contains_key(&Ino::ROOT) {
+        for node in nodes.iter() {
+            if let Some(names) = node.state.lock().directory_mut() {
+                names.pack();
+            }
+        }
+        if !nodes.contains(Ino::ROOT) {
             tracing::error!(view = id.0, "view has no root directory");
             return Err(Errno::EIO);
         }
         Ok(Self::with_nodes(storage, id, record, nodes))
     }
 
-    fn with_nodes(
-        storage: Arc<Storage>,
-        id: ViewId,
-        record: ViewRecord,
-        nodes: HashMap<Ino, Arc<Node>>,
-    ) -> Self {
+    fn with_nodes(storage: Arc<Storage>, id: ViewId, record: ViewRecord, nodes: Nodes) -> Self {
         Self {
             id,
             storage,
@@ -255,6 +259,7 @@ impl View {
             invalidate: OnceLock::new(),
             next_ino: Mutex::new(record.next_ino),
             record: Mutex::new(record),
+            small: AtomicUsize::new(0),
             dirty: Mutex::default(),
             passthrough: Mutex::default(),
             forgotten: Mutex::default(),
@@ -315,7 +320,7 @@ impl View {
 
     /// The node of a number the kernel or a directory gave us.
     pub fn node(&self, ino: Ino) -> FsResult<Arc<Node>> {
-        self.nodes.read().get(&ino).cloned().ok_or(Errno::ENOENT)
+        self.nodes.read().get(ino).cloned().ok_or(Errno::ENOENT)
     }
 
     /// The node `name` names in `parent`, without counting a kernel reference.
@@ -369,7 +374,7 @@ impl View {
             .take(limit)
             .map(|(cookie, name, ino)| Listed {
                 cookie,
-                name: Arc::clone(name),
+                name: name.into(),
                 ino,
             })
             .collect())
@@ -451,7 +456,7 @@ impl View {
         {
             return;
         }
-        if self.nodes.write().remove(&node.ino).is_none() {
+        if !self.nodes.write().remove(node.ino) {
             return;
         }
         self.not_granted(node.ino);
@@ -494,7 +499,7 @@ impl View {
 
     pub(super) fn store_record(&self, node: &Node, state: &State) -> FsResult<()> {
         // Without a name it is stored all the same: whoever has it open outlives this daemon.
-        if state.attributes.nlink == 0 && !self.nodes.read().contains_key(&node.ino) {
+        if state.attributes.nlink == 0 && !self.nodes.read().contains(node.ino) {
             return Ok(());
         }
         if let Body::Private { id, .. } = &state.body {
@@ -503,9 +508,10 @@ impl View {
                 tracing::warn!(?id, %error, "cannot stamp a private file");
             }
         }
+        let record = self.record_of(node, state, &state.attributes)?;
         let mut batch = self.storage.index.batch();
         batch
-            .put_inode(self.id, node.ino, &state.record(node.kind))
+            .put_inode(self.id, node.ino, &record)
             .map_err(|e| index_failed(&e))?;
         batch.commit().map_err(|e| index_failed(&e))
     }
@@ -535,13 +541,17 @@ impl View {
     /// Every inode there is.
     pub fn inodes(&self) -> Vec<(Ino, Kind)> {
         let nodes = self.nodes.read();
-        nodes.values().map(|node| (node.ino, node.kind)).collect()
+        nodes.iter().map(|node| (node.ino, node.kind)).collect()
+    }
+
+    /// Every node. Collected: the map's lock is never held while a node's is taken.
+    pub(super) fn all_nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.read().iter().cloned().collect()
     }
 
     /// Number of inodes and the sum of the file sizes in bytes.
     pub fn usage(&self) -> (u64, u64) {
-        // Collected first: the map's lock is never held while a node's is taken.
-        let nodes: Vec<Arc<Node>> = self.nodes.read().values().cloned().collect();
+        let nodes = self.all_nodes();
         let bytes = nodes
             .iter()
             .filter(|node| node.kind == Kind::File)
@@ -607,35 +617,64 @@ fn entry_of(node: &Node, state: &State, size: u64, blocks: u64) -> Entry {
 /// A view as the index has it.
 struct Stored {
     /// Inodes that have a name, and the root.
-    kept: Vec<(Ino, InodeRecord)>,
+    nodes: Nodes,
     /// Inodes that have none.
     orphans: Vec<(Ino, InodeRecord)>,
     names: Vec<DentryRecord>,
+    origins: Origins,
+    /// Those of the first whose bytes are not in the store any more.
+    lost: Vec<Ino>,
 }
 
 impl Stored {
     fn read(storage: &Storage, id: ViewId) -> FsResult<Self> {
-        let inodes = storage.index.inodes(id).map_err(|e| index_failed(&e))?;
         let names = storage.index.dentries(id).map_err(|e| index_failed(&e))?;
         let named: HashSet<Ino> = names.iter().map(|name| name.ino).collect();
-        let (kept, orphans) = inodes
-            .into_iter()
-            .partition(|(ino, _)| *ino == Ino::ROOT || named.contains(ino));
+        let (mut nodes, mut orphans) = (Nodes::default(), Vec::new());
+        let (mut origins, mut lost) = (Origins::default(), Vec::new());
+        let read = storage.index.each_inode(id, |ino, stored| {
+            if ino == Ino::ROOT || named.contains(&ino) {
+                if !check::is_backed(storage, &stored) {
+                    lost.push(ino);
+                }
+                nodes.insert(load_node(storage, ino, stored, &mut origins));
+            } else {
+                orphans.push((ino, stored));
+            }
+        });
+        read.map_err(|e| index_failed(&e))?;
         Ok(Self {
-            kept,
+            nodes,
             orphans,
             names,
+            origins,
+            lost,
         })
     }
 }
 
-fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord) -> Arc<Node> {
+/// The actions behind the outputs of a view: each is in memory once.
+#[derive(Default)]
+struct Origins(HashSet<Arc<ActionKey>>);
+
+impl Origins {
+    fn share(&mut self, action: ActionKey) -> Arc<ActionKey> {
+        if let Some(known) = self.0.get(&action) {
+            return Arc::clone(known);
+        }
+        let action = Arc::new(action);
+        self.0.insert(Arc::clone(&action));
+        action
+    }
+}
+
+fn load_node(storage: &Storage, ino: Ino, stored: InodeRecord, origins: &mut Origins) -> Arc<Node> {
     let mut attributes = stored.attributes;
-    let mut origin = stored.origin;
+    let mut origin = stored.origin.map(|action| origins.share(action));
     let body = match (stored.kind, stored.content) {
-        (Kind::Dir, _) => Body::Directory(Directory::new(Ino::ROOT)),
+        (Kind::Dir, _) => Body::Directory(Box::new(Directory::new(Ino::ROOT))),
         (_, Content::Link(target)) => Body::Link(target),
-        (_, Content::Inline(bytes)) => Body::Inline(bytes),
+        (_, Content::Inline(bytes)) => stored_body(bytes),
         (_, Content::Blob { digest, size }) => Body::Blob { digest, size },
         (_, Content::Private(id)) => {
             let found = backing(storage, id);

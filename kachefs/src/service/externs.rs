@@ -86,7 +86,7 @@ fn extern_in_view(
     };
     let node = view.resolve(path).map_err(missing)?;
     let digest = view.content_digest(&node).map_err(missing)?;
-    let action = node.state.lock().origin;
+    let action = node.state.lock().origin.clone();
     let recorded = action.and_then(|action| service.units.of_action(&action));
     let origin = recorded.or_else(|| {
         let stem = crate_stem(path)?;

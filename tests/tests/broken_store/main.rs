@@ -7,7 +7,7 @@ mod takeover;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use harness::chance::Chance;
 use harness::messages::Messages;
@@ -68,6 +68,20 @@ impl Scene {
         self.build(&self.spared, SPARED_OUTPUT);
     }
 
+    /// The same, but what is left of a tree may be of several times: cargo may find that out in steps.
+    #[track_caller]
+    fn builds_in_the_end(&self) {
+        for project in [&self.damaged, &self.spared] {
+            let cargo = || {
+                let cargo = self.sandbox.cargo(project, "build --message-format=json");
+                cargo.env("CARGO_INCREMENTAL", "0").ok()
+            };
+            let settled = (0..3).any(|_| Messages::of(&cargo()).stale().is_empty());
+            assert!(settled, "{}", cargo());
+        }
+        self.builds();
+    }
+
     #[track_caller]
     fn build(&self, project: &Project, output: &str) {
         // What an incremental compiler makes depends on what it made before.
@@ -79,6 +93,22 @@ impl Scene {
         assert_eq!(self.sandbox.output_of(project.program("app")), output);
         let again = cargo("build --message-format=json");
         Messages::of(&again.ok()).assert_all_fresh();
+    }
+
+    /// Waits until the daemon has noted how far it has come, which it does every second.
+    #[track_caller]
+    fn wait_for_the_mark(&self) {
+        let mark = self.sandbox.store().join("index.mark");
+        let now = SystemTime::now();
+        let noted = || {
+            // It has nothing to note while nothing changes.
+            fs::write(self.damaged.target().join("tick"), "").must("write");
+            fs::metadata(&mark).ok()?.modified().ok()
+        };
+        assert!(
+            processes::wait_for(Duration::from_secs(30), || noted() > Some(now)),
+            "no mark"
+        );
     }
 
     fn log(&self) -> String {
@@ -131,8 +161,7 @@ fn every_file_of_the_index_in_every_way() {
                 format!("{kind} {how:?}"),
             )
             .must("write");
-            // The daemon notes how far it has come every second.
-            std::thread::sleep(Duration::from_millis(1500));
+            scene.wait_for_the_mark();
             scene.end(matches!(how, Harm::Flip | Harm::Empty));
             let files = index_files(&scene.sandbox.store(), kind);
             assert!(!files.is_empty(), "there is a {kind}");
@@ -480,7 +509,7 @@ fn damage_at_random() {
             harm_anything(&store, round, &mut chance);
         }
         scene.start();
-        scene.builds();
+        scene.builds_in_the_end();
     }
 }
 
