@@ -1,0 +1,82 @@
+//! What is found under a name is what counts: paths that lead elsewhere, files that name files,
+//! names that appear, and what a proc macro sees beside its sources.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use harness::flip::{Case, macro_package};
+use harness::{Must, Package, processes};
+
+/// A program that includes `current/data.txt` of the workspace, and whose compiler then waits
+/// for as long as the directory `sync` of the sandbox holds the file `hold`.
+fn slow_case() -> Case {
+    let wait = "let sync = std::path::PathBuf::from(std::env::var(\"TEST_SYNC\").expect(\"set\"));\n\
+                if sync.join(\"hold\").exists() {\n\
+                    std::fs::write(sync.join(\"reached\"), \"\").expect(\"write\");\n\
+                    while sync.join(\"hold\").exists() {\n\
+                        std::thread::sleep(std::time::Duration::from_millis(5));\n\
+                    }\n\
+                }\n\
+                String::new()";
+    let app = Package::new("app").dep("looks").bin(
+        "const TEXT: &str = include_str!(\"../../../current/data.txt\");\n\
+         const WAITED: &str = looks::look!();\n\
+         fn main() { println!(\"{TEXT}{WAITED}\"); }\n",
+    );
+    let case = Case::new(&[macro_package(wait), app]);
+    case.sandbox.make_dir("sync");
+    for version in ["one", "two"] {
+        case.project.write(&format!("{version}/data.txt"), version);
+    }
+    case
+}
+
+/// Builds `one`, swaps in the middle of the compile, and sees what comes out for `two`.
+#[track_caller]
+fn swapped_meanwhile(case: &Case, swap: impl Fn()) {
+    let sync = case.sandbox.path("sync");
+    let build = || {
+        let path = sync.to_str().must("a text path");
+        case.sandbox
+            .cargo(&case.project, "build")
+            .env("TEST_SYNC", path)
+    };
+    fs::write(sync.join("hold"), "").must("write");
+    let building = build().spawn();
+    let reached = || sync.join("reached").exists();
+    assert!(
+        processes::wait_for(Duration::from_mins(2), reached),
+        "the macro runs"
+    );
+    swap();
+    fs::remove_file(sync.join("hold")).must("remove");
+    let _ = building.finish().success();
+    case.sandbox.counters();
+    case.sandbox.empty_view(case.project.target());
+    let _ = build().ok();
+    let said = case.sandbox.output_of(case.project.program("app"));
+    assert_eq!(said.trim_end(), "two", "a wrong hit");
+}
+
+#[test]
+fn a_directory_renamed_during_the_compile() {
+    let case = slow_case();
+    let path = |name: &str| case.project.path(name);
+    fs::rename(path("one"), path("current")).must("rename");
+    swapped_meanwhile(&case, || {
+        fs::rename(path("current"), path("one")).must("rename");
+        fs::rename(path("two"), path("current")).must("rename");
+    });
+}
+
+#[test]
+fn a_link_replaced_during_the_compile() {
+    let case = slow_case();
+    let path = |name: &str| case.project.path(name);
+    symlink("one", path("current")).must("symlink");
+    swapped_meanwhile(&case, || {
+        symlink("two", path("next")).must("symlink");
+        fs::rename(path("next"), path("current")).must("rename");
+    });
+}
