@@ -2,7 +2,8 @@
 //!
 //! A file is known by path, device, inode, size, mtime and ctime. A memo is only kept when the
 //! file had rested for longer than a tick of the file system's clock: a change within the tick
-//! would leave all six as they were (what git calls a racy entry).
+//! would leave all six as they were (what git calls a racy entry). Nor is one kept while somebody
+//! has the file open for writing: through a shared mapping, a second store to a page moves no time.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 use store::{Digest, FileMemo, Hasher, Timestamp};
+use wrapper::lease;
 
 use crate::clock;
 use crate::storage::Storage;
@@ -71,10 +73,13 @@ impl FileDigests {
             return Ok(digest);
         }
         let file = File::open(path)?;
+        // Asked before the bytes are read: who maps the file later moves its mtime with the first
+        // store to each page.
+        let written = lease::is_written(&file);
         let before = file.metadata()?;
         let (digest, _) = store::digest::hash_reader(&file, |_| ())?;
         let memo = memo_of(&before, digest);
-        if memo_of(&file.metadata()?, digest) == memo && rested(&memo) {
+        if !written && memo_of(&file.metadata()?, digest) == memo && rested(&memo) {
             self.remember(path, memo);
         }
         Ok(digest)
@@ -293,6 +298,22 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(100));
         let digest = digests.file(&path).expect("hashes");
         let meta = fs::metadata(&path).expect("stat");
+        assert_eq!(digests.remembered(&path, &meta), Some(digest));
+    }
+
+    #[test]
+    fn a_file_open_for_writing_is_read_every_time() {
+        let _unharmed = lease::Unharmed::start();
+        let (dir, digests) = digests();
+        let path = dir.path().join("f");
+        fs::write(&path, b"abc").expect("writes");
+        let writer = File::options().write(true).open(&path).expect("opens");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let digest = digests.file(&path).expect("hashes");
+        let meta = fs::metadata(&path).expect("stat");
+        assert_eq!(digests.remembered(&path, &meta), None);
+        drop(writer);
+        assert_eq!(digests.file(&path).expect("hashes"), digest);
         assert_eq!(digests.remembered(&path, &meta), Some(digest));
     }
 
