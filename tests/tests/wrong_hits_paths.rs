@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use harness::flip::{Case, macro_package};
-use harness::{Must, Package, processes};
+use harness::flip::{Case, Noticed, State, macro_package};
+use harness::{Must, Package, Project, Sandbox, processes};
 
 /// A program that includes `current/data.txt` of the workspace, and whose compiler then waits
 /// for as long as the directory `sync` of the sandbox holds the file `hold`.
@@ -79,4 +79,75 @@ fn a_link_replaced_during_the_compile() {
         symlink("two", path("next")).must("symlink");
         fs::rename(path("next"), path("current")).must("rename");
     });
+}
+
+const PRINTS_ANSWER: &str = "unsafe extern \"C\" { fn kachefs_answer() -> i32; }\n\
+     fn main() { println!(\"{}\", unsafe { kachefs_answer() }); }\n";
+
+/// A program linked against what `script` says, with libraries elsewhere in the sandbox.
+fn linked(script: impl Fn(&Sandbox) -> String) -> Case {
+    let sandbox = Sandbox::new();
+    let build = format!(
+        "fn main() {{ println!(\"cargo::rerun-if-changed=build.rs\");\n{}\n}}\n",
+        script(&sandbox)
+    );
+    let app = Package::new("app").bin(PRINTS_ANSWER).build_script(&build);
+    let project = Project::new(sandbox.path("project"), &[app]);
+    sandbox.mount(project.target());
+    Case {
+        sandbox,
+        project,
+        may_refuse: true,
+    }
+}
+
+/// A static library in a directory of the sandbox.
+fn make_library(sandbox: &Sandbox, directory: &str, library: &str, number: u32) {
+    let dir = sandbox.make_dir(directory);
+    let text = format!("int kachefs_answer(void) {{ return {number}; }}\n");
+    fs::write(dir.join("answer.c"), text).must("write");
+    let run = |program: &str, args: &[&str]| {
+        let _ = sandbox.command(program).args(args).in_dir(&dir).ok();
+    };
+    run("cc", &["-c", "answer.c", "-o", "answer.o"]);
+    run("rm", &["-f", library]);
+    run("ar", &["crsD", library, "answer.o"]);
+}
+
+#[test]
+fn a_library_named_by_a_script_in_a_searched_directory() {
+    let case = linked(|sandbox| {
+        let searched = sandbox.make_dir("searched");
+        let script = format!("INPUT({})\n", sandbox.path("real/libreal.a").display());
+        fs::write(searched.join("libanswer.so"), script).must("write");
+        format!(
+            "println!(\"cargo::rustc-link-search=native={}\");\n\
+             println!(\"cargo::rustc-link-lib=dylib=answer\");",
+            searched.display()
+        )
+    });
+    let make = |number| make_library(&case.sandbox, "real", "libreal.a", number);
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("11").after(|| make(11)),
+        &State::printing("22").after(|| make(22)),
+    );
+}
+
+#[test]
+fn a_library_below_a_prefix_of_the_linker() {
+    let case = linked(|sandbox| {
+        format!(
+            "println!(\"cargo::rustc-link-arg=-B{}\");\n\
+             println!(\"cargo::rustc-link-arg=-lanswer\");",
+            sandbox.path("prefix").display()
+        )
+    });
+    let directory = format!("prefix/{}-linux-gnu", std::env::consts::ARCH);
+    let make = |number| make_library(&case.sandbox, &directory, "libanswer.a", number);
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("11").after(|| make(11)),
+        &State::printing("22").after(|| make(22)),
+    );
 }
