@@ -151,3 +151,26 @@ fn a_library_below_a_prefix_of_the_linker() {
         &State::printing("22").after(|| make(22)),
     );
 }
+
+#[test]
+fn a_library_that_appears_in_a_directory_that_was_not_there() {
+    let case = linked(|_| "println!(\"cargo::rustc-link-arg=-lanswer\");".into());
+    make_library(&case.sandbox, "second", "libanswer.a", 22);
+    let path = format!(
+        "{}:{}",
+        case.sandbox.path("first").display(),
+        case.sandbox.path("second").display()
+    );
+    let first = || case.sandbox.path("first");
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("22").env("LIBRARY_PATH", &path).after(|| {
+            if first().exists() {
+                fs::remove_dir_all(first()).must("remove");
+            }
+        }),
+        &State::printing("11")
+            .env("LIBRARY_PATH", &path)
+            .after(|| make_library(&case.sandbox, "first", "libanswer.a", 11)),
+    );
+}
