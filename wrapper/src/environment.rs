@@ -9,8 +9,10 @@
 pub type Environment = [(Vec<u8>, Vec<u8>)];
 
 /// Variables rustc, LLVM or the linker driver read themselves (rustc: `rustc_interface`,
-/// `rustc_session`; gcc(1) "ENVIRONMENT"; ld(1) "ENVIRONMENT").
+/// `rustc_session`; gcc(1) "ENVIRONMENT"; ld(1) "ENVIRONMENT"; clang's driver).
 const READ_BY_TOOLS: &[&str] = &[
+    "CCC_ADD_ARGS",
+    "CCC_OVERRIDE_OPTIONS",
     "COLLECT_NO_DEMANGLE",
     "COMPILER_PATH",
     "GCC_EXEC_PREFIX",
@@ -173,11 +175,24 @@ mod tests {
 
     #[test]
     fn without_proc_macros_only_what_tools_read() {
-        let environment = environment(&["A", "RUSTC_BOOTSTRAP", "LIBRARY_PATH", "RUSTC_WRAPPER"]);
+        let environment = environment(&[
+            "A",
+            "CCC_OVERRIDE_OPTIONS",
+            "RUSTC_BOOTSTRAP",
+            "LIBRARY_PATH",
+            "RUSTC_WRAPPER",
+        ]);
         let keyed: Vec<_> = keyed(&environment, false)
             .into_iter()
             .map(|(n, _)| n)
             .collect();
-        assert_eq!(keyed, [&b"LIBRARY_PATH"[..], b"RUSTC_BOOTSTRAP"]);
+        assert_eq!(
+            keyed,
+            [
+                &b"CCC_OVERRIDE_OPTIONS"[..],
+                b"LIBRARY_PATH",
+                b"RUSTC_BOOTSTRAP"
+            ]
+        );
     }
 }

@@ -69,6 +69,8 @@ const ASKED_UNDER: &[&[u8]] = &[
     b"LIBRARY_PATH",
     b"COMPILER_PATH",
     b"GCC_EXEC_PREFIX",
+    b"CCC_OVERRIDE_OPTIONS",
+    b"CCC_ADD_ARGS",
 ];
 
 /// How long a driver may take to answer a question about itself.
