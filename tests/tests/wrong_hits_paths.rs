@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use harness::flip::{Case, Noticed, State, macro_package};
+use harness::flip::{Case, Noticed, State, macro_package, macro_user};
 use harness::{Must, Package, Project, Sandbox, processes};
 
 /// A program that includes `current/data.txt` of the workspace, and whose compiler then waits
@@ -172,5 +172,18 @@ fn a_library_that_appears_in_a_directory_that_was_not_there() {
         &State::printing("11")
             .env("LIBRARY_PATH", &path)
             .after(|| make_library(&case.sandbox, "first", "libanswer.a", 11)),
+    );
+}
+
+#[test]
+fn the_branch_a_proc_macro_sees() {
+    let body = "let root = std::env::var(\"CARGO_MANIFEST_DIR\").expect(\"set by cargo\");\n\
+                std::fs::read_to_string(root + \"/.git/HEAD\").expect(\"HEAD\")";
+    let case = Case::new(&[macro_package(body), macro_user()]);
+    let head = |branch: &str| case.project.write("crates/app/.git/HEAD", branch);
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("one").after(|| head("one")),
+        &State::printing("two").after(|| head("two")),
     );
 }

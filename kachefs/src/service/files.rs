@@ -5,6 +5,7 @@
 //! would leave all six as they were (what git calls a racy entry). Nor is one kept while somebody
 //! has the file open for writing: through a shared mapping, a second store to a page moves no time.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
@@ -31,6 +32,10 @@ const COARSE_MS: i64 = 2_500;
 
 /// Above this many files a directory of the system is known by names, sizes and times.
 const HASHED_FILES: usize = 512;
+
+/// What of a `.git` says which commit and branch this is. The rest is large or changes with every
+/// command; whether the files are those of the commit, the files themselves say.
+const SEEN_OF_GIT: &[&str] = &["HEAD", "packed-refs", "refs", "reftable"];
 
 /// Computes and remembers digests.
 pub struct FileDigests {
@@ -147,7 +152,8 @@ impl FileDigests {
     }
 
     /// The digest of everything below a directory, except what `skip` says. Links are followed:
-    /// what they lead to can be read through them. `None` when it is more than `limits` allow.
+    /// what they lead to can be read through them. Of a `.git`, only HEAD and
+    /// the refs count. `None` when it is more than `limits` allow.
     pub fn tree(
         &self,
         root: &Path,
@@ -195,6 +201,9 @@ impl Walk<'_> {
         }
         self.above.push(own);
         let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
+        if path.file_name() == Some(OsStr::new(".git")) {
+            entries.retain(|entry| SEEN_OF_GIT.iter().any(|seen| entry.file_name() == *seen));
+        }
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             if !self.entry(&entry)? {
