@@ -187,3 +187,22 @@ fn the_branch_a_proc_macro_sees() {
         &State::printing("two").after(|| head("two")),
     );
 }
+
+#[test]
+fn what_asks_for_more_talk_and_a_proc_macro_reads() {
+    let body = "std::env::var(\"RUST_LOG\").unwrap_or_default()\n\
+                + &std::env::var(\"RUST_BACKTRACE\").unwrap_or_default()";
+    let case = Case::new(&[macro_package(body), macro_user()]);
+    let state = |text, log, trace| {
+        State::printing(text)
+            .env("RUST_LOG", log)
+            .env("RUST_BACKTRACE", trace)
+    };
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &state("off0", "off", "0"),
+        &state("off1", "off", "1"),
+    );
+    let seen = case.build(&state("error1", "error", "1"), true, "another level");
+    assert!(seen.misses > 0, "{seen:?}");
+}

@@ -3,7 +3,8 @@
 //! rustc reports what `env!` and `option_env!` read; those are keyed by value. What rustc and the
 //! linker read for themselves is keyed always. A proc macro can read any variable and rustc never
 //! learns of it, so for units with proc macros in their graph the rule is *keyed or absent*:
-//! every variable is either part of the key or taken away from the compiler. No third kind.
+//! every variable is either part of the key or taken away from the compiler. The jobserver alone is
+//! neither.
 
 /// One environment: names and values as the process got them.
 pub type Environment = [(Vec<u8>, Vec<u8>)];
@@ -32,15 +33,9 @@ const RUSTC_PREFIX: &str = "RUSTC_";
 /// `RUSTC_…` variables that only cargo reads.
 const FOR_CARGO: &[&str] = &["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
 
-/// Handles and noise that cannot reach an output by any honest way: the jobserver, whose value is
-/// a pair of descriptors, and what asks for more talk.
-const UNKEYED: &[&str] = &[
-    "CARGO_MAKEFLAGS",
-    "MAKEFLAGS",
-    "MFLAGS",
-    "RUST_BACKTRACE",
-    "RUST_LOG",
-];
+/// The jobserver, whose value is a pair of descriptors: another one in each build, and the compiler
+/// needs it.
+const UNKEYED: &[&str] = &["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS"];
 
 /// The terminal and the session: taken away from compilers that run proc macros.
 const SCRUBBED: &[&str] = &[
