@@ -206,3 +206,13 @@ fn what_asks_for_more_talk_and_a_proc_macro_reads() {
     let seen = case.build(&state("error1", "error", "1"), true, "another level");
     assert!(seen.misses > 0, "{seen:?}");
 }
+
+#[test]
+fn the_directory_a_shell_stands_in_is_nobodys_input() {
+    let case = Case::new(&[macro_package("\"word\".to_owned()"), macro_user()]);
+    let state = |pwd: &str| State::printing("word").env("PWD", pwd);
+    let first = case.build(&state("/one"), true, "from one directory");
+    assert!(first.misses > 0, "{first:?}");
+    let second = case.build(&state("/two"), true, "from another");
+    assert_eq!(second.misses, 0, "{second:?}");
+}

@@ -37,7 +37,8 @@ const FOR_CARGO: &[&str] = &["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
 /// needs it.
 const UNKEYED: &[&str] = &["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS"];
 
-/// The terminal and the session: taken away from compilers that run proc macros.
+/// The terminal, the session and where its shell stands: taken away from compilers that run
+/// proc macros.
 const SCRUBBED: &[&str] = &[
     "COLORTERM",
     "COLUMNS",
@@ -52,6 +53,7 @@ const SCRUBBED: &[&str] = &[
     "OLDPWD",
     "PROMPT_COMMAND",
     "PS1",
+    "PWD",
     "RUST_RECURSION_COUNT",
     "SHLVL",
     "STY",
