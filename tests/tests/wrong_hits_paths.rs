@@ -216,3 +216,23 @@ fn the_directory_a_shell_stands_in_is_nobodys_input() {
     let second = case.build(&state("/two"), true, "from another");
     assert_eq!(second.misses, 0, "{second:?}");
 }
+
+#[test]
+fn a_second_file_for_one_module() {
+    let app = Package::new("app")
+        .bin("mod inner;\nmod other;\nfn main() { println!(\"{}\", inner::WORD); }\n");
+    let case = Case::new(&[app
+        .file("src/inner.rs", "pub const WORD: &str = \"flat\";\n")
+        .file("src/other/mod.rs", "")]);
+    let flat = State::printing("flat");
+    let _ = case.build(&flat, true, "at first");
+    for twin in ["crates/app/src/inner/mod.rs", "crates/app/src/other.rs"] {
+        case.project.write(twin, "");
+        case.sandbox.empty_view(case.project.target());
+        let said = case.sandbox.cargo(&case.project, "build").fails();
+        assert!(said.stderr.contains("E0761"), "{said}");
+        case.project.remove(twin);
+        let back = case.build(&flat, true, "as before");
+        assert_eq!(back.misses, 0, "{back:?}");
+    }
+}

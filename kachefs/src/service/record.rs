@@ -22,7 +22,7 @@ use wrapper::protocol::{Outcome, Verdict};
 
 use super::Service;
 use super::files::changed_at;
-use super::lookup::current_sources;
+use super::lookup::{current_sources, module_twin};
 use super::prepare::{Place, Prepared, dependencies_again};
 use super::swapped::Swapped;
 use crate::clock;
@@ -263,6 +263,15 @@ fn check_unchanged(
 ) -> Result<(), NotStored> {
     let in_view = |path: &Path| service.mounts.locate(path).is_some();
     let mut swapped = Swapped::since(started, &in_view);
+    // A second file of a module is keyed as it is now: it must not have come since.
+    for twin in info.sources.iter().filter_map(|path| module_twin(path)) {
+        if let Place::Disk(twin) = prepared.locate(service, &twin)
+            && let Ok(meta) = fs::metadata(&twin)
+            && (changed_at(&meta) >= started || !matches!(swapped.on_the_way_to(&twin), Ok(false)))
+        {
+            return Err(NotStored::Changed(twin.display().to_string()));
+        }
+    }
     for path in &info.sources {
         let changed = match prepared.locate(service, path) {
             Place::Disk(path) => fs::metadata(&path)
