@@ -3,14 +3,17 @@
 //! rustc reports what `env!` and `option_env!` read; those are keyed by value. What rustc and the
 //! linker read for themselves is keyed always. A proc macro can read any variable and rustc never
 //! learns of it, so for units with proc macros in their graph the rule is *keyed or absent*:
-//! every variable is either part of the key or taken away from the compiler. No third kind.
+//! every variable is either part of the key or taken away from the compiler. The jobserver alone is
+//! neither.
 
 /// One environment: names and values as the process got them.
 pub type Environment = [(Vec<u8>, Vec<u8>)];
 
 /// Variables rustc, LLVM or the linker driver read themselves (rustc: `rustc_interface`,
-/// `rustc_session`; gcc(1) "ENVIRONMENT"; ld(1) "ENVIRONMENT").
+/// `rustc_session`; gcc(1) "ENVIRONMENT"; ld(1) "ENVIRONMENT"; clang's driver).
 const READ_BY_TOOLS: &[&str] = &[
+    "CCC_ADD_ARGS",
+    "CCC_OVERRIDE_OPTIONS",
     "COLLECT_NO_DEMANGLE",
     "COMPILER_PATH",
     "GCC_EXEC_PREFIX",
@@ -30,17 +33,12 @@ const RUSTC_PREFIX: &str = "RUSTC_";
 /// `RUSTC_…` variables that only cargo reads.
 const FOR_CARGO: &[&str] = &["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
 
-/// Handles and noise that cannot reach an output by any honest way: the jobserver, whose value is
-/// a pair of descriptors, and what asks for more talk.
-const UNKEYED: &[&str] = &[
-    "CARGO_MAKEFLAGS",
-    "MAKEFLAGS",
-    "MFLAGS",
-    "RUST_BACKTRACE",
-    "RUST_LOG",
-];
+/// The jobserver, whose value is a pair of descriptors: another one in each build, and the compiler
+/// needs it.
+const UNKEYED: &[&str] = &["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS"];
 
-/// The terminal and the session: taken away from compilers that run proc macros.
+/// The terminal, the session and where its shell stands: taken away from compilers that run
+/// proc macros.
 const SCRUBBED: &[&str] = &[
     "COLORTERM",
     "COLUMNS",
@@ -55,6 +53,7 @@ const SCRUBBED: &[&str] = &[
     "OLDPWD",
     "PROMPT_COMMAND",
     "PS1",
+    "PWD",
     "RUST_RECURSION_COUNT",
     "SHLVL",
     "STY",
@@ -173,11 +172,24 @@ mod tests {
 
     #[test]
     fn without_proc_macros_only_what_tools_read() {
-        let environment = environment(&["A", "RUSTC_BOOTSTRAP", "LIBRARY_PATH", "RUSTC_WRAPPER"]);
+        let environment = environment(&[
+            "A",
+            "CCC_OVERRIDE_OPTIONS",
+            "RUSTC_BOOTSTRAP",
+            "LIBRARY_PATH",
+            "RUSTC_WRAPPER",
+        ]);
         let keyed: Vec<_> = keyed(&environment, false)
             .into_iter()
             .map(|(n, _)| n)
             .collect();
-        assert_eq!(keyed, [&b"LIBRARY_PATH"[..], b"RUSTC_BOOTSTRAP"]);
+        assert_eq!(
+            keyed,
+            [
+                &b"CCC_OVERRIDE_OPTIONS"[..],
+                b"LIBRARY_PATH",
+                b"RUSTC_BOOTSTRAP"
+            ]
+        );
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A file is known by path, device, inode, size, mtime and ctime. A memo is only kept when the
 //! file had rested for longer than a tick of the file system's clock: a change within the tick
-//! would leave all six as they were (what git calls a racy entry).
+//! would leave all six as they were (what git calls a racy entry). Nor is one kept while somebody
+//! has the file open for writing: through a shared mapping, a second store to a page moves no time.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::num::NonZeroUsize;
@@ -15,6 +17,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 use store::{Digest, FileMemo, Hasher, Timestamp};
+use wrapper::lease;
 
 use crate::clock;
 use crate::storage::Storage;
@@ -29,6 +32,10 @@ const COARSE_MS: i64 = 2_500;
 
 /// Above this many files a directory of the system is known by names, sizes and times.
 const HASHED_FILES: usize = 512;
+
+/// What of a `.git` says which commit and branch this is. The rest is large or changes with every
+/// command; whether the files are those of the commit, the files themselves say.
+const SEEN_OF_GIT: &[&str] = &["HEAD", "packed-refs", "refs", "reftable"];
 
 /// Computes and remembers digests.
 pub struct FileDigests {
@@ -71,10 +78,13 @@ impl FileDigests {
             return Ok(digest);
         }
         let file = File::open(path)?;
+        // Asked before the bytes are read: who maps the file later moves its mtime with the first
+        // store to each page.
+        let written = lease::is_written(&file);
         let before = file.metadata()?;
         let (digest, _) = store::digest::hash_reader(&file, |_| ())?;
         let memo = memo_of(&before, digest);
-        if memo_of(&file.metadata()?, digest) == memo && rested(&memo) {
+        if !written && memo_of(&file.metadata()?, digest) == memo && rested(&memo) {
             self.remember(path, memo);
         }
         Ok(digest)
@@ -142,7 +152,8 @@ impl FileDigests {
     }
 
     /// The digest of everything below a directory, except what `skip` says. Links are followed:
-    /// what they lead to can be read through them. `None` when it is more than `limits` allow.
+    /// what they lead to can be read through them. Of a `.git`, only HEAD and
+    /// the refs count. `None` when it is more than `limits` allow.
     pub fn tree(
         &self,
         root: &Path,
@@ -190,6 +201,9 @@ impl Walk<'_> {
         }
         self.above.push(own);
         let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
+        if path.file_name() == Some(OsStr::new(".git")) {
+            entries.retain(|entry| SEEN_OF_GIT.iter().any(|seen| entry.file_name() == *seen));
+        }
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             if !self.entry(&entry)? {
@@ -293,6 +307,22 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(100));
         let digest = digests.file(&path).expect("hashes");
         let meta = fs::metadata(&path).expect("stat");
+        assert_eq!(digests.remembered(&path, &meta), Some(digest));
+    }
+
+    #[test]
+    fn a_file_open_for_writing_is_read_every_time() {
+        let _unharmed = lease::Unharmed::start();
+        let (dir, digests) = digests();
+        let path = dir.path().join("f");
+        fs::write(&path, b"abc").expect("writes");
+        let writer = File::options().write(true).open(&path).expect("opens");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let digest = digests.file(&path).expect("hashes");
+        let meta = fs::metadata(&path).expect("stat");
+        assert_eq!(digests.remembered(&path, &meta), None);
+        drop(writer);
+        assert_eq!(digests.file(&path).expect("hashes"), digest);
         assert_eq!(digests.remembered(&path, &meta), Some(digest));
     }
 

@@ -1,6 +1,6 @@
 //! Finding a result without running the compiler, and binding it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -75,8 +75,16 @@ pub fn current_sources(
     let mut files = Vec::with_capacity(record.sources.len());
     for template in &record.sources {
         let path = prepared.roots.render(template);
-        let digest = source_digest(service, prepared, Path::new(OsStr::from_bytes(&path)))?;
+        let path = Path::new(OsStr::from_bytes(&path));
+        let digest = source_digest(service, prepared, path)?;
         files.push((template.clone(), digest));
+        // rustc refuses a module with two files (E0761), so the other one is an input as well.
+        if let Some(twin) = module_twin(path)
+            && exists(service, prepared, &twin)
+        {
+            let template = prepared.roots.template(twin.as_os_str().as_bytes());
+            files.push((template, Digest::of(b"kachefs other file of a module")));
+        }
     }
     let environment = record
         .env
@@ -90,6 +98,29 @@ pub fn current_sources(
         })
         .collect();
     Some(Sources { files, environment })
+}
+
+/// The other place of a module's file: `x/mod.rs` for `x.rs`, `x.rs` for `x/mod.rs`.
+pub fn module_twin(source: &Path) -> Option<PathBuf> {
+    if source.extension() != Some(OsStr::new("rs")) {
+        return None;
+    }
+    if source.file_name() != Some(OsStr::new("mod.rs")) {
+        return Some(source.with_extension("").join("mod.rs"));
+    }
+    let directory = source.parent()?;
+    let mut name = directory.file_name()?.to_owned();
+    name.push(".rs");
+    Some(directory.with_file_name(name))
+}
+
+/// Whether this compiler would find something there.
+fn exists(service: &Service, prepared: &Prepared, path: &Path) -> bool {
+    match prepared.locate(service, path) {
+        // What cannot be looked at is no file to the compiler either.
+        Place::Disk(path) => path.exists(),
+        Place::View(view, path) => view.resolve(&path).is_ok(),
+    }
 }
 
 /// The digest of one source as this compiler would find it.

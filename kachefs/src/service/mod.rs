@@ -12,6 +12,7 @@ mod named;
 mod package;
 pub mod prepare;
 pub mod record;
+mod swapped;
 pub mod toolchain;
 pub mod units;
 

@@ -1,6 +1,6 @@
 //! Files and directories that flags name: native libraries, profiles, what linker arguments hold.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -10,6 +10,33 @@ use wrapper::args::{self, SearchKind};
 use super::Service;
 use super::prepare::{Place, Prepared, Refusal};
 use crate::fs::{Body, Errno, Node, View};
+
+/// How much of a file is looked at for the words of a linker script.
+const LONGEST_SCRIPT: u64 = 1 << 20;
+/// The same, for a file in a view.
+const LONGEST_SCRIPT_IN_VIEW: usize = 64 << 10;
+
+/// Where the system keeps its libraries.
+const SYSTEM: &[&str] = &["/usr", "/lib", "/lib64"];
+
+/// Whether an argument makes the linker's driver search below a directory, or by rules of its own
+/// (gcc(1), "-B", "--sysroot", "-specs"; clang's `--gcc-toolchain`).
+pub(super) fn searches_elsewhere(link_args: &[String]) -> bool {
+    const DRIVER: &[&str] = &["-B", "--prefix", "-specs", "--specs", "-isysroot"];
+    const ANY: &[&str] = &[
+        "--sysroot",
+        "-sysroot",
+        "--gcc-toolchain",
+        "--gcc-install-dir",
+    ];
+    let is_any = |part: &str, names: &[&str]| names.iter().any(|name| part.starts_with(name));
+    link_args.iter().any(|arg| {
+        // What goes on to ld has another meaning: `-Bstatic`.
+        let for_driver = !arg.starts_with("-Wl,") && !arg.starts_with("-Bstatic");
+        let for_driver = for_driver && !arg.starts_with("-Bdynamic");
+        (for_driver && is_any(arg, DRIVER)) || arg.split(',').any(|part| is_any(part, ANY))
+    })
+}
 
 /// Whether an argument selects a linker script by name, searched for who knows where.
 pub(super) fn chooses_linker_script(link_args: &[String]) -> bool {
@@ -37,6 +64,9 @@ pub(super) fn named_digests(
     for search in &invocation.searches {
         if search.kind != SearchKind::Dependency {
             add(&search.path, false)?;
+            if invocation.runs_linker() {
+                refuse_library_scripts(&prepared.locate(service, &search.path))?;
+            }
         }
     }
     for path in &invocation.input_files {
@@ -44,6 +74,7 @@ pub(super) fn named_digests(
     }
     for path in args::link_arg_paths(&invocation.link_args, &prepared.cwd) {
         refuse_linker_script(&path)?;
+        refuse_library_scripts(&prepared.locate(service, &path))?;
         add(&path, false)?;
     }
     Ok(named)
@@ -52,16 +83,78 @@ pub(super) fn named_digests(
 /// A linker script can name further files (ld(1), "INCLUDE", "INPUT", "GROUP") that nobody would
 /// look at.
 fn refuse_linker_script(path: &Path) -> Result<(), Refusal> {
-    use std::io::Read;
-    const LONGEST: u64 = 1 << 20;
     let mut text = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text));
-    let binary = text.starts_with(b"\x7fELF") || text.starts_with(b"!<arch>");
-    let names_files = |word: &str| text.windows(word.len()).any(|part| part == word.as_bytes());
-    if read.is_ok() && !binary && ["INCLUDE", "INPUT", "GROUP"].into_iter().any(names_files) {
+    let read =
+        std::fs::File::open(path).and_then(|file| file.take(LONGEST_SCRIPT).read_to_end(&mut text));
+    if read.is_ok() && names_files(&text) {
         return Err(Refusal::Named("linker-script"));
     }
     Ok(())
+}
+
+/// The same for the libraries in a directory the linker searches. The system's own are known: what
+/// `libc.so` names there is part of the linker.
+fn refuse_library_scripts(place: &Place) -> Result<(), Refusal> {
+    match place {
+        Place::Disk(path) => {
+            let Ok(path) = std::fs::canonicalize(path) else {
+                return Ok(());
+            };
+            if SYSTEM.iter().any(|system| path.starts_with(system)) {
+                return Ok(());
+            }
+            let Ok(entries) = std::fs::read_dir(&path) else {
+                return Ok(());
+            };
+            for entry in entries.flatten() {
+                if is_library(entry.file_name().as_bytes()) && entry.path().is_file() {
+                    refuse_linker_script(&entry.path())?;
+                }
+            }
+        }
+        Place::View(view, path) => {
+            let unreadable = |_: Errno| Refusal::Named("named-input-unreadable");
+            let Ok(directory) = view.resolve(path) else {
+                return Ok(());
+            };
+            if directory.kind != Kind::Dir {
+                return Ok(());
+            }
+            let rows = view
+                .list(directory.ino, 0, usize::MAX)
+                .map_err(unreadable)?;
+            for row in rows.iter().filter(|row| is_library(&row.name)) {
+                let node = view.node(row.ino).map_err(unreadable)?;
+                if node.kind == Kind::File {
+                    let mut text = vec![0; LONGEST_SCRIPT_IN_VIEW];
+                    let read = view.read(row.ino, 0, &mut text).map_err(unreadable)?;
+                    text.truncate(read);
+                    if names_files(&text) {
+                        return Err(Refusal::Named("linker-script"));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the linker may take a file of this name for a library.
+fn is_library(name: &[u8]) -> bool {
+    name.starts_with(b"lib")
+        && (name.ends_with(b".a") || name.windows(3).any(|part| part == b".so"))
+}
+
+/// Whether a file is a linker script that names others, or an archive without its members.
+fn names_files(text: &[u8]) -> bool {
+    if text.starts_with(b"\x7fELF") || text.starts_with(b"!<arch>") {
+        return false;
+    }
+    let says = |word: &&str| text.windows(word.len()).any(|part| part == word.as_bytes());
+    text.starts_with(b"!<thin>")
+        || ["INCLUDE", "INPUT", "GROUP", "STARTUP", "SEARCH_DIR"]
+            .iter()
+            .any(says)
 }
 
 /// Content of a file, or of the files in a directory; `None` when nothing is there.

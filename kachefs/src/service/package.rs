@@ -21,7 +21,7 @@ const PACKAGE: Limits = Limits {
 };
 
 /// What a proc macro may read without anybody reporting it: the package directory, except views
-/// and version control, and what the package's build script left. Registry and git packages never
+/// and most of version control, and what the package's build script left. Registry and git packages never
 /// change under their path (cargo itself relies on it).
 pub(super) fn package_digest(
     service: &Service,
@@ -63,9 +63,7 @@ pub(super) fn package_digest(
 
 fn directory_digest(service: &Service, directory: &Path) -> Result<Digest, Refusal> {
     let devices = service.mounts.devices();
-    let skip = |path: &Path, meta: &Metadata| {
-        path.file_name() == Some(OsStr::new(".git")) || devices.contains(&meta.dev())
-    };
+    let skip = |_: &Path, meta: &Metadata| devices.contains(&meta.dev());
     service
         .files
         .tree(directory, PACKAGE, &skip)

@@ -18,7 +18,7 @@ use wrapper::roots::Roots;
 
 use super::Service;
 use super::externs::{Externs, closure_digests};
-use super::named::{chooses_linker_script, named_digests};
+use super::named::{chooses_linker_script, named_digests, searches_elsewhere};
 use super::package::package_digest;
 use super::units::UnderWay;
 use crate::fs::{Caller, View};
@@ -153,6 +153,9 @@ pub fn prepare(
     let invocation = args::parse(arguments, &cwd).map_err(Refusal::Arguments)?;
     if chooses_linker_script(&invocation.link_args) {
         return Err(Refusal::Named("linker-script"));
+    }
+    if searches_elsewhere(&invocation.link_args) {
+        return Err(Refusal::Named("linker-search"));
     }
     let view = service
         .mounts

@@ -22,8 +22,9 @@ use wrapper::protocol::{Outcome, Verdict};
 
 use super::Service;
 use super::files::changed_at;
-use super::lookup::current_sources;
+use super::lookup::{current_sources, module_twin};
 use super::prepare::{Place, Prepared, dependencies_again};
+use super::swapped::Swapped;
 use crate::clock;
 use crate::fs::{Errno, Node, View};
 
@@ -169,9 +170,10 @@ pub fn record(
     let text = read_whole(&prepared.view, &held.outputs[held.dep_info].1)?;
     let info = depinfo::parse(&text).map_err(|error| NotStored::DepInfo(error.to_string()))?;
     let record = input_record(prepared, &info);
-    check_unchanged(service, prepared, &info, started)?;
     let sources = current_sources(service, prepared, &record)
         .ok_or_else(|| NotStored::Changed("a source".into()))?;
+    // After the bytes were taken: a change before that would have left its time.
+    check_unchanged(service, prepared, &info, started)?;
     for ((name, seen), (_, now)) in info.env.iter().zip(&sources.environment) {
         let seen = seen
             .as_ref()
@@ -252,16 +254,30 @@ fn input_record(prepared: &Prepared, info: &DepInfo) -> InputRecord {
 }
 
 /// A file changed at or after the compiler's start may have been read before or after the
-/// change: its content now says nothing.
+/// change: its content now says nothing. Nor does it when the path has led to another file.
 fn check_unchanged(
     service: &Service,
     prepared: &Prepared,
     info: &DepInfo,
     started: Timestamp,
 ) -> Result<(), NotStored> {
+    let in_view = |path: &Path| service.mounts.locate(path).is_some();
+    let mut swapped = Swapped::since(started, &in_view);
+    // A second file of a module is keyed as it is now: it must not have come since.
+    for twin in info.sources.iter().filter_map(|path| module_twin(path)) {
+        if let Place::Disk(twin) = prepared.locate(service, &twin)
+            && let Ok(meta) = fs::metadata(&twin)
+            && (changed_at(&meta) >= started || !matches!(swapped.on_the_way_to(&twin), Ok(false)))
+        {
+            return Err(NotStored::Changed(twin.display().to_string()));
+        }
+    }
     for path in &info.sources {
         let changed = match prepared.locate(service, path) {
-            Place::Disk(path) => fs::metadata(&path).ok().map(|meta| changed_at(&meta)),
+            Place::Disk(path) => fs::metadata(&path)
+                .ok()
+                .map(|meta| changed_at(&meta))
+                .filter(|_| swapped.on_the_way_to(&path).is_ok_and(|swapped| !swapped)),
             Place::View(view, path) => view
                 .resolve(&path)
                 .ok()

@@ -4,7 +4,7 @@
 //! is the driver, the programs it runs and the start files and libc it puts in. All files are
 //! looked at on every request (a stat each); bytes are read only when one changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
@@ -69,6 +69,8 @@ const ASKED_UNDER: &[&[u8]] = &[
     b"LIBRARY_PATH",
     b"COMPILER_PATH",
     b"GCC_EXEC_PREFIX",
+    b"CCC_OVERRIDE_OPTIONS",
+    b"CCC_ADD_ARGS",
 ];
 
 /// How long a driver may take to answer a question about itself.
@@ -271,13 +273,19 @@ impl Toolchains {
         }
         // `-lz` may find any library there, named by an attribute in a crate nobody asked us
         // about.
+        // One that is not there may come, and then comes first.
+        let mut seen = HashSet::new();
         for path in &says.search {
-            self.add_directory(hasher, path)?;
+            let real = fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+            if !seen.contains(&real) {
+                self.add_directory(hasher, &real)?;
+                seen.insert(real);
+            }
         }
         Ok(())
     }
 
-    /// What the driver says of itself; nothing for one that is not gcc-like.
+    /// What the driver says of itself; an error for one that is not gcc-like.
     fn driver(
         &self,
         driver: &Path,
@@ -353,32 +361,32 @@ fn sysroot_behind(program: &Path, environment: &Environment, cwd: &Path) -> io::
 fn search_path(driver: &Path, environment: &Environment) -> io::Result<Vec<PathBuf>> {
     let mut command = Command::new(driver);
     command.arg("-print-search-dirs");
-    let Some(said) = said(command, environment)? else {
-        return Ok(Vec::new());
-    };
+    let said = said(command, environment)?;
     let line = said
         .split(|byte| *byte == b'\n')
         .find_map(|line| line.strip_prefix(b"libraries: ="));
-    let mut paths: Vec<PathBuf> = line
+    let paths: Vec<PathBuf> = line
         .unwrap_or_default()
         .split(|byte| *byte == b':')
-        .filter_map(|path| fs::canonicalize(OsStr::from_bytes(path)).ok())
+        .filter(|path| !path.is_empty())
+        .map(|path| PathBuf::from(OsStr::from_bytes(path)))
         .collect();
-    paths.sort();
-    paths.dedup();
+    // It would mean another directory for each compile, and the answer is remembered.
+    if paths.iter().any(|path| path.is_relative()) {
+        return Err(io::Error::other("a relative directory is searched"));
+    }
     Ok(paths)
 }
 
 fn first_line(command: Command, environment: &Environment) -> io::Result<Option<OsString>> {
-    let Some(said) = said(command, environment)? else {
-        return Ok(None);
-    };
+    let said = said(command, environment)?;
     let line = said.split(|byte| *byte == b'\n').next().unwrap_or_default();
     Ok((!line.is_empty()).then(|| OsString::from_vec(line.to_vec())))
 }
 
-/// What a program prints when it succeeds. One that does not finish saying it in time is ended.
-fn said(mut command: Command, environment: &Environment) -> io::Result<Option<Vec<u8>>> {
+/// What a program prints. One that does not finish saying it in time is ended, and half an answer
+/// is none.
+fn said(mut command: Command, environment: &Environment) -> io::Result<Vec<u8>> {
     let mut child = command
         .env_clear()
         .envs(
@@ -400,7 +408,12 @@ fn said(mut command: Command, environment: &Environment) -> io::Result<Option<Ve
     }
     let status = child.wait()?;
     let text = text?;
-    Ok(status.success().then_some(text))
+    if !status.success() {
+        return Err(io::Error::other(format!(
+            "{status} when asked about itself"
+        )));
+    }
+    Ok(text)
 }
 
 fn read_in_time(mut from: ChildStdout, patience: Duration) -> io::Result<Vec<u8>> {
