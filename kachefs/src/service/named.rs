@@ -16,6 +16,9 @@ const LONGEST_SCRIPT: u64 = 1 << 20;
 /// The same, for a file in a view.
 const LONGEST_SCRIPT_IN_VIEW: usize = 64 << 10;
 
+/// As many bytes tell a library from a script.
+const MAGIC: u64 = 8;
+
 /// Where the system keeps its libraries.
 const SYSTEM: &[&str] = &["/usr", "/lib", "/lib64"];
 
@@ -73,8 +76,9 @@ pub(super) fn named_digests(
         add(path, true)?;
     }
     for path in args::link_arg_paths(&invocation.link_args, &prepared.cwd) {
-        refuse_linker_script(&path)?;
-        refuse_library_scripts(&prepared.locate(service, &path))?;
+        let place = prepared.locate(service, &path);
+        refuse_linker_script(&place)?;
+        refuse_library_scripts(&place)?;
         add(&path, false)?;
     }
     Ok(named)
@@ -82,14 +86,45 @@ pub(super) fn named_digests(
 
 /// A linker script can name further files (ld(1), "INCLUDE", "INPUT", "GROUP") that nobody would
 /// look at.
-fn refuse_linker_script(path: &Path) -> Result<(), Refusal> {
-    let mut text = Vec::new();
-    let read =
-        std::fs::File::open(path).and_then(|file| file.take(LONGEST_SCRIPT).read_to_end(&mut text));
-    if read.is_ok() && names_files(&text) {
+fn refuse_linker_script(place: &Place) -> Result<(), Refusal> {
+    let text = match place {
+        Place::Disk(path) => start_of_file(path).unwrap_or_default(),
+        // Never by way of the mount, which this process serves.
+        Place::View(view, path) => match view.resolve(path) {
+            Ok(node) if node.kind == Kind::File => start_of_node(view, &node)?,
+            _ => Vec::new(),
+        },
+    };
+    if names_files(&text) {
         return Err(Refusal::Named("linker-script"));
     }
     Ok(())
+}
+
+/// What a file begins with, as far as it may be a script: of a library no more than shows it is one.
+fn start_of_file(path: &Path) -> io::Result<Vec<u8>> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // A FIFO, say, must not be waited for.
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path)?;
+    let mut text = Vec::new();
+    if file.metadata()?.is_file() {
+        (&mut file).take(MAGIC).read_to_end(&mut text)?;
+        if !is_binary(&text) {
+            file.take(LONGEST_SCRIPT).read_to_end(&mut text)?;
+        }
+    }
+    Ok(text)
+}
+
+fn start_of_node(view: &View, node: &Node) -> Result<Vec<u8>, Refusal> {
+    let mut text = vec![0; LONGEST_SCRIPT_IN_VIEW];
+    let read = view.read(node.ino, 0, &mut text);
+    text.truncate(read.map_err(|_| Refusal::Named("named-input-unreadable"))?);
+    Ok(text)
 }
 
 /// The same for the libraries in a directory the linker searches. The system's own are known: what
@@ -108,7 +143,7 @@ fn refuse_library_scripts(place: &Place) -> Result<(), Refusal> {
             };
             for entry in entries.flatten() {
                 if is_library(entry.file_name().as_bytes()) && entry.path().is_file() {
-                    refuse_linker_script(&entry.path())?;
+                    refuse_linker_script(&Place::Disk(entry.path()))?;
                 }
             }
         }
@@ -125,13 +160,8 @@ fn refuse_library_scripts(place: &Place) -> Result<(), Refusal> {
                 .map_err(unreadable)?;
             for row in rows.iter().filter(|row| is_library(&row.name)) {
                 let node = view.node(row.ino).map_err(unreadable)?;
-                if node.kind == Kind::File {
-                    let mut text = vec![0; LONGEST_SCRIPT_IN_VIEW];
-                    let read = view.read(row.ino, 0, &mut text).map_err(unreadable)?;
-                    text.truncate(read);
-                    if names_files(&text) {
-                        return Err(Refusal::Named("linker-script"));
-                    }
+                if node.kind == Kind::File && names_files(&start_of_node(view, &node)?) {
+                    return Err(Refusal::Named("linker-script"));
                 }
             }
         }
@@ -145,9 +175,14 @@ fn is_library(name: &[u8]) -> bool {
         && (name.ends_with(b".a") || name.windows(3).any(|part| part == b".so"))
 }
 
+/// Whether a file is a library or an object.
+fn is_binary(start: &[u8]) -> bool {
+    start.starts_with(b"\x7fELF") || start.starts_with(b"!<arch>")
+}
+
 /// Whether a file is a linker script that names others, or an archive without its members.
 fn names_files(text: &[u8]) -> bool {
-    if text.starts_with(b"\x7fELF") || text.starts_with(b"!<arch>") {
+    if is_binary(text) {
         return false;
     }
     let says = |word: &&str| text.windows(word.len()).any(|part| part == word.as_bytes());
@@ -211,4 +246,27 @@ fn view_directory(view: &View, directory: &Node) -> Result<Digest, Errno> {
         }
     }
     Ok(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_fifo() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let fifo = dir.path().join("pipe");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        assert_eq!(start_of_file(&fifo).expect("looks"), b"");
+    }
+
+    #[test]
+    fn a_library_is_not_read_to_its_end() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("lib.a");
+        std::fs::write(&file, b"!<arch>\nand members with GROUP").expect("writes");
+        assert_eq!(start_of_file(&file).expect("reads"), b"!<arch>\n");
+        std::fs::write(&file, b"  GROUP ( other.a )").expect("writes");
+        assert!(names_files(&start_of_file(&file).expect("reads")));
+    }
 }
