@@ -265,19 +265,23 @@ fn assert_counted_as_seen(sandbox: &Sandbox, targets: &[PathBuf], when: &str) {
     }
 }
 
-fn scratch(sandbox: &Sandbox) -> BTreeSet<PathBuf> {
+/// The backing files, and those that wait for the next sync point to be removed.
+fn scratch(sandbox: &Sandbox) -> (BTreeSet<PathBuf>, BTreeSet<PathBuf>) {
     tree::files(&sandbox.store().join("scratch"))
         .into_iter()
-        .collect()
+        .partition(|path| path.extension().is_none())
 }
 
-/// Every backing file belongs to an inode: a daemon that starts removes those that do not.
+/// Every backing file belongs to an inode: a daemon that starts retires those that do not, and one
+/// that ends leaves none that wait.
 #[track_caller]
 fn assert_no_orphan(sandbox: &Sandbox, target: &Path) {
-    let before = scratch(sandbox);
+    let (before, _) = scratch(sandbox);
     let _ = sandbox.kachefs("daemon stop").ok();
+    let (_, waiting) = scratch(sandbox);
+    assert!(waiting.is_empty(), "still there: {waiting:?}");
     sandbox.mount(target);
-    let after = scratch(sandbox);
+    let (after, _) = scratch(sandbox);
     let orphans: Vec<_> = before.difference(&after).collect();
     assert!(orphans.is_empty(), "backing files of no inode: {orphans:?}");
 }
