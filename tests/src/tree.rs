@@ -87,7 +87,7 @@ impl Tree {
     #[track_caller]
     pub fn of_any_run(target: &Path) -> Self {
         let mut tree = Self::of(target);
-        tree.0.retain(|name, _| !is_session(name));
+        tree.keep(|name| !is_session(name));
         for (name, entry) in &mut tree.0 {
             entry.mtime = (0, 0);
             if name.ends_with(".rustc_info.json") {
@@ -109,9 +109,22 @@ impl Tree {
     /// Without the incremental directories, which only compilers make and no hit brings.
     #[must_use]
     pub fn without_incremental(mut self) -> Self {
-        self.0
-            .retain(|name, _| !name.iter().any(|part| part == "incremental"));
+        self.keep(|name| !name.iter().any(|part| part == "incremental"));
         self
+    }
+
+    /// Keeps some names, and counts the links among those alone: rustc links what it leaves in
+    /// `deps` from its session.
+    fn keep(&mut self, keep: impl Fn(&Path) -> bool) {
+        self.0.retain(|name, _| keep(name));
+        let mut more: BTreeMap<PathBuf, u64> = BTreeMap::new();
+        for first in self.0.values().filter_map(|entry| entry.same_as.clone()) {
+            *more.entry(first).or_default() += 1;
+        }
+        for (name, entry) in &mut self.0 {
+            let first = entry.same_as.as_ref().unwrap_or(name);
+            entry.links = 1 + more.get(first).copied().unwrap_or(0);
+        }
     }
 
     /// The test fails, naming what differs, unless everything in this picture is the same in the
