@@ -150,7 +150,7 @@ pub fn at_rest(world: &World, targets: &[PathBuf], before: &Usage, kills: usize)
         sandbox.empty_view(target);
         sandbox.unmount(target);
     }
-    let left = scratch(sandbox);
+    let (left, _) = scratch(sandbox);
     assert!(left.is_empty(), "files of nobody: {left:?}");
     assert_no_error_logged(sandbox);
 }
