@@ -95,6 +95,12 @@ impl Tree {
                 let json: serde_json::Value = serde_json::from_slice(&text).must(name.display());
                 entry.content = Content::File(0, hash(json.to_string().as_bytes()));
             }
+            if is_dep_info(name) {
+                // Plain cargo, too, lists the sources of a crate in one order or another.
+                let mut bytes = fs::read(target.join(name)).must(name.display());
+                bytes.sort_unstable();
+                entry.content = Content::File(bytes.len() as u64, hash(&bytes));
+            }
             if let Content::File(_, hash) = &mut entry.content
                 && name
                     .extension()
@@ -340,6 +346,13 @@ fn is_session(name: &Path) -> bool {
 fn archive_hash(path: &Path) -> u64 {
     let bytes = fs::read(path).must(path.display());
     archive::digest(&bytes).must(format!("{} is an archive", path.display()))
+}
+
+/// What cargo keeps of a compiler's dep-info: `.fingerprint/<unit>/dep-<kind>-<name>`.
+fn is_dep_info(name: &Path) -> bool {
+    let is_fingerprint = name.iter().any(|part| part == ".fingerprint");
+    let file = name.file_name().and_then(|file| file.to_str());
+    is_fingerprint && file.is_some_and(|file| file.starts_with("dep-"))
 }
 
 fn hash(bytes: &[u8]) -> u64 {
