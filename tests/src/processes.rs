@@ -51,6 +51,19 @@ pub fn end(root: &Path) {
     }
 }
 
+/// Whether every thread of `pid` is stopped (state `T`, proc_pid_stat(5)).
+pub fn is_stopped(pid: Pid) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+    })
+}
+
 /// One paragraph per process of the sandbox: who it is and what each thread waits for.
 pub fn describe(root: &Path) -> String {
     let mut text = String::new();

@@ -334,6 +334,18 @@ impl Sandbox {
         Pid::from_raw(pid.must(format!("no /daemon/pid in {stats:#}")))
     }
 
+    /// Stops the daemon until it gets SIGCONT; returns when none of its threads answers any more,
+    /// which a signal alone does not promise.
+    #[track_caller]
+    pub fn stop_daemon(&self) -> Pid {
+        let pid = self.signal_daemon(Signal::SIGSTOP);
+        assert!(
+            processes::wait_for(Duration::from_secs(20), || processes::is_stopped(pid)),
+            "the daemon goes on after SIGSTOP"
+        );
+        pid
+    }
+
     /// Sends the daemon a signal; the test fails if it is not a process of this sandbox.
     #[track_caller]
     pub fn signal_daemon(&self, signal: Signal) -> Pid {

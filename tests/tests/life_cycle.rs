@@ -648,7 +648,7 @@ fn doctor_leaves_a_mount_that_only_does_not_answer() {
     };
     let target = project.target().display().to_string();
     let other = sandbox.path("unused");
-    let pid = sandbox.signal_daemon(Signal::SIGSTOP);
+    let pid = sandbox.stop_daemon();
     let store = format!("--fix --store {}", other.display());
     let report = doctor_in_a_namespace(&sandbox, &store);
     nix::sys::signal::kill(pid, Signal::SIGCONT).must("SIGCONT");

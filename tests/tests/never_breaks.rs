@@ -95,7 +95,7 @@ fn with_a_daemon_that_does_not_answer() {
     let project = samples::whole(sandbox.path("project"));
     sandbox.make_dir("other");
     sandbox.mount(sandbox.path("other/target"));
-    let pid = sandbox.signal_daemon(Signal::SIGSTOP);
+    let pid = sandbox.stop_daemon();
     let wrapper = sandbox.wrapper();
     let built = sandbox
         .cargo(&project, "build")

@@ -250,7 +250,7 @@ fn the_watchdog_ends_what_hangs() {
     });
     made.must("a daemon that answers");
     watchdog.assert_content();
-    let daemon = sandbox.signal_daemon(Signal::SIGSTOP);
+    let daemon = sandbox.stop_daemon();
     let since = Instant::now();
     let made = hand.during("make another", Duration::from_secs(2), || {
         fs::write(target.join("other"), "")
