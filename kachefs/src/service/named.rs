@@ -17,7 +17,7 @@ const LONGEST_SCRIPT: u64 = 1 << 20;
 const LONGEST_SCRIPT_IN_VIEW: usize = 64 << 10;
 
 /// As many bytes tell a library from a script.
-const MAGIC: u64 = 8;
+const MAGIC: usize = 8;
 
 /// Where the system keeps its libraries.
 const SYSTEM: &[&str] = &["/usr", "/lib", "/lib64"];
@@ -112,7 +112,7 @@ fn start_of_file(path: &Path) -> io::Result<Vec<u8>> {
         .open(path)?;
     let mut text = Vec::new();
     if file.metadata()?.is_file() {
-        (&mut file).take(MAGIC).read_to_end(&mut text)?;
+        (&mut file).take(MAGIC as u64).read_to_end(&mut text)?;
         if !is_binary(&text) {
             file.take(LONGEST_SCRIPT).read_to_end(&mut text)?;
         }
@@ -121,10 +121,17 @@ fn start_of_file(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn start_of_node(view: &View, node: &Node) -> Result<Vec<u8>, Refusal> {
-    let mut text = vec![0; LONGEST_SCRIPT_IN_VIEW];
-    let read = view.read(node.ino, 0, &mut text);
-    text.truncate(read.map_err(|_| Refusal::Named("named-input-unreadable"))?);
-    Ok(text)
+    let start = |length| {
+        let mut text = vec![0; length];
+        let read = view.read(node.ino, 0, &mut text);
+        text.truncate(read.map_err(|_| Refusal::Named("named-input-unreadable"))?);
+        Ok(text)
+    };
+    let magic = start(MAGIC)?;
+    if is_binary(&magic) {
+        return Ok(magic);
+    }
+    start(LONGEST_SCRIPT_IN_VIEW)
 }
 
 /// The same for the libraries in a directory the linker searches. The system's own are known: what
