@@ -2,7 +2,10 @@
 //!
 //! Used by every wrong-hit test: back and forth in one view, then in an emptied one.
 
-use crate::{Cmd, Counters, Package, Project, Sandbox};
+use std::fs;
+use std::time::Duration;
+
+use crate::{Cmd, Counters, Must, Package, Project, Sandbox, processes};
 
 /// One state of an influence: how to bring it about, and what the program then prints.
 pub struct State<'a> {
@@ -103,6 +106,32 @@ impl Case {
         seen
     }
 
+    /// `cargo build` of a project that uses [`waiting_macro`].
+    pub fn waiting_cargo(&self) -> Cmd {
+        let sync = self.sandbox.make_dir("sync");
+        self.sandbox
+            .cargo(&self.project, "build")
+            .env("TEST_SYNC", sync)
+    }
+
+    /// Runs [`Self::waiting_cargo`], with `meanwhile` between the beginning of a compile that uses
+    /// the macro and its end.
+    #[track_caller]
+    pub fn build_meanwhile(&self, cargo: Cmd, meanwhile: impl Fn()) {
+        let sync = self.sandbox.path("sync");
+        fs::write(sync.join("hold"), "").must("write");
+        let building = cargo.spawn();
+        let reached = || sync.join("reached").exists();
+        assert!(
+            processes::wait_for(Duration::from_mins(2), reached),
+            "the macro runs"
+        );
+        meanwhile();
+        fs::remove_file(sync.join("hold")).must("remove");
+        let _ = building.finish().success();
+        self.sandbox.counters();
+    }
+
     /// Goes from one state to the other and back, and again in an emptied view.
     #[track_caller]
     pub fn flip(&self, noticed: Noticed, one: &State, other: &State) {
@@ -133,6 +162,21 @@ impl Case {
             assert_eq!(seen.misses, 0, "{when}: {seen:?}");
         }
     }
+}
+
+/// A macro that becomes the empty string, once the directory `sync` of the sandbox does not hold
+/// the file `hold` any more.
+pub fn waiting_macro() -> Package {
+    macro_package(
+        "let sync = std::path::PathBuf::from(std::env::var(\"TEST_SYNC\").expect(\"set\"));\n\
+         if sync.join(\"hold\").exists() {\n\
+             std::fs::write(sync.join(\"reached\"), \"\").expect(\"write\");\n\
+             while sync.join(\"hold\").exists() {\n\
+                 std::thread::sleep(std::time::Duration::from_millis(5));\n\
+             }\n\
+         }\n\
+         String::new()",
+    )
 }
 
 /// A function-like macro that becomes the string literal its body computes.

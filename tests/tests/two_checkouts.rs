@@ -189,6 +189,59 @@ fn dependencies_outside_the_workspace_hit() {
     );
 }
 
+/// The test fails unless each of two checkouts prints its own answer.
+#[track_caller]
+fn assert_own_answers(app: Package, answer: impl Fn(&Project) -> String) {
+    let sandbox = Sandbox::new();
+    let first = Project::new(sandbox.path("one"), &[app]);
+    let (second, _, _) = build_twice(&sandbox, &first, BUILD);
+    for _ in 0..2 {
+        for project in [&first, &second] {
+            let _ = sandbox.cargo(project, BUILD).ok();
+            assert_eq!(sandbox.output_of(project.program("app")), answer(project));
+            sandbox.empty_view(project.target());
+        }
+    }
+}
+
+#[test]
+fn the_length_of_a_path_is_this_checkouts() {
+    let app = Package::new("app")
+        .build_script("fn main() { println!(\"cargo::rerun-if-changed=build.rs\"); }\n")
+        .bin(
+            "const LENGTH: usize = env!(\"OUT_DIR\").len();\n\
+             fn main() { println!(\"{}\", LENGTH - \"/build/app-0123456789abcdef/out\".len()); }\n",
+        );
+    assert_own_answers(app, |project| {
+        let debug = project.path("target/debug");
+        format!("{}\n", debug.as_os_str().len())
+    });
+}
+
+#[test]
+fn a_cfg_that_holds_a_path_is_this_checkouts() {
+    let app = Package::new("app")
+        .build_script(
+            "fn main() {\n\
+                 let root = std::env::var(\"CARGO_MANIFEST_DIR\").unwrap();\n\
+                 println!(\"cargo::rerun-if-changed=build.rs\");\n\
+                 println!(\"cargo::rustc-cfg=root={root:?}\");\n\
+             }\n",
+        )
+        .bin("fn main() { println!(\"{}\", cfg!(root = \"PLACE\")); }\n");
+    let sandbox = Sandbox::new();
+    let first = Project::new(sandbox.path("one"), &[app]);
+    let place = first.path("crates/app");
+    first.replace(
+        "crates/app/src/main.rs",
+        "PLACE",
+        place.to_str().must("text"),
+    );
+    let (second, _, _) = build_twice(&sandbox, &first, BUILD);
+    assert_eq!(sandbox.output_of(first.program("app")), "true\n");
+    assert_eq!(sandbox.output_of(second.program("app")), "false\n");
+}
+
 #[test]
 fn views_share_bytes_but_not_times() {
     let sandbox = Sandbox::new();

@@ -3,29 +3,18 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::time::Duration;
 
-use harness::flip::{Case, Noticed, State, macro_package, macro_user};
-use harness::{Must, Package, Project, Sandbox, processes};
+use harness::flip::{Case, Noticed, State, macro_package, macro_user, waiting_macro};
+use harness::{Must, Package, Project, Sandbox};
 
-/// A program that includes `current/data.txt` of the workspace, and whose compiler then waits
-/// for as long as the directory `sync` of the sandbox holds the file `hold`.
+/// A program that includes `current/data.txt` of the workspace, and whose compile waits.
 fn slow_case() -> Case {
-    let wait = "let sync = std::path::PathBuf::from(std::env::var(\"TEST_SYNC\").expect(\"set\"));\n\
-                if sync.join(\"hold\").exists() {\n\
-                    std::fs::write(sync.join(\"reached\"), \"\").expect(\"write\");\n\
-                    while sync.join(\"hold\").exists() {\n\
-                        std::thread::sleep(std::time::Duration::from_millis(5));\n\
-                    }\n\
-                }\n\
-                String::new()";
     let app = Package::new("app").dep("looks").bin(
         "const TEXT: &str = include_str!(\"../../../current/data.txt\");\n\
          const WAITED: &str = looks::look!();\n\
          fn main() { println!(\"{TEXT}{WAITED}\"); }\n",
     );
-    let case = Case::new(&[macro_package(wait), app]);
-    case.sandbox.make_dir("sync");
+    let case = Case::new(&[waiting_macro(), app]);
     for version in ["one", "two"] {
         case.project.write(&format!("{version}/data.txt"), version);
     }
@@ -35,26 +24,9 @@ fn slow_case() -> Case {
 /// Builds `one`, swaps in the middle of the compile, and sees what comes out for `two`.
 #[track_caller]
 fn swapped_meanwhile(case: &Case, swap: impl Fn()) {
-    let sync = case.sandbox.path("sync");
-    let build = || {
-        let path = sync.to_str().must("a text path");
-        case.sandbox
-            .cargo(&case.project, "build")
-            .env("TEST_SYNC", path)
-    };
-    fs::write(sync.join("hold"), "").must("write");
-    let building = build().spawn();
-    let reached = || sync.join("reached").exists();
-    assert!(
-        processes::wait_for(Duration::from_mins(2), reached),
-        "the macro runs"
-    );
-    swap();
-    fs::remove_file(sync.join("hold")).must("remove");
-    let _ = building.finish().success();
-    case.sandbox.counters();
+    case.build_meanwhile(case.waiting_cargo(), swap);
     case.sandbox.empty_view(case.project.target());
-    let _ = build().ok();
+    let _ = case.waiting_cargo().ok();
     let said = case.sandbox.output_of(case.project.program("app"));
     assert_eq!(said.trim_end(), "two", "a wrong hit");
 }

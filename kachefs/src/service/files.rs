@@ -123,11 +123,23 @@ impl FileDigests {
     /// its subdirectories. Large directories of the system (`/usr`, `/lib`) are known by the
     /// files' names, sizes and times instead.
     pub fn search_directory(&self, path: &Path) -> io::Result<Digest> {
+        self.files_in(path, |_| true)
+    }
+
+    /// The same of its shared libraries alone.
+    pub fn shared_libraries(&self, path: &Path) -> io::Result<Digest> {
+        self.files_in(path, |name| {
+            name.as_bytes().windows(3).any(|part| part == b".so")
+        })
+    }
+
+    fn files_in(&self, path: &Path, is_wanted: impl Fn(&OsStr) -> bool) -> io::Result<Digest> {
         let mut files = Vec::new();
         for entry in fs::read_dir(path)? {
             let entry = entry?;
             // A dangling link is no library.
-            if let Ok(meta) = fs::metadata(entry.path())
+            if is_wanted(&entry.file_name())
+                && let Ok(meta) = fs::metadata(entry.path())
                 && meta.is_file()
             {
                 files.push((entry.file_name(), meta));

@@ -20,6 +20,8 @@ use super::Service;
 use super::externs::{Externs, closure_digests};
 use super::named::{chooses_linker_script, named_digests, searches_elsewhere};
 use super::package::package_digest;
+use super::programs::Environment;
+use super::toolchain::{self, Tools};
 use super::units::UnderWay;
 use crate::fs::{Caller, View};
 
@@ -77,6 +79,10 @@ pub struct Prepared {
     pub hidden_roots: RootSet,
     /// Whether the package's compile may run proc macros or an unknown compiler.
     opaque: bool,
+    /// The compiler as cargo called it.
+    program: PathBuf,
+    /// Digests of compiler and linker.
+    tools: (Digest, Option<Digest>),
 }
 
 /// Where a path leads.
@@ -164,36 +170,23 @@ pub fn prepare(
     let out_dir = Ino(request.token.1);
     let roots = find_roots(request, &invocation, &view, out_dir, &cwd)?;
 
-    let io = |_: io::Error| Refusal::Named("unknown-compiler");
-    let compiler = service
-        .toolchains
-        .compiler(
-            Path::new(compiler),
-            invocation.sysroot.as_deref(),
-            invocation.target.as_deref(),
-            &request.environment,
-            &cwd,
-            &|path| {
-                path.starts_with(roots.path(Root::View)) || service.mounts.locate(path).is_some()
-            },
-        )
-        .map_err(io)?;
-    let linker = invocation
-        .runs_linker()
-        .then(|| {
-            service.toolchains.linker(
-                invocation.linker.as_deref(),
-                invocation.fuse_ld(),
-                &request.environment,
-                &cwd,
-            )
-        })
-        .transpose()
-        .map_err(|_| Refusal::Named("unknown-linker"))?;
+    let tools = find_tools(
+        service,
+        Path::new(compiler),
+        &invocation,
+        &roots,
+        &request.environment,
+        &cwd,
+    )?;
+    let (compiler_digest, linker_digest) = tools.digests();
     let facts = key::Invocation {
-        compiler: compiler.digest,
-        linker: linker.as_ref().map(|linker| linker.digest),
-        cpu: invocation.native_cpu.then(cpu).transpose().map_err(io)?,
+        compiler: compiler_digest,
+        linker: linker_digest,
+        cpu: invocation
+            .native_cpu
+            .then(cpu)
+            .transpose()
+            .map_err(|_| Refusal::Named("unknown-processor"))?,
         arguments: invocation
             .keyed
             .iter()
@@ -205,8 +198,8 @@ pub fn prepare(
 
     let externs = Externs::collect(service, &invocation, &view, &roots, &cwd)?;
     let opaque = externs.proc_macro
-        || compiler.behind_shim
-        || linker.as_ref().is_some_and(|linker| linker.is_script);
+        || tools.compiler.behind_shim
+        || tools.linker.as_ref().is_some_and(|linker| linker.is_script);
     let scrubbed = if opaque {
         environment::scrubbed(&request.environment)
     } else {
@@ -236,7 +229,15 @@ pub fn prepare(
         view.id,
         [relative.as_slice(), b"/", stem.as_bytes()].concat(),
     );
-    let hidden_roots = shortened_roots(&invocation.user_remaps, &roots);
+    let mut hidden_roots = shortened_roots(&invocation.user_remaps, &roots);
+    // A cfg leaves no trace of its value: what was compiled for it is what it decided.
+    for cfg in invocation
+        .keyed
+        .iter()
+        .filter(|arg| arg.starts_with("--cfg"))
+    {
+        hidden_roots.extend(roots.held_in(cfg.as_bytes()));
+    }
     let mut prepared = Prepared {
         digest: facts.digest(),
         dependencies: Dependencies {
@@ -262,6 +263,8 @@ pub fn prepare(
         under_way,
         hidden_roots,
         opaque,
+        program: PathBuf::from(compiler),
+        tools: (compiler_digest, linker_digest),
     };
     prepared.dependencies.closure = closure_digests(service, &prepared, &externs.closure)?;
     prepared.dependencies.named = named_digests(service, &prepared)?;
@@ -273,6 +276,48 @@ pub fn prepare(
         prepared.dependencies.package = package_digest(service, &prepared)?;
     }
     Ok(prepared)
+}
+
+/// The compiler, and the linker if one will run.
+fn find_tools(
+    service: &Service,
+    program: &Path,
+    invocation: &args::Invocation,
+    roots: &Roots,
+    environment: &Environment,
+    cwd: &Path,
+) -> Result<Tools, Refusal> {
+    let caller = toolchain::Caller {
+        environment,
+        cwd,
+        in_view: &|path| {
+            path.starts_with(roots.path(Root::View)) || service.mounts.locate(path).is_some()
+        },
+    };
+    let toolchains = &service.toolchains;
+    let (sysroot, target) = (invocation.sysroot.as_deref(), invocation.target.as_deref());
+    let compiler = toolchains
+        .compiler(program, sysroot, target, &caller)
+        .map_err(|_| Refusal::Named("unknown-compiler"))?;
+    let linker = invocation
+        .runs_linker()
+        .then(|| toolchains.linker(invocation.linker.as_deref(), invocation.fuse_ld(), &caller))
+        .transpose()
+        .map_err(|_| Refusal::Named("unknown-linker"))?;
+    Ok(Tools { compiler, linker })
+}
+
+/// Whether compiler and linker are still what the key says.
+pub fn same_tools(service: &Service, before: &Prepared) -> bool {
+    find_tools(
+        service,
+        &before.program,
+        &before.invocation,
+        &before.roots,
+        &before.environment,
+        &before.cwd,
+    )
+    .is_ok_and(|tools| tools.digests() == before.tools)
 }
 
 /// Roots that the user's own `--remap-path-prefix` shortens: the outputs then hold the rest of the

@@ -23,10 +23,14 @@ use wrapper::protocol::{Outcome, Verdict};
 use super::Service;
 use super::files::changed_at;
 use super::lookup::{current_sources, module_twin};
-use super::prepare::{Place, Prepared, dependencies_again};
+use super::out_dir;
+use super::prepare::{Place, Prepared, dependencies_again, same_tools};
 use super::swapped::Swapped;
 use crate::clock;
 use crate::fs::{Errno, Node, View};
+
+/// Larger sources are not searched for what they do with `OUT_DIR`.
+const LARGEST_TEXT: u64 = 32 << 20;
 
 /// Why a compile that succeeded is not stored.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +188,7 @@ pub fn record(
     }
 
     let roots = &prepared.roots;
-    let mut bound = roots_in_environment(prepared, &info);
+    let mut bound = roots_in_environment(service, prepared, &info);
     let mut template = |bytes: &[u8]| {
         let template = roots.template(bytes);
         bound.extend(roots.held_in(&template));
@@ -201,6 +205,9 @@ pub fn record(
     }
     if dependencies_again(service, prepared).ok().as_ref() != Some(&prepared.dependencies) {
         return Err(NotStored::Changed("a dependency".into()));
+    }
+    if !same_tools(service, prepared) {
+        return Err(NotStored::Changed("the compiler or the linker".into()));
     }
 
     let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
@@ -291,12 +298,12 @@ fn check_unchanged(
 }
 
 /// Roots whose path reached the crate through `env!`. A literal search of the outputs would miss
-/// a path whose length or hash was taken at compile time. `OUT_DIR` is left to the search: nearly
+/// a path whose length or hash was taken at compile time. `OUT_DIR` is left to the search where
 /// every use of it names a file to include.
-fn roots_in_environment(prepared: &Prepared, info: &DepInfo) -> RootSet {
+fn roots_in_environment(service: &Service, prepared: &Prepared, info: &DepInfo) -> RootSet {
     let mut set = RootSet::default();
     for (name, _) in &info.env {
-        if name == "OUT_DIR" {
+        if name == "OUT_DIR" && includes_only(service, prepared, info) {
             continue;
         }
         if let Some(value) = environment::value(&prepared.environment, name.as_bytes()) {
@@ -308,6 +315,35 @@ fn roots_in_environment(prepared: &Prepared, info: &DepInfo) -> RootSet {
         set.insert(Root::Cwd);
     }
     set
+}
+
+/// Whether a crate that asks for `OUT_DIR` does so to include files, as far as its own text shows.
+/// Where that does not name it at all, a macro of another crate asked, for who knows what.
+fn includes_only(service: &Service, prepared: &Prepared, info: &DepInfo) -> bool {
+    let mut uses = out_dir::Uses::default();
+    for path in &info.sources {
+        let text = match prepared.locate(service, path) {
+            Place::Disk(path) => read_small(&path),
+            Place::View(view, path) => view
+                .resolve(&path)
+                .ok()
+                .filter(|node| {
+                    view.getattr(node.ino)
+                        .is_ok_and(|is| is.size <= LARGEST_TEXT)
+                })
+                .and_then(|node| read_whole(&view, &node).ok()),
+        };
+        let Some(text) = text else {
+            return false;
+        };
+        uses.extend(out_dir::uses(&text));
+    }
+    uses.includes && !uses.other
+}
+
+fn read_small(path: &Path) -> Option<Vec<u8>> {
+    let meta = fs::metadata(path).ok()?;
+    (meta.len() <= LARGEST_TEXT).then(|| fs::read(path).ok())?
 }
 
 struct TakenOutputs {

@@ -5,23 +5,20 @@
 //! looked at on every request (a stat each); bytes are read only when one changed.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use store::{Digest, Hasher};
 use wrapper::environment;
 
 use super::files::FileDigests;
+use super::programs::{Environment, find_program, first_line, is_elf, loaded_libraries, said};
 
 /// What gcc-like drivers put into what they link without being asked (gcc(1), "-print-file-name").
 const LINKED_IN: &[&str] = &[
@@ -73,9 +70,6 @@ const ASKED_UNDER: &[&[u8]] = &[
     b"CCC_ADD_ARGS",
 ];
 
-/// How long a driver may take to answer a question about itself.
-const PROBE: Duration = Duration::from_secs(10);
-
 /// A linker as the key sees it.
 #[derive(Clone, Debug)]
 pub struct Linker {
@@ -85,9 +79,6 @@ pub struct Linker {
     pub is_script: bool,
 }
 
-/// The environment of a request.
-pub type Environment = [(Vec<u8>, Vec<u8>)];
-
 /// A compiler as the key sees it.
 #[derive(Clone, Debug)]
 pub struct Compiler {
@@ -95,6 +86,47 @@ pub struct Compiler {
     pub digest: Digest,
     /// Whether a script or proxy stands before it, which may look at any environment variable.
     pub behind_shim: bool,
+}
+
+/// The programs one action runs.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// Who compiles.
+    pub compiler: Compiler,
+    /// Who links, if anybody does.
+    pub linker: Option<Linker>,
+}
+
+impl Tools {
+    /// What the key holds of them.
+    pub fn digests(&self) -> (Digest, Option<Digest>) {
+        let linker = self.linker.as_ref().map(|linker| linker.digest);
+        (self.compiler.digest, linker)
+    }
+}
+
+/// Where a request comes from, which decides what its program names mean.
+pub struct Caller<'a> {
+    /// Its environment.
+    pub environment: &'a Environment,
+    /// Its working directory.
+    pub cwd: &'a Path,
+    /// Whether a path leads into a view.
+    pub in_view: &'a dyn Fn(&Path) -> bool,
+}
+
+impl Caller<'_> {
+    /// The directories of `LD_LIBRARY_PATH` (ld.so(8); ld(1), "-rpath-link"), but for those in
+    /// views: cargo puts the directory it builds into there, where compilers find only each other's
+    /// outputs.
+    fn loader_path(&self) -> impl Iterator<Item = PathBuf> {
+        environment::value(self.environment, b"LD_LIBRARY_PATH")
+            .filter(|value| !value.is_empty())
+            .into_iter()
+            .flat_map(|value| value.split(|byte| matches!(byte, b':' | b';')))
+            .map(|path| self.cwd.join(OsStr::from_bytes(path)))
+            .filter(|path| !(self.in_view)(path))
+    }
 }
 
 /// Finds and digests compilers and linkers.
@@ -119,10 +151,9 @@ impl Toolchains {
         program: &Path,
         sysroot: Option<&Path>,
         target: Option<&str>,
-        environment: &Environment,
-        cwd: &Path,
-        in_view: &dyn Fn(&Path) -> bool,
+        caller: &Caller,
     ) -> io::Result<Compiler> {
+        let (environment, cwd) = (caller.environment, caller.cwd);
         let named = find_program(program, environment, cwd)?;
         let path = fs::canonicalize(&named)?;
         let mut hasher = Hasher::new("kachefs compiler");
@@ -131,25 +162,25 @@ impl Toolchains {
         let mut roots: Vec<PathBuf> = [&path, &named]
             .into_iter()
             .filter_map(|path| path.parent()?.parent())
-            .filter(|root| has_driver(root))
+            .filter(|root| has_driver(&root.join("lib")))
             .map(Path::to_owned)
             .collect();
         let behind_shim = roots.is_empty();
         if behind_shim {
             // Under the name it was called by: rustup's proxies go by it.
-            roots.push(sysroot_behind(&named, environment, cwd)?);
+            let root = sysroot_behind(&named, environment, cwd)?;
+            if !has_driver(&root.join("lib")) {
+                self.add_loaded(&mut hasher, [&named, &root.join("bin/rustc")], environment)?;
+            }
+            roots.push(root);
         }
         // The loader looks there before it looks beside the program (ld.so(8)): cargo run by
-        // another toolchain may lend this rustc that toolchain's compiler.
-        let search = environment::value(environment, b"LD_LIBRARY_PATH").unwrap_or_default();
-        roots.extend(
-            search
-                .split(|byte| *byte == b':')
-                .map(|path| cwd.join(OsStr::from_bytes(path)))
-                .filter(|path| !in_view(path))
-                .filter_map(|path| path.parent().map(Path::to_owned))
-                .filter(|root| has_driver(root)),
-        );
+        // another toolchain may lend this rustc that toolchain's compiler, and with it the
+        // sysroot, which is the directory above.
+        for lent in caller.loader_path().filter(|path| has_driver(path)) {
+            self.add_directory(&mut hasher, &lent)?;
+            roots.extend(lent.parent().map(Path::to_owned));
+        }
         roots.sort();
         roots.dedup();
         for root in &roots {
@@ -163,6 +194,31 @@ impl Toolchains {
             digest: hasher.finish(),
             behind_shim,
         })
+    }
+
+    /// What `programs` load, for a compiler that keeps its libraries in a directory of the
+    /// system's. An error when none of them loads a compiler.
+    fn add_loaded(
+        &self,
+        hasher: &mut Hasher,
+        programs: [&Path; 2],
+        environment: &Environment,
+    ) -> io::Result<()> {
+        let mut found = false;
+        for program in programs {
+            // A script, or no file at all, loads nothing.
+            if !is_elf(program).unwrap_or(false) {
+                continue;
+            }
+            for library in loaded_libraries(program, environment)? {
+                found |= is_driver(library.file_name());
+                self.add_file(hasher, &library)?;
+            }
+        }
+        if !found {
+            return Err(io::Error::other("the compiler's own library is nowhere"));
+        }
+        Ok(())
     }
 
     /// The host's part of `lib/rustlib` (its tools, its standard library for proc macros and
@@ -204,21 +260,11 @@ impl Toolchains {
     }
 
     fn add_directory(&self, hasher: &mut Hasher, path: &Path) -> io::Result<()> {
-        match self.files.search_directory(path) {
-            Ok(digest) => hasher.number(1).digest(&digest),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => hasher.number(0),
-            Err(error) => return Err(error),
-        };
-        Ok(())
+        add_found(hasher, self.files.search_directory(path))
     }
 
     fn add_file(&self, hasher: &mut Hasher, path: &Path) -> io::Result<()> {
-        match self.files.file(path) {
-            Ok(digest) => hasher.number(1).digest(&digest),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => hasher.number(0),
-            Err(error) => return Err(error),
-        };
-        Ok(())
+        add_found(hasher, self.files.file(path))
     }
 
     /// The identity of the linker: `linker` as `-C linker` names it (`None`: `cc`), and the
@@ -228,9 +274,9 @@ impl Toolchains {
         &self,
         linker: Option<&Path>,
         fuse_ld: Option<&str>,
-        environment: &Environment,
-        cwd: &Path,
+        caller: &Caller,
     ) -> io::Result<Linker> {
+        let (environment, cwd) = (caller.environment, caller.cwd);
         let named = find_program(linker.unwrap_or(Path::new("cc")), environment, cwd)?;
         let is_script = !is_elf(&named)?;
         let mut hasher = Hasher::new("kachefs linker");
@@ -250,6 +296,13 @@ impl Toolchains {
             match find_program(&program, environment, cwd) {
                 Ok(path) => self.add_file(&mut hasher, &path)?,
                 Err(_) => drop(hasher.number(0)),
+            }
+        }
+        // ld looks there for what a shared library needs.
+        for directory in caller.loader_path() {
+            // Of a toolchain: part of the compiler.
+            if !has_driver(&directory) {
+                add_found(&mut hasher, self.files.shared_libraries(&directory))?;
             }
         }
         Ok(Linker {
@@ -334,16 +387,27 @@ impl Toolchains {
     }
 }
 
-/// Whether a directory is a toolchain: `bin/rustc` loads `lib/librustc_driver-*.so`.
-fn has_driver(root: &Path) -> bool {
-    fs::read_dir(root.join("lib")).is_ok_and(|entries| {
-        entries.flatten().any(|entry| {
-            entry
-                .file_name()
-                .as_bytes()
-                .starts_with(b"librustc_driver-")
-        })
+/// What is there, or that it is not there.
+fn add_found(hasher: &mut Hasher, found: io::Result<Digest>) -> io::Result<()> {
+    match found {
+        Ok(digest) => hasher.number(1).digest(&digest),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => hasher.number(0),
+        Err(error) => return Err(error),
+    };
+    Ok(())
+}
+
+/// Whether a directory holds what `rustc` itself is little more than a call of.
+fn has_driver(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .any(|entry| is_driver(Some(&entry.file_name())))
     })
+}
+
+fn is_driver(name: Option<&OsStr>) -> bool {
+    name.is_some_and(|name| name.as_bytes().starts_with(b"librustc_driver-"))
 }
 
 /// Asks a proxy or script which toolchain it stands for. Asked every time: the answer can depend
@@ -376,89 +440,4 @@ fn search_path(driver: &Path, environment: &Environment) -> io::Result<Vec<PathB
         return Err(io::Error::other("a relative directory is searched"));
     }
     Ok(paths)
-}
-
-fn first_line(command: Command, environment: &Environment) -> io::Result<Option<OsString>> {
-    let said = said(command, environment)?;
-    let line = said.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok((!line.is_empty()).then(|| OsString::from_vec(line.to_vec())))
-}
-
-/// What a program prints. One that does not finish saying it in time is ended, and half an answer
-/// is none.
-fn said(mut command: Command, environment: &Environment) -> io::Result<Vec<u8>> {
-    let mut child = command
-        .env_clear()
-        .envs(
-            environment
-                .iter()
-                .map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))),
-        )
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let text = child
-        .stdout
-        .take()
-        .map_or(Ok(Vec::new()), |stdout| read_in_time(stdout, PROBE));
-    if text.is_err() {
-        // Already ended is what we want.
-        let _ = child.kill();
-    }
-    let status = child.wait()?;
-    let text = text?;
-    if !status.success() {
-        return Err(io::Error::other(format!(
-            "{status} when asked about itself"
-        )));
-    }
-    Ok(text)
-}
-
-fn read_in_time(mut from: ChildStdout, patience: Duration) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + patience;
-    let mut text = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).map_err(io::Error::other)?;
-        let mut waiting = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut waiting, timeout) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => {}
-            Err(Errno::EINTR) => continue,
-            Err(error) => return Err(error.into()),
-        }
-        match from.read(&mut buffer)? {
-            0 => return Ok(text),
-            n => text.extend_from_slice(&buffer[..n]),
-        }
-    }
-}
-
-fn is_elf(path: &Path) -> io::Result<bool> {
-    let mut magic = [0; 4];
-    match fs::File::open(path)?.read_exact(&mut magic) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        result => result.map(|()| magic == *b"\x7fELF"),
-    }
-}
-
-/// The file a program name means in a request's environment: an absolute path.
-fn find_program(program: &Path, environment: &Environment, cwd: &Path) -> io::Result<PathBuf> {
-    if program.as_os_str().as_bytes().contains(&b'/') {
-        return Ok(cwd.join(program));
-    }
-    let search = environment::value(environment, b"PATH").unwrap_or_default();
-    search
-        .split(|byte| *byte == b':')
-        .map(|directory| cwd.join(OsStr::from_bytes(directory)).join(program))
-        .find(|path| is_executable(path))
-        .ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
-fn is_executable(path: &Path) -> bool {
-    nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
-        && fs::metadata(path).is_ok_and(|meta| meta.is_file())
 }
