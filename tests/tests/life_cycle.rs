@@ -4,8 +4,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::killer::SetOnDrop;
 use harness::messages::Messages;
 use harness::unprivileged::can_mount_unprivileged;
 use harness::{Must, Project, Running, Sandbox, mounts, processes, samples};
@@ -485,6 +488,28 @@ fn unmount_names_who_uses_it(who: As) {
         drop(running);
     }
     sandbox.unmount(&target);
+}
+
+#[test]
+fn who_only_looks_does_not_keep_a_target_mounted() {
+    let sandbox = Sandbox::new();
+    let target = sandbox.make_dir("project").join("target");
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _ended = SetOnDrop(&ended);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    // There or not there: the kernel has walked through the mount.
+                    let _ = fs::metadata(target.join("nothing"));
+                }
+            });
+        }
+        for _ in 0..40 {
+            sandbox.mount(&target);
+            sandbox.unmount(&target);
+        }
+    });
 }
 
 #[test]

@@ -32,6 +32,9 @@ const SESSION_END: Duration = Duration::from_secs(3);
 /// The same after a lazy unmount, when it is likely to have users left.
 const LAZY_END: Duration = Duration::from_millis(200);
 
+/// How long a mount may be in use by somebody who cannot be named before that is reported.
+const PASSING_USE: Duration = Duration::from_secs(1);
+
 /// Set for the daemon, it serves as if it were not allowed FUSE passthrough.
 const NO_PASSTHROUGH: &str = "KACHEFS_NO_PASSTHROUGH";
 
@@ -344,7 +347,7 @@ impl Mounts {
             }
             bail!("{} is not mounted", path.display());
         };
-        match mount::unmount(path, lazy) {
+        match unmount_unused(path, lazy, device) {
             Ok(()) => {}
             // Somebody else unmounted it.
             Err(_) if mount::mounted_at(path)?.is_none() => {}
@@ -478,6 +481,20 @@ pub(super) fn run(
         .name(format!("view-{}", view.id.0))
         .spawn(move || session.run())
         .context("cannot start the session thread")
+}
+
+/// Unmounts what nobody uses. Whoever just looks at a path in it has it in use while the kernel walks
+/// there: who cannot be named is waited for.
+fn unmount_unused(path: &Path, lazy: bool, device: u64) -> Result<(), Errno> {
+    let deadline = Instant::now() + PASSING_USE;
+    loop {
+        match mount::unmount(path, lazy) {
+            Err(Errno::EBUSY) if Instant::now() < deadline && holders::of(device).is_empty() => {
+                std::thread::sleep(PASSING_USE / 100);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn store(view: &View, path: &Path) {
