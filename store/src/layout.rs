@@ -4,7 +4,7 @@
 //! lock            held with flock(2) by the one daemon that owns the store
 //! keeper.lock     locked (fcntl_locking(2), OFD) by the one process that may start daemons
 //! run/            mode 0700: daemon.sock
-//! daemon.log
+//! daemon.log, daemon.log.old
 //! blobs/xx/<hex>  the CAS
 //! scratch/<id>    private backing files, on the same file system as the CAS
 //! index/          RocksDB

@@ -119,7 +119,14 @@ pub fn ensure_running(dir: &StoreDir) -> Result<()> {
     bail!("the daemon does not answer; see {}", dir.log().display())
 }
 
+/// A log that is longer becomes the old one when the next daemon begins.
+const LONG_LOG: u64 = 4 << 20;
+
 fn spawn(dir: &StoreDir) -> Result<Child> {
+    if std::fs::metadata(dir.log()).is_ok_and(|meta| meta.len() > LONG_LOG) {
+        // Where it cannot be renamed it grows on.
+        let _ = std::fs::rename(dir.log(), dir.log().with_extension("log.old"));
+    }
     let log = OpenOptions::new()
         .create(true)
         .append(true)
