@@ -17,6 +17,7 @@ const TOLD: usize = 100;
 /// What was wrong.
 pub struct Damage {
     history: History,
+    torn: Option<String>,
     mended: BTreeSet<ViewId>,
     forgot_inodes: bool,
     /// Whether an earlier daemon has acknowledged what the index does not hold.
@@ -42,17 +43,30 @@ impl Damage {
         if findings.len() > TOLD {
             tracing::error!("damaged: {} more", findings.len() - TOLD);
         }
-        if !matches!(recovered.history, History::New | History::Whole) {
+        if !matches!(
+            recovered.history,
+            History::New | History::Whole | History::RolledBack
+        ) {
             tracing::error!(history = ?recovered.history, "the index was damaged");
         }
         let damage = Self {
             history: recovered.history,
+            torn: recovered.torn,
             mended: recovered.mended,
             forgot_inodes: recovered.forgot_inodes,
             forgetful: AtomicBool::new(false),
             quarantine: recovered.quarantine,
         };
         Ok((recovered.index, damage))
+    }
+
+    /// Says where the index's log ends, unless it does so in order. After a power cut it has to.
+    pub fn tell_of_the_log(&self, cut: bool) {
+        match &self.torn {
+            Some(torn) if cut => tracing::info!("the power cut ended the log: {torn}"),
+            Some(torn) => tracing::error!("damaged: the end of the log: {torn}"),
+            None => {}
+        }
     }
 
     /// Notes that an earlier daemon has acknowledged what the index does not hold.

@@ -45,7 +45,9 @@ pub struct Recovered {
     pub index: Index,
     /// What became of it.
     pub history: History,
-    /// What was damaged and what was done about it, one sentence each.
+    /// Where the log ends, if it does not end in order.
+    pub torn: Option<String>,
+    /// What else was damaged and what was done about it, one sentence each.
     pub findings: Vec<String>,
     /// Views whose names or inodes are not what they were.
     pub mended: BTreeSet<ViewId>,
@@ -127,6 +129,10 @@ impl Recovery {
         if matches!(history, History::Incomplete | History::Repaired) {
             index.forget_views()?;
         }
+        // Why the log was not read as one that is whole.
+        let torn = (history == History::RolledBack)
+            .then(|| self.findings.pop())
+            .flatten();
         let Mended {
             findings,
             views,
@@ -136,6 +142,7 @@ impl Recovery {
         Ok(Recovered {
             index,
             history,
+            torn,
             findings: std::mem::take(&mut self.findings),
             mended: views,
             forgot_inodes: forgot_inodes
