@@ -51,7 +51,7 @@ pub fn end(root: &Path) {
     }
 }
 
-/// Whether every thread of `pid` is stopped (state `T`, proc_pid_stat(5)).
+/// Whether every thread of `pid` is stopped (state `T`, `proc_pid_stat(5)`).
 pub fn is_stopped(pid: Pid) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return false;
