@@ -58,8 +58,9 @@ const RESENT: u64 = 1 << 63;
 /// Names read from a directory at a time.
 const LIST_BATCH: usize = 256;
 
-/// What workers read into: a fresh megabyte for each request would be mapped, cleared and unmapped
-/// each time. Shared by all views, of which few read at once.
+/// What workers read into, up to [`MAX_REQUEST`] each: a fresh buffer for every request would be
+/// cleared, and its pages given back to the system, each time. Shared by all views, of which few
+/// read at once.
 static READ_BUFFERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// How many of them are kept.
