@@ -15,6 +15,7 @@ pub mod counters;
 pub mod disk;
 pub mod fetch;
 pub mod flip;
+mod image;
 pub mod killer;
 pub mod lossy_disk;
 pub mod messages;
