@@ -14,6 +14,7 @@ pub mod command;
 pub mod counters;
 pub mod disk;
 pub mod fetch;
+pub mod files;
 pub mod flip;
 mod image;
 pub mod killer;
