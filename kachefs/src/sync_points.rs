@@ -4,7 +4,7 @@
 //! What the index says and what private files hold reach the disk on different schedules. So a
 //! backing file that an earlier state of the index may name is not removed before the next sync
 //! point, and recovery after a power cut (`fs::recovery`) trusts only what changed before the last
-//! one. When to make one is the daemon's business (`daemon::sync_points`).
+//! one. When to make one is the daemon's business (`daemon::pace`).
 
 use std::fs::{self, File};
 use std::io;

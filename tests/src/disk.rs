@@ -2,12 +2,13 @@
 //! as a bad disk does, and be repaired.
 
 use std::fs::{self, File};
-use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
-use crate::{Must, Sandbox, mounts};
+use crate::image::{self, run};
+use crate::{Must, Sandbox};
+
+/// Room on the disk; sparse.
+const DISK: u64 = 1 << 30;
 
 /// A mounted disk image.
 pub struct Disk<'a> {
@@ -19,29 +20,12 @@ impl<'a> Disk<'a> {
     /// `None`, and why, where there is no such file system on this machine.
     #[track_caller]
     pub fn new(sandbox: &'a Sandbox, kind: &str) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: mounting a disk image takes root");
-            return None;
-        }
-        let known = fs::read_to_string("/proc/filesystems").must("/proc/filesystems");
-        let mkfs = format!("mkfs.{kind}");
-        let has_tool = ["/sbin", "/usr/sbin", "/usr/bin"]
-            .iter()
-            .any(|dir| Path::new(dir).join(&mkfs).exists());
-        if !has_tool || !known.contains(&format!("\t{kind}\n")) {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "no {kind} here: run scripts/setup"
-            );
-            eprintln!("skipped: this machine has no {mkfs}, or its kernel no {kind}");
+        if !image::is_possible(kind) {
             return None;
         }
         let image = sandbox.path("disk.img");
-        File::create(&image)
-            .must("image")
-            .set_len(1 << 30)
-            .must("set_len");
-        run(Command::new(&mkfs).arg("-q").arg(&image));
+        image::make(&image, DISK);
+        run(&format!("mkfs.{kind}"), &["-q"], &[&image]);
         sandbox.make_dir("store");
         let disk = Self {
             sandbox,
@@ -59,11 +43,8 @@ impl<'a> Disk<'a> {
             "loop"
         };
         let (image, store) = (self.sandbox.path("disk.img"), self.sandbox.store());
-        let mut mount = Command::new("mount");
-        run(mount
-            .args(["-o", options, "-t", &self.kind])
-            .arg(image)
-            .arg(store));
+        let flags = ["-o", options, "-t", &self.kind];
+        run("mount", &flags, &[&image, &store]);
     }
 
     /// Writes everything to the disk.
@@ -98,14 +79,14 @@ impl<'a> Disk<'a> {
     #[track_caller]
     pub fn remount(&self, options: &str) {
         let options = format!("remount,{options}");
-        let mut mount = Command::new("mount");
-        run(mount.args(["-o", &options]).arg(self.sandbox.store()));
+        run("mount", &["-o", &options], &[&self.sandbox.store()]);
     }
 
     /// Unmounts, checks and mounts again a disk nobody uses.
     #[track_caller]
     pub fn repair(&self) {
-        assert!(self.unmount(), "the disk is still in use");
+        let unmounted = image::unmount(&self.sandbox.store());
+        assert!(unmounted, "the disk is still in use");
         let image = self.sandbox.path("disk.img");
         let checked = Command::new("e2fsck")
             .args(["-f", "-y"])
@@ -119,38 +100,11 @@ impl<'a> Disk<'a> {
         );
         self.mount();
     }
-
-    fn unmount(&self) -> bool {
-        let store = self.sandbox.store();
-        for _ in 0..100 {
-            let status = Command::new("umount").arg(&store).output();
-            if status.is_ok_and(|output| output.status.success()) || mounts::at(&store).is_none() {
-                return true;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        false
-    }
 }
 
 impl Drop for Disk<'_> {
     fn drop(&mut self) {
-        // Without a panic: one may be under way. What stays, the sandbox reports.
-        for words in ["unmount --all", "daemon stop"] {
-            let command = Command::new(self.sandbox.bin_dir().join("kachefs"))
-                .args(words.split(' '))
-                .env("KACHEFS_STORE", self.sandbox.store())
-                .env("HOME", self.sandbox.path("home"))
-                .env("CARGO_HOME", self.sandbox.cargo_home())
-                .output();
-            drop(command);
-        }
-        self.unmount();
+        image::end_users(self.sandbox, "unmount --all");
+        image::unmount(&self.sandbox.store());
     }
-}
-
-#[track_caller]
-fn run(command: &mut Command) {
-    let output = command.output().must("a command");
-    assert!(output.status.success(), "{command:?}: {output:?}");
 }

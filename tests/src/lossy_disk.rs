@@ -4,13 +4,12 @@
 //! exactly what the kernel had sent to the disk by then; what was only in the page cache is missing.
 //! Mounting the clone is what happens after the power comes back.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
-use crate::{Must, Sandbox, mounts};
+use crate::image::{self, run, unmount};
+use crate::{Sandbox, mounts};
 
 /// Room for the image and its clones; sparse.
 const PLATTERS: u64 = 16 << 30;
@@ -32,25 +31,8 @@ impl<'a> LossyDisk<'a> {
     /// be done.
     #[track_caller]
     pub fn new(sandbox: &'a Sandbox, options: &str) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: mounting a disk image takes root");
+        if !["ext4", "xfs"].into_iter().all(image::is_possible) {
             return None;
-        }
-        let known = fs::read_to_string("/proc/filesystems").must("/proc/filesystems");
-        let tool = |name: &str| {
-            ["/sbin", "/usr/sbin", "/usr/bin"]
-                .iter()
-                .any(|dir| Path::new(dir).join(name).exists())
-        };
-        for kind in ["ext4", "xfs"] {
-            if !known.contains(&format!("\t{kind}\n")) || !tool(&format!("mkfs.{kind}")) {
-                assert!(
-                    std::env::var_os("CI").is_none(),
-                    "no {kind} here: run scripts/setup"
-                );
-                eprintln!("skipped: this machine has no mkfs.{kind}, or its kernel no {kind}");
-                return None;
-            }
         }
         if !Path::new("/dev/loop-control").exists() {
             eprintln!("skipped: no loop devices");
@@ -61,11 +43,11 @@ impl<'a> LossyDisk<'a> {
             options: options.to_owned(),
         };
         let base = sandbox.path("platters.img");
-        image(&base, PLATTERS);
+        image::make(&base, PLATTERS);
         run("mkfs.xfs", &["-q", "-m", "reflink=1"], &[&base]);
         let platters = sandbox.make_dir("platters");
         run("mount", &["-o", "loop", "-t", "xfs"], &[&base, &platters]);
-        image(&disk.image(), DISK);
+        image::make(&disk.image(), DISK);
         // Without its journal's lazy initialisation, which would write behind the test's back.
         let flags = ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
         run("mkfs.ext4", &flags, &[&disk.image()]);
@@ -112,16 +94,7 @@ impl<'a> LossyDisk<'a> {
 
 impl Drop for LossyDisk<'_> {
     fn drop(&mut self) {
-        // Without a panic: one may be under way. What stays, the sandbox reports.
-        for words in ["unmount --all --lazy", "daemon stop"] {
-            let command = Command::new(self.sandbox.bin_dir().join("kachefs"))
-                .args(words.split(' '))
-                .env("KACHEFS_STORE", self.sandbox.store())
-                .env("HOME", self.sandbox.path("home"))
-                .env("CARGO_HOME", self.sandbox.cargo_home())
-                .output();
-            drop(command);
-        }
+        image::end_users(self.sandbox, "unmount --all --lazy");
         if thread::panicking() {
             // The end of the log is on this disk.
             let log = fs::read_to_string(self.sandbox.store().join("daemon.log"));
@@ -131,32 +104,4 @@ impl Drop for LossyDisk<'_> {
             unmount(&point);
         }
     }
-}
-
-/// Unmounts, when whoever used it has ended; whether it is gone. Its loop device goes with it.
-fn unmount(point: &Path) -> bool {
-    for _ in 0..100 {
-        if mounts::at(point).is_none() {
-            return true;
-        }
-        let status = Command::new("umount").arg(point).output();
-        if status.is_ok_and(|output| output.status.success()) {
-            continue;
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    mounts::at(point).is_none()
-}
-
-#[track_caller]
-fn image(path: &Path, size: u64) {
-    let file = File::create(path).must(path.display());
-    file.set_len(size).must(path.display());
-}
-
-#[track_caller]
-fn run(program: &str, flags: &[&str], paths: &[&Path]) {
-    let output = Command::new(program).args(flags).args(paths).output();
-    let output = output.must(program);
-    assert!(output.status.success(), "{program}: {output:?}");
 }

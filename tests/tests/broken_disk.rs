@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use harness::disk::Disk;
 use harness::messages::Messages;
-use harness::{Must, Project, Sandbox, Tree, processes, samples};
+use harness::{Must, Project, Running, Sandbox, Tree, processes, samples};
 use nix::libc::{EIO, EMFILE, ENFILE, EROFS};
 
 /// How long an answer may take that is not about work.
@@ -22,10 +22,43 @@ fn builds_plainly(sandbox: &Sandbox, name: &str) {
     let project = samples::plain(sandbox.path(name));
     let built = sandbox.cargo(&project, "build").timeout(PROMPT);
     let _ = built.env("RUSTC_WRAPPER", sandbox.wrapper()).ok();
+    runs(sandbox, &project);
+}
+
+/// The plain project, built in a view.
+#[track_caller]
+fn built_in_a_view(sandbox: &Sandbox) -> Project {
+    let project = samples::plain(sandbox.path("project"));
+    sandbox.mount(project.target());
+    let _ = sandbox.cargo(&project, "build").ok();
+    project
+}
+
+/// Starts a build, and waits until it has made more than so many files.
+#[track_caller]
+fn build_under_way(sandbox: &Sandbox, project: &Project, files: usize) -> Running {
+    let build = sandbox.cargo(project, "build").spawn();
+    let deps = project.target().join("debug/deps");
+    let started = || deps.read_dir().is_ok_and(|names| names.count() > files);
+    assert!(processes::wait_for(PROMPT, started), "the build starts");
+    build
+}
+
+/// The program of the plain project does what it should.
+#[track_caller]
+fn runs(sandbox: &Sandbox, project: &Project) {
     assert_eq!(
         sandbox.output_of(project.program("app")),
         samples::PLAIN_OUTPUT
     );
+}
+
+/// No view is mounted from a store on a disk that is read-only, and the reason is told.
+#[track_caller]
+fn is_refused(sandbox: &Sandbox, target: &Path) {
+    let refused = sandbox.kachefs("mount").arg(target).fails();
+    let line = refused.one_line_error();
+    assert!(line.contains("Read-only file system"), "{line}");
 }
 
 /// The build has nothing to do, and says so.
@@ -142,10 +175,8 @@ fn few_descriptors() {
 fn hardly_any_descriptors() {
     // Too few for anything but to say so, and to be well again.
     let sandbox = Sandbox::new();
-    let project = samples::plain(sandbox.path("project"));
+    let project = built_in_a_view(&sandbox);
     let target = project.target();
-    sandbox.mount(&target);
-    let _ = sandbox.cargo(&project, "build").ok();
     fs::write(target.join("kept"), vec![9; 50_000]).must("write");
     let daemon = sandbox.current_daemon();
     let limit = |number: &str| {
@@ -185,10 +216,8 @@ fn a_disk_that_turns_read_only_under_a_mount() {
     let Some(disk) = Disk::new(&sandbox, "ext4") else {
         return;
     };
-    let project = samples::plain(sandbox.path("project"));
+    let project = built_in_a_view(&sandbox);
     let target = project.target();
-    sandbox.mount(&target);
-    let _ = sandbox.cargo(&project, "build").ok();
     sandbox.counters();
     fs::write(target.join("small"), "small").must("write");
     fs::write(target.join("large"), vec![5; 100_000]).must("write");
@@ -208,10 +237,7 @@ fn a_disk_that_turns_read_only_under_a_mount() {
         again.status.success() || again.stderr.contains("Read-only file system"),
         "{again}"
     );
-    assert_eq!(
-        sandbox.output_of(project.program("app")),
-        samples::PLAIN_OUTPUT
-    );
+    runs(&sandbox, &project);
     // Something to do: cargo says that it cannot.
     project.replace("crates/app/src/main.rs", "fn main", "// new\nfn main");
     let failed = sandbox.cargo(&project, "build").timeout(PROMPT).fails();
@@ -231,18 +257,13 @@ fn a_disk_that_turns_read_only_under_a_mount() {
     }
     builds_plainly(&sandbox, "project-plain");
     let _ = sandbox.kachefs("daemon stop").timeout(PROMPT).ok();
-    let refused = sandbox.kachefs("mount").arg(&target).fails();
-    let line = refused.one_line_error();
-    assert!(line.contains("Read-only file system"), "{line}");
+    is_refused(&sandbox, &target);
 
     disk.repair();
     sandbox.mount(&target);
     before.assert_same(&Tree::of(&target), "the disk is well again");
     let _ = sandbox.cargo(&project, "build").ok();
-    assert_eq!(
-        sandbox.output_of(project.program("app")),
-        samples::PLAIN_OUTPUT
-    );
+    runs(&sandbox, &project);
 }
 
 #[test]
@@ -254,12 +275,7 @@ fn a_disk_that_turns_read_only_while_cargo_builds() {
     let project = samples::many(sandbox.path("project"), 8, "");
     let target = project.target();
     sandbox.mount(&target);
-    let build = sandbox.cargo(&project, "build").spawn();
-    let started = || {
-        let names = target.join("debug/deps").read_dir();
-        names.is_ok_and(|names| names.count() > 6)
-    };
-    assert!(processes::wait_for(PROMPT, started), "the build starts");
+    let build = build_under_way(&sandbox, &project, 6);
     disk.fail();
     let built = build.finish();
     println!("{built}");
@@ -289,22 +305,15 @@ fn a_disk_that_is_read_only_from_the_start() {
     let Some(disk) = Disk::new(&sandbox, "ext4") else {
         return;
     };
-    let project = samples::plain(sandbox.path("project"));
+    let project = built_in_a_view(&sandbox);
     let target = project.target();
-    sandbox.mount(&target);
-    let _ = sandbox.cargo(&project, "build").ok();
     let before = Tree::of(&target);
     let _ = sandbox.kachefs("daemon stop").ok();
     disk.remount("ro");
-    let refused = sandbox.kachefs("mount").arg(&target).fails();
-    let line = refused.one_line_error();
-    assert!(line.contains("Read-only file system"), "{line}");
+    is_refused(&sandbox, &target);
     // The target is managed: the wrapper tries, says why not, and cargo builds.
     let _ = sandbox.cargo(&project, "build").timeout(PROMPT).ok();
-    assert_eq!(
-        sandbox.output_of(project.program("app")),
-        samples::PLAIN_OUTPUT
-    );
+    runs(&sandbox, &project);
     let doctor = sandbox.kachefs("doctor").timeout(PROMPT).run();
     let told = doctor.stdout.lines().any(|line| {
         line.starts_with("PROBLEM") && line.contains("store") && line.contains("Read-only")
@@ -323,15 +332,7 @@ fn a_disk_that_is_read_only_from_the_start() {
 #[track_caller]
 fn without_a_store(sandbox: &Sandbox, project: &Project, building: bool, take: impl FnOnce()) {
     let target = project.target();
-    let build = building.then(|| {
-        let build = sandbox.cargo(project, "build").spawn();
-        let started = || {
-            let names = target.join("debug/deps").read_dir();
-            names.is_ok_and(|names| names.count() > 3)
-        };
-        assert!(processes::wait_for(PROMPT, started), "the build starts");
-        build
-    });
+    let build = building.then(|| build_under_way(sandbox, project, 3));
     take();
     // At once: whatever is written to now has nowhere to go, or still has.
     for result in [

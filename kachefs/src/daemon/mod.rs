@@ -1,7 +1,7 @@
 //! The daemon: one process that owns a store, serves its views and answers compilers.
 //!
 //! `server` speaks the socket protocol, `mounts` keeps the mounted views, `managed` knows which of
-//! them come back by themselves, `sync_points` says now and then that everything is on the disk,
+//! them come back by themselves, `pace` decides when to say that everything is on the disk,
 //! `takeover` goes on with the mounts of a daemon that died, `health` notices a store that went away or
 //! does not take writes. Started by a keeper, for `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM
 //! or SIGINT, unmounting everything.
@@ -10,9 +10,9 @@ pub mod client;
 pub mod health;
 mod managed;
 pub mod mounts;
+mod pace;
 pub mod server;
 pub mod stats;
-mod sync_points;
 pub mod takeover;
 
 use std::os::unix::fs::PermissionsExt;
@@ -75,7 +75,7 @@ impl Daemon {
         let taken = mounts.take_over(inherited);
         mounts.remount_all(&taken);
         save_now_and_then(&mounts)?;
-        sync_points::make_now_and_then(&mounts)?;
+        pace::make_now_and_then(&mounts)?;
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let daemon = Arc::new(Self {
             storage,
@@ -95,7 +95,7 @@ impl Daemon {
         save(&self.mounts);
         // Whoever still uses a detached mount can change it until we are gone.
         let ended = self.mounts.in_use().is_empty();
-        match sync_points::make(&self.mounts, ended) {
+        match pace::make_sync_point(&self.mounts, ended) {
             Ok(()) => leave_mark(&self.storage, true),
             Err(error) => {
                 let error = format!("{error:#}");

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use store::{ViewId, ViewRecord};
 
 use super::takeover::Keeper;
-use super::{managed, sync_points};
+use super::{managed, pace};
 use crate::fs::import::{Imported, import};
 use crate::fs::{Caller, View};
 use crate::fuse::{Adapter, KernelInvalidate, MAX_REQUEST};
@@ -173,7 +173,7 @@ impl Mounts {
         let served = self
             .handshake(&view, fuse)
             .and_then(|(session, connection)| {
-                let imported = import(&view, &below, path, || sync_points::make(self, false))?;
+                let imported = import(&view, &below, path, || pace::make_sync_point(self, false))?;
                 Ok((run(&view, session)?, connection, imported))
             });
         let (session, connection, imported) = served.inspect_err(|_| {

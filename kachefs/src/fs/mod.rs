@@ -1,12 +1,13 @@
 //! The file system proper: views, inodes and content pointers, in plain Rust types.
 //!
 //! Arguments in, `Result<_, Errno>` out; nothing here knows FUSE, so everything can be tested
-//! without a mount. `names` changes names, `directory` holds them, `again` changes them for requests
-//! sent twice, `data` changes bytes, `outputs` is what the action service asks of a view (digests,
-//! ingest, bind), `passthrough` lets compilers write past the daemon, `small` leaves bytes to the
-//! index, `import` takes over an existing directory, `clear` ends everything in a view, `check` gives
-//! up files whose bytes are not in the store any more. What a power cut may take back is the business
-//! of `durability` (how it is kept small) and `recovery` (what is dropped after one).
+//! without a mount. `view` has the nodes, `load` gets them from the index, `records` puts them there.
+//! `names` changes names, `directory` holds them, `again` changes them for requests sent twice, `data`
+//! changes bytes, `outputs` is what the action service asks of a view (digests, ingest, bind),
+//! `passthrough` lets compilers write past the daemon, `small` leaves bytes to the index, `import`
+//! takes over an existing directory, `clear` ends everything in a view, `check` gives up files whose
+//! bytes are not in the store any more. What a power cut may take back is the business of `durability`
+//! (how it is kept small) and `recovery` (what is dropped after one).
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
@@ -19,10 +20,12 @@ pub mod data;
 pub mod directory;
 pub mod durability;
 pub mod import;
+mod load;
 pub mod names;
 pub mod node;
 pub mod outputs;
 pub mod passthrough;
+mod records;
 pub mod recovery;
 mod small;
 pub mod view;

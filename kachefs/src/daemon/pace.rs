@@ -39,7 +39,7 @@ const SCARCE: u64 = 32;
 const STEP: i64 = 1;
 
 /// Makes a sync point; `ended` when nothing changes after it.
-pub fn make(mounts: &Mounts, ended: bool) -> Result<()> {
+pub fn make_sync_point(mounts: &Mounts, ended: bool) -> Result<()> {
     let save = |epoch| {
         for (path, view) in mounts.in_use() {
             view.mark_written(epoch);
@@ -87,7 +87,7 @@ fn look(mounts: &Mounts, pace: &mut Pace, clock: &mut Clock) {
     }
     // Before it, so that what changes meanwhile is seen as new.
     pace.made(now);
-    if let Err(error) = make(mounts, false) {
+    if let Err(error) = make_sync_point(mounts, false) {
         let error = format!("{error:#}");
         tracing::error!(error, "no sync point");
     }

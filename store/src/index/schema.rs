@@ -1,0 +1,37 @@
+//! The names of families and the keys in them (the table is in the parent). Who changes what an older
+//! kachefs would misread raises the version.
+
+use crate::view::{Ino, ViewId};
+
+pub(crate) const META: &str = "meta";
+pub(crate) const VIEWS: &str = "views";
+pub(crate) const INODES: &str = "inodes";
+pub(crate) const DENTRIES: &str = "dentries";
+pub(crate) const ACTIONS: &str = "actions";
+pub(crate) const RECORDS: &str = "records";
+pub(crate) const FILES: &str = "files";
+pub(super) const FAMILIES: [&str; 7] = [META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES];
+
+pub(crate) const SCHEMA_VERSION: u32 = 2;
+pub(super) const SCHEMA_KEY: &[u8] = b"schema";
+pub(crate) const COUNTERS_KEY: &[u8] = b"counters";
+pub(crate) const SCRATCH_KEY: &[u8] = b"next-scratch";
+pub(crate) const EXCHANGES_KEY: &[u8] = b"exchanges/";
+pub(crate) const SYNC_POINT_KEY: &[u8] = b"sync-point";
+
+pub(super) fn exchanges_key(view: ViewId) -> Vec<u8> {
+    [EXCHANGES_KEY, &view.0.to_be_bytes()].concat()
+}
+
+pub(crate) fn inode_key(view: ViewId, ino: Ino) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&view.0.to_be_bytes());
+    key[4..].copy_from_slice(&ino.0.to_be_bytes());
+    key
+}
+
+pub(crate) fn dentry_key(view: ViewId, parent: Ino, name: &[u8]) -> Vec<u8> {
+    let mut key = inode_key(view, parent).to_vec();
+    key.extend_from_slice(name);
+    key
+}
