@@ -1,7 +1,9 @@
 //! The life of a mounted target: `cargo clean` succeeds, what was mounted comes back by itself
 //! until a person unmounts it, and no mount is stuck for ever.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use harness::killer::SetOnDrop;
 use harness::messages::Messages;
 use harness::unprivileged::can_mount_unprivileged;
-use harness::{Must, Project, Running, Sandbox, mounts, processes, samples};
+use harness::{Must, Project, Running, Sandbox, mounts, processes, samples, tree};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
@@ -488,6 +490,43 @@ fn unmount_names_who_uses_it(who: As) {
         drop(running);
     }
     sandbox.unmount(&target);
+}
+
+#[test]
+fn what_was_open_when_the_target_was_cleaned_goes_with_its_user() {
+    let Some((sandbox, project, _)) = built(As::Ourselves) else {
+        return;
+    };
+    let backings = || {
+        let files = tree::files(&sandbox.store().join("scratch"));
+        let live = files.into_iter().filter(|path| path.extension().is_none());
+        live.collect::<BTreeSet<_>>()
+    };
+    for round in 0..10 {
+        let before = backings();
+        let open: Vec<_> = (0..20)
+            .map(|number| {
+                let path = project.target().join(format!("open-{number}"));
+                fs::write(&path, vec![number; 100_000]).must("write");
+                fs::File::open(path).must("open")
+            })
+            .collect();
+        let ours: BTreeSet<_> = backings().difference(&before).cloned().collect();
+        assert_eq!(ours.len(), open.len());
+        let _ = sandbox.cargo(&project, "clean").ok();
+        let _ = sandbox.cargo(&project, "build").ok();
+        let mut bytes = Vec::new();
+        (&open[7]).read_to_end(&mut bytes).must("still there");
+        assert_eq!(bytes, vec![7; 100_000]);
+        drop(open);
+        // The kernel says nothing more once the last user of a mount is gone.
+        let gone = || backings().is_disjoint(&ours);
+        assert!(
+            processes::wait_for(Duration::from_secs(5), gone),
+            "round {round}: left: {:?}",
+            backings().intersection(&ours).collect::<Vec<_>>()
+        );
+    }
 }
 
 #[test]

@@ -3,9 +3,29 @@
 //! Called by the daemon when it detaches a view that was emptied, and when it brings back one
 //! whose directory was removed meanwhile; never for a request of the kernel.
 
+use std::sync::atomic::Ordering;
+
 use store::{Ino, Kind};
 
+use super::node::Body;
 use super::{FsResult, View};
+
+impl Drop for View {
+    /// What was unlinked while open goes with the mount. The kernel's last references end with it,
+    /// and often it does not come to say so. For other views the next load does the same.
+    fn drop(&mut self) {
+        if !self.retired.load(Ordering::Relaxed) {
+            return;
+        }
+        for node in self.all_nodes() {
+            let state = node.state.lock();
+            if let Body::Private { id, .. } = state.body {
+                self.storage
+                    .retire_scratch(id, state.changed, state.fsynced);
+            }
+        }
+    }
+}
 
 impl View {
     /// Whether the root holds no name.
@@ -28,6 +48,7 @@ impl View {
         state.attributes.nlink = 0;
         drop(state);
         self.outlive_records();
+        self.retired.store(true, Ordering::Relaxed);
         true
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use store::{Attributes, Exchanges, Ino, Kind, ViewId, ViewRecord};
@@ -87,6 +87,8 @@ pub struct View {
     pub(super) exchanges: Mutex<Exchanges>,
     /// Files whose bytes may be lost (see `fs::check`).
     pub(super) suspects: Mutex<Vec<Ino>>,
+    /// Whether it goes on only for what was open when it was emptied (see `fs::clear`).
+    pub(super) retired: AtomicBool,
 }
 
 impl View {
@@ -110,6 +112,7 @@ impl View {
             forgotten: Mutex::default(),
             exchanges: Mutex::default(),
             suspects: Mutex::default(),
+            retired: AtomicBool::new(false),
         }
     }
 
