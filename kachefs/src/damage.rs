@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use store::{History, Index, Quarantine, StoreDir, Thing, ViewId};
 
+use crate::fs::recovery::LastEnd;
+
 /// Findings told one by one; the rest is counted.
 const TOLD: usize = 100;
 
@@ -60,12 +62,20 @@ impl Damage {
         Ok((recovered.index, damage))
     }
 
-    /// Says where the index's log ends, unless it does so in order. After a power cut it has to.
-    pub fn tell_of_the_log(&self, cut: bool) {
-        match &self.torn {
-            Some(torn) if cut => tracing::info!("the power cut ended the log: {torn}"),
-            Some(torn) => tracing::error!("damaged: the end of the log: {torn}"),
-            None => {}
+    /// Says where the index's log ends, unless it does so in order.
+    pub fn tell_of_the_log(&self, last_end: &LastEnd) {
+        match (&self.torn, last_end) {
+            (None, _) => {}
+            // It has to.
+            (Some(torn), LastEnd::Cut(_)) => tracing::info!("the power cut ended the log: {torn}"),
+            // So it is when the daemon dies while it writes. Whether more than that is missing the
+            // keeper knows.
+            (Some(torn), LastEnd::SameBoot(_)) => {
+                tracing::warn!("damaged: the end of the log: {torn}");
+            }
+            (Some(torn), LastEnd::New | LastEnd::Ended(_)) => {
+                tracing::error!("damaged: the end of the log: {torn}");
+            }
         }
     }
 

@@ -87,7 +87,7 @@ impl Storage {
         cas.remove_leftovers()?;
         let last_end = LastEnd::of(index.sync_point()?, boot.as_deref());
         let cut = matches!(last_end, LastEnd::Cut(_));
-        damage.tell_of_the_log(cut);
+        damage.tell_of_the_log(&last_end);
         if let LastEnd::Cut(last) = &last_end {
             recovery::recover(&dir, &cas, &index, last)?;
         }

@@ -484,6 +484,11 @@ fn an_index_damaged_between_two_daemons() {
 }
 
 #[test]
+fn a_write_that_was_under_way_is_no_error() {
+    takeover::write_under_way();
+}
+
+#[test]
 fn an_index_removed_between_two_daemons() {
     takeover::index_removed();
 }

@@ -3,6 +3,7 @@
 //! is there again.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -117,6 +118,27 @@ pub fn index_damaged() {
             }
         }
     }
+}
+
+/// The beginning of a record, as of a daemon that died while it wrote (RocksDB's log format:
+/// checksum, length, type, bytes).
+const BEGUN: &[u8] = b"\x01\x02\x03\x04\x64\x00\x01and no more";
+
+#[track_caller]
+pub fn write_under_way() {
+    let scene = Scene::new(LIMIT);
+    let store = scene.sandbox.store();
+    let before = scene.log().len();
+    let alive = goes_on(&scene, 1, "a write under way", || {
+        let newest = index_files(&store, "log").pop().must("a log");
+        let mut log = File::options().append(true).open(newest).must("open");
+        log.write_all(BEGUN).must("write");
+    });
+    assert_eq!(alive, 20, "nothing that was acknowledged is missing");
+    let named = scene.named(before);
+    assert!(!named.is_empty(), "it is named");
+    let log = scene.log()[before..].to_owned();
+    assert!(!log.contains("ERROR"), "and no error:\n{log}");
 }
 
 #[track_caller]
