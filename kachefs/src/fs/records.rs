@@ -33,8 +33,7 @@ impl View {
         let mut next = self.next_ino.lock();
         let mut record = self.record.lock();
         if *next == record.next_ino {
-            record.next_ino += CLAIM;
-            self.put_record(&record)?;
+            claim(&mut record, |claimed| self.put_record(claimed))?;
         }
         *next += 1;
         Ok(Ino(*next - 1))
@@ -107,5 +106,37 @@ impl View {
             }
         }
         result
+    }
+}
+
+/// Claims more inode numbers. Only what is stored counts: the next daemon begins there.
+fn claim(record: &mut ViewRecord, store: impl FnOnce(&ViewRecord) -> FsResult<()>) -> FsResult<()> {
+    let mut claimed = record.clone();
+    claimed.next_ino += CLAIM;
+    store(&claimed)?;
+    *record = claimed;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::Errno;
+
+    #[test]
+    fn what_is_not_stored_is_not_claimed() {
+        let mut record = ViewRecord {
+            path: b"/target".to_vec(),
+            mounted: true,
+            next_ino: 7,
+        };
+        let full = claim(&mut record, |_| Err(Errno::ENOSPC));
+        assert_eq!((full.is_err(), record.next_ino), (true, 7));
+        claim(&mut record, |claimed| {
+            assert_eq!(claimed.next_ino, 7 + CLAIM);
+            Ok(())
+        })
+        .expect("stored");
+        assert_eq!(record.next_ino, 7 + CLAIM);
     }
 }
