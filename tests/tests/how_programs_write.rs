@@ -168,6 +168,8 @@ fn copies_and_archives_keep_everything() {
             let flags = UtimensatFlags::FollowSymlink;
             utimensat(AT_FDCWD, &from.join(name), &old, &old, flags).must("utimensat");
         }
+        let (link, flags) = (from.join("sub/link"), UtimensatFlags::NoFollowSymlink);
+        utimensat(AT_FDCWD, &link, &old, &old, flags).must("utimensat");
         shell(dir, log, "cp -a from cp");
         shell(
             dir,
