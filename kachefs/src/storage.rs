@@ -357,7 +357,8 @@ fn begin(
     Ok(point)
 }
 
-fn is_out_of_descriptors(errno: Option<i32>) -> bool {
+/// Whether an operation failed for want of descriptors, which may pass.
+pub(crate) fn is_out_of_descriptors(errno: Option<i32>) -> bool {
     matches!(errno, Some(nix::libc::EMFILE | nix::libc::ENFILE))
 }
 

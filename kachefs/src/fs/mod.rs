@@ -11,7 +11,8 @@
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one
-//! and waits for no other lock while holding it. The lock of the node table is innermost.
+//! and waits for no other node while holding it. The node table and the lists of what is behind
+//! (dirty, forgotten, suspected) have innermost locks.
 
 pub mod again;
 pub mod check;

@@ -10,9 +10,10 @@ use fuser::{FileHandle, FopenFlags, INodeNo, ReplyCreate, Request};
 use store::Ino;
 
 use super::convert::{attr, caller, errno, number_of};
-use super::{Adapter, GENERATION, TTL, ttl};
+use super::{Adapter, GENERATION, ttl};
 use crate::fs::names::NewNode;
 use crate::fs::{Entry, Errno, FsResult};
+use crate::storage::is_out_of_descriptors;
 
 impl Adapter {
     pub(super) fn make(
@@ -85,15 +86,17 @@ impl Adapter {
                 let (flags, grant) = (FopenFlags::empty(), Arc::new(grant));
                 // Before the creator goes on: it may be quick to remove the file again.
                 self.view.granted(&node, Box::new(Arc::clone(&grant)));
-                reply.created_passthrough(&TTL, &attr, GENERATION, handle, flags, &grant);
+                reply.created_passthrough(ttl(name), &attr, GENERATION, handle, flags, &grant);
             }
             Err(error) => {
-                // Not privileged enough, or the store is on a stacked file system.
-                tracing::info!(%error, "no passthrough");
-                self.passthrough.store(false, Ordering::Relaxed);
+                // Otherwise not privileged enough, or the store is on a stacked file system.
+                if !is_out_of_descriptors(error.raw_os_error()) {
+                    tracing::info!(%error, "no passthrough");
+                    self.passthrough.store(false, Ordering::Relaxed);
+                }
                 self.view.keep_asking(&node);
                 reply.created(
-                    &TTL,
+                    ttl(name),
                     &attr,
                     GENERATION,
                     handle,

@@ -24,9 +24,9 @@ use crate::fs::names::{NewNode, RenameMode};
 use crate::fs::node::Body;
 use crate::fs::{FsResult, NAME_MAX};
 
-fn reply_entry(result: FsResult<FileAttr>, reply: ReplyEntry) {
+fn reply_entry(result: FsResult<FileAttr>, name: &OsStr, reply: ReplyEntry) {
     match result {
-        Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
+        Ok(attr) => reply.entry(ttl(name), &attr, GENERATION),
         Err(error) => reply.error(errno(error)),
     }
 }
@@ -144,7 +144,7 @@ impl Filesystem for Adapter {
             body,
         };
         let made = self.make(request, parent, name, new);
-        reply_entry(made.map(|entry| attr(&entry)), reply);
+        reply_entry(made.map(|entry| attr(&entry)), name, reply);
     }
 
     fn mkdir(
@@ -162,7 +162,7 @@ impl Filesystem for Adapter {
             name,
             NewNode::directory(Ino(parent.0), mode),
         );
-        reply_entry(made.map(|entry| attr(&entry)), reply);
+        reply_entry(made.map(|entry| attr(&entry)), name, reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -199,7 +199,7 @@ impl Filesystem for Adapter {
     ) {
         let new = NewNode::symlink(target.as_os_str().as_bytes());
         let made = self.make(request, parent, name, new);
-        reply_entry(made.map(|entry| attr(&entry)), reply);
+        reply_entry(made.map(|entry| attr(&entry)), name, reply);
     }
 
     fn rename(
@@ -246,7 +246,7 @@ impl Filesystem for Adapter {
             (_, true) => self.view.link_again(ino, parent, name),
             _ => self.view.link(ino, parent, name),
         };
-        reply_entry(made.map(|entry| attr(&entry)), reply);
+        reply_entry(made.map(|entry| attr(&entry)), newname, reply);
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
