@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use harness::{Must, Sandbox, Tree};
+use nix::unistd::Uid;
 
 /// A target as a build without kachefs leaves it.
 fn old_target(sandbox: &Sandbox, name: &str) -> std::path::PathBuf {
@@ -141,4 +142,25 @@ fn a_projects_own_wrapper_is_noticed() {
     let outcome = sandbox.mount(&target);
     assert!(outcome.said().contains("sccache"), "{outcome}");
     assert!(!sandbox.cargo_home().join("config.toml").exists());
+}
+
+#[test]
+fn a_daemon_in_another_mount_namespace_mounts_nothing_here() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: a namespace of our own takes root");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let target = sandbox.make_dir("project").join("target");
+    let kachefs = sandbox.bin_dir().join("kachefs");
+    let _ = sandbox
+        .command("unshare")
+        .args(["-m", "--propagation", "private"])
+        .arg(kachefs)
+        .args(["mount", "--no-init"])
+        .arg(&target)
+        .ok();
+    let refused = sandbox.kachefs("mount --no-init").arg(&target).fails();
+    let line = refused.one_line_error();
+    assert!(line.contains("another mount namespace"), "{line}");
 }

@@ -1,7 +1,9 @@
 //! The socket: accepts conversations, one thread each, and carries out commands.
 
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,9 +67,31 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
         gid: peer.gid(),
     };
     match protocol::receive(stream)? {
+        Request::Compile(_) if !sees_our_files(peer.pid()) => {
+            daemon.service.refuse(stream, "other-namespace")
+        }
+        // What is there would be taken over, and be seen by nobody who asked.
+        Request::Control(Control::Mount { .. } | Control::Remount { .. })
+            if !sees_our_files(peer.pid()) =>
+        {
+            let why = "the daemon of this store runs in another mount namespace";
+            protocol::send(stream, &Answer::Failed(why.to_owned()))
+        }
         Request::Compile(request) => daemon.service.compile(stream, &request, caller),
         Request::Control(control) => control_answer(daemon, stream, control, ended),
     }
+}
+
+/// Whether a path means to a process what it means to us: a container, or a program in a mount
+/// namespace of its own, may have other files there (`mount_namespaces(7)`).
+fn sees_our_files(pid: i32) -> bool {
+    ["ns/mnt", "root"].iter().all(|part| {
+        let identity = |whose: &str| {
+            let meta = fs::metadata(format!("/proc/{whose}/{part}")).ok()?;
+            Some((meta.dev(), meta.ino()))
+        };
+        identity("self").is_some_and(|ours| identity(&pid.to_string()) == Some(ours))
+    })
 }
 
 fn control_answer(

@@ -111,6 +111,12 @@ impl Service {
         }
     }
 
+    /// Answers a request that cannot be judged here: the compiler runs as it was called.
+    pub fn refuse(&self, stream: &UnixStream, reason: &'static str) -> Result<(), ProtocolError> {
+        self.refused(&Refusal::Named(reason));
+        protocol::send(stream, &Decision::Plain)
+    }
+
     /// A hit, or leave to compile. Waits while another process compiles the same.
     fn decide(
         &self,
