@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use harness::flip::{Case, Noticed, State, macro_package, macro_user, waiting_macro};
-use harness::{Must, Package, Project, Sandbox};
+use harness::{Must, Package, Project, Sandbox, processes};
 
 /// A program that includes `current/data.txt` of the workspace, and whose compile waits.
 fn slow_case() -> Case {
@@ -206,5 +207,70 @@ fn a_second_file_for_one_module() {
         case.project.remove(twin);
         let back = case.build(&flat, true, "as before");
         assert_eq!(back.misses, 0, "{back:?}");
+    }
+}
+
+#[test]
+fn what_was_changed_and_changed_back_during_the_compile() {
+    let body = "let sync = std::path::PathBuf::from(std::env::var(\"TEST_SYNC\").expect(\"set\"));\n\
+         let wait = |gone: &str| while sync.join(gone).exists() {\n\
+             std::thread::sleep(std::time::Duration::from_millis(5));\n\
+         };\n\
+         let say = |word: &str| std::fs::write(sync.join(word), \"\").expect(\"write\");\n\
+         say(\"reached\");\n\
+         wait(\"hold\");\n\
+         let root = std::env::var(\"CARGO_MANIFEST_DIR\").expect(\"set by cargo\");\n\
+         let text = std::fs::read_to_string(root + \"/data\").expect(\"data\");\n\
+         say(\"read\");\n\
+         wait(\"hold-again\");\n\
+         text";
+    let case = Case::new(&[macro_package(body), macro_user().file("data", "one")]);
+    let cargo = case.waiting_cargo();
+    let sync = case.sandbox.path("sync");
+    fs::write(sync.join("hold-again"), "").must("write");
+    case.build_meanwhile(cargo, || {
+        case.project.write("crates/app/data", "two");
+        fs::remove_file(sync.join("hold")).must("remove");
+        assert!(
+            processes::wait_for(Duration::from_mins(1), || sync.join("read").exists()),
+            "the macro reads"
+        );
+        case.project.write("crates/app/data", "one");
+        fs::remove_file(sync.join("hold-again")).must("remove");
+        fs::write(sync.join("hold"), "").must("write");
+    });
+    case.sandbox.empty_view(case.project.target());
+    let _ = case.waiting_cargo().ok();
+    let said = case.sandbox.output_of(case.project.program("app"));
+    assert_eq!(said.trim_end(), "one", "a wrong hit");
+}
+
+#[test]
+fn another_target_in_the_package_is_nobodys_input() {
+    let user = macro_user();
+    let case = Case::new(&[macro_package("\"word\".to_owned()"), user]);
+    let build = |words: &str| {
+        let cargo = case.sandbox.cargo(&case.project, words);
+        case.sandbox.during(|| cargo.ok()).0
+    };
+    assert_eq!(build("build").misses, 2);
+    build("build --target-dir crates/app/target-of-an-editor");
+    case.sandbox.empty_view(case.project.target());
+    let seen = build("build");
+    assert_eq!((seen.hits, seen.misses), (2, 0), "{seen:?}");
+}
+
+#[test]
+fn another_terminal_is_nobodys_input() {
+    let case = Case::new(&[macro_package("\"word\".to_owned()"), macro_user()]);
+    for (at, terminal) in ["one", "two"].iter().enumerate() {
+        case.sandbox.empty_view(case.project.target());
+        let cargo = case.sandbox.cargo(&case.project, "build");
+        let build = cargo
+            .env("STARSHIP_SESSION_KEY", terminal)
+            .env("WT_SESSION", terminal)
+            .env("SSH_TTY", terminal);
+        let (seen, _) = case.sandbox.during(|| build.ok());
+        assert_eq!(seen.misses, if at == 0 { 2 } else { 0 }, "{seen:?}");
     }
 }

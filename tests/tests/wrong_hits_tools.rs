@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use harness::flip::{Case, waiting_macro};
 use harness::{Must, Package, Project, Sandbox, toolchain};
+use nix::unistd::Uid;
 
 /// Replaces `from` by `to`, of the same length, at its only place in `bytes`.
 #[track_caller]
@@ -179,4 +180,65 @@ fn a_linker_replaced_during_the_compile() {
     let _ = build().ok();
     let said = case.sandbox.output_of(case.project.program("app"));
     assert_eq!(said.trim_end(), "1", "a wrong hit");
+}
+
+#[test]
+fn a_library_lent_to_the_compiler() {
+    // Any byte of it may matter: here one behind its end, so that the compiler still works.
+    let case = Case::new(&[Package::new("app").lib("pub fn nothing() {}\n")]);
+    let lent = case.sandbox.make_dir("lent");
+    let name = fs::read_dir(toolchain::sysroot().join("lib"))
+        .must("lib")
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .find(|name| name.starts_with("libLLVM.so"))
+        .must("LLVM");
+    let mut bytes = fs::read(toolchain::sysroot().join("lib").join(&name)).must("LLVM");
+    let build = || {
+        case.sandbox.empty_view(case.project.target());
+        let cargo = case.sandbox.cargo(&case.project, "build");
+        let lent = lent.to_str().must("a text path");
+        case.sandbox
+            .during(|| cargo.env("LD_LIBRARY_PATH", lent).ok())
+            .0
+    };
+    put(&lent.join(&name), &bytes);
+    assert_eq!(build().misses, 1);
+    assert_eq!(build().misses, 0);
+    bytes.push(0);
+    put(&lent.join(&name), &bytes);
+    assert_eq!(build().misses, 1, "another compiler");
+}
+
+#[test]
+fn files_of_another_mount_namespace() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: a namespace of our own takes root");
+        return;
+    }
+    let case = Case::new(&[Package::new("app").bin("fn main() { println!(\"here\"); }\n")]);
+    let _ = case.sandbox.cargo(&case.project, "build").ok();
+    let source = case.project.path("crates/app/src");
+    let other = case.sandbox.make_dir("other");
+    fs::write(
+        other.join("main.rs"),
+        "fn main() { println!(\"there\"); }\n",
+    )
+    .must("write");
+    case.sandbox.empty_view(case.project.target());
+    let script = format!(
+        "mount --bind '{}' '{}' && exec cargo build",
+        other.display(),
+        source.display()
+    );
+    let (seen, _) = case.sandbox.during(|| {
+        case.sandbox
+            .command("unshare")
+            .args(["-m", "sh", "-c", &script])
+            .in_dir(case.project.root())
+            .ok()
+    });
+    let said = case.sandbox.output_of(case.project.program("app"));
+    assert_eq!(said.trim_end(), "there", "a wrong hit: {seen:?}");
+    assert_eq!(seen.reasons.get("other-namespace"), Some(&1), "{seen:?}");
 }

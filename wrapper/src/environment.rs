@@ -19,6 +19,7 @@ const READ_BY_TOOLS: &[&str] = &[
     "GCC_EXEC_PREFIX",
     "GNUTARGET",
     "LDEMULATION",
+    "LD_AUDIT",
     "LD_PRELOAD",
     "LD_RUN_PATH",
     "LIBRARY_PATH",
@@ -27,8 +28,12 @@ const READ_BY_TOOLS: &[&str] = &[
     "SOURCE_DATE_EPOCH",
 ];
 
-/// Prefix of variables that steer rustc (`RUSTC_BOOTSTRAP`, `RUSTC_FORCE_…`).
-const RUSTC_PREFIX: &str = "RUSTC_";
+/// Prefixes of variables that steer rustc (`RUSTC_BOOTSTRAP`, `RUSTC_FORCE_…`) and linkers
+/// (`LLD_VERSION` gets into what is linked).
+const TOOLS_PREFIXES: &[&str] = &["LLD_", "MOLD_", "RUSTC_", "WILD_"];
+
+/// Variables that make linkers write files besides the output.
+const MAKING_LINKERS_WRITE: &[&str] = &["LLD_REPRODUCE", "MOLD_REPRO"];
 
 /// `RUSTC_…` variables that only cargo reads.
 const FOR_CARGO: &[&str] = &["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
@@ -40,9 +45,11 @@ const UNKEYED: &[&str] = &["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS"];
 /// The terminal, the session and where its shell stands: taken away from compilers that run
 /// proc macros.
 const SCRUBBED: &[&str] = &[
+    "ATUIN_SESSION",
     "COLORTERM",
     "COLUMNS",
     "DBUS_SESSION_BUS_ADDRESS",
+    "DESKTOP_STARTUP_ID",
     "DISPLAY",
     "GPG_TTY",
     "INVOCATION_ID",
@@ -56,30 +63,48 @@ const SCRUBBED: &[&str] = &[
     "PWD",
     "RUST_RECURSION_COUNT",
     "SHLVL",
+    "SSH_AGENT_PID",
+    "SSH_AUTH_SOCK",
+    "SSH_CLIENT",
+    "SSH_CONNECTION",
+    "SSH_TTY",
+    "STARSHIP_SESSION_KEY",
+    "STARSHIP_SHELL",
     "STY",
     "TERM",
     "TERMCAP",
+    "TERMINATOR_UUID",
+    "TERM_PROGRAM",
+    "TERM_PROGRAM_VERSION",
+    "TERM_SESSION_ID",
+    "TILIX_ID",
+    "TMUX",
+    "TMUX_PANE",
     "WAYLAND_DISPLAY",
     "WINDOWID",
+    "WT_PROFILE_ID",
+    "WT_SESSION",
     "XAUTHORITY",
+    "XDG_ACTIVATION_TOKEN",
+    "XDG_SESSION_CLASS",
+    "XDG_SESSION_DESKTOP",
+    "XDG_SESSION_ID",
+    "XDG_SESSION_TYPE",
     "_",
 ];
 
 /// The same, by prefix.
 const SCRUBBED_PREFIXES: &[&str] = &[
     "ALACRITTY_",
+    "GHOSTTY_",
     "GNOME_TERMINAL_",
     "ITERM_",
     "KACHEFS_",
     "KITTY_",
     "KONSOLE_",
-    "SSH_",
-    "TERM_",
-    "TMUX",
     "VSCODE_",
     "VTE_",
     "WEZTERM_",
-    "XDG_SESSION_",
     "ZELLIJ",
 ];
 
@@ -107,12 +132,21 @@ pub fn keyed(environment: &Environment, proc_macro: bool) -> Vec<(&[u8], &[u8])>
             } else {
                 proc_macro
                     || is_any(name, READ_BY_TOOLS)
-                    || name.starts_with(RUSTC_PREFIX.as_bytes())
+                    || TOOLS_PREFIXES
+                        .iter()
+                        .any(|prefix| name.starts_with(prefix.as_bytes()))
             }
         })
         .collect();
     keyed.sort_unstable();
     keyed
+}
+
+/// Whether a linker would write files nobody announces.
+pub fn makes_linkers_write(environment: &Environment) -> bool {
+    environment
+        .iter()
+        .any(|(name, _)| is_any(name, MAKING_LINKERS_WRITE))
 }
 
 /// The variables a compiler that runs proc macros must not see.

@@ -8,8 +8,9 @@ use store::{ActionKey, Digest, Hasher, InvocationDigest, Root, RootSet};
 
 use crate::roots::Roots;
 
-/// Grows with every change of what is hashed below, so old keys are never met again.
-const KEY_FORMAT: u64 = 1;
+/// Grows with every change of what is hashed below, and of what counts as an input or binds a result
+/// to its paths: what was stored under a weaker key is never met again.
+const KEY_FORMAT: u64 = 2;
 
 /// What is known of an action before a source is read. Texts are templates.
 #[derive(Clone, Debug)]

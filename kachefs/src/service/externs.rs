@@ -9,6 +9,7 @@ use wrapper::args::{self, SearchKind};
 use wrapper::roots::Roots;
 
 use super::Service;
+use super::files::is_system;
 use super::prepare::{Place, Prepared, Refusal, locate};
 use crate::fs::{Errno, View};
 
@@ -62,6 +63,14 @@ impl Externs {
             let name = format!("{}:{}", extern_.options, extern_.name);
             externs.direct.push((name, file, digest));
         }
+        // `extern crate` finds crates there that no argument names, proc macros among them.
+        externs.proc_macro |= invocation.searches.iter().any(|search| {
+            let place = locate(service, view, roots, cwd, &search.path);
+            let is_system = matches!(&place, Place::Disk(path) if is_system(path));
+            matches!(search.kind, SearchKind::All | SearchKind::Crate)
+                && !is_system
+                && !crates_in(&place).is_empty()
+        });
         if unknown {
             externs.proc_macro = true;
             for search in &invocation.searches {

@@ -7,7 +7,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -36,6 +36,16 @@ const HASHED_FILES: usize = 512;
 /// What of a `.git` says which commit and branch this is. The rest is large or changes with every
 /// command; whether the files are those of the commit, the files themselves say.
 const SEEN_OF_GIT: &[&str] = &["HEAD", "packed-refs", "refs", "reftable"];
+
+/// What a directory of caches begins its `CACHEDIR.TAG` with (the Cache Directory Tagging
+/// Specification): cargo marks targets so.
+const CACHE_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
+
+/// Whether the system's packages put the files of this directory there.
+pub(super) fn is_system(path: &Path) -> bool {
+    let within = |part: &&str| path.starts_with(part);
+    ["/usr", "/lib", "/lib64"].iter().any(within) && !path.starts_with("/usr/local")
+}
 
 /// Computes and remembers digests.
 pub struct FileDigests {
@@ -146,10 +156,7 @@ impl FileDigests {
             }
         }
         files.sort_by(|a, b| a.0.cmp(&b.0));
-        let by_attributes = files.len() > HASHED_FILES
-            && ["/usr", "/lib", "/lib64"]
-                .iter()
-                .any(|system| path.starts_with(system));
+        let by_attributes = files.len() > HASHED_FILES && is_system(path);
         let mut hasher = Hasher::new("kachefs search directory");
         for (name, meta) in &files {
             hasher.field(name.as_bytes());
@@ -165,22 +172,24 @@ impl FileDigests {
 
     /// The digest of everything below a directory, except what `skip` says. Links are followed:
     /// what they lead to can be read through them. Of a `.git`, only HEAD and
-    /// the refs count. `None` when it is more than `limits` allow.
+    /// the refs count; a directory that is marked as a cache is not there. With the last time
+    /// anything in it changed. `None` when it is more than `limits` allow.
     pub fn tree(
         &self,
         root: &Path,
         limits: Limits,
         skip: &dyn Fn(&Path, &Metadata) -> bool,
-    ) -> io::Result<Option<Digest>> {
+    ) -> io::Result<Option<(Digest, Timestamp)>> {
         let mut walk = Walk {
             digests: self,
             hasher: Hasher::new("kachefs directory tree"),
             left: limits,
             above: Vec::new(),
+            newest: Timestamp::default(),
             skip,
         };
         let whole = walk.directory(root, &fs::metadata(root)?)?;
-        Ok(whole.then(|| walk.hasher.finish()))
+        Ok(whole.then(|| (walk.hasher.finish(), walk.newest)))
     }
 }
 
@@ -200,6 +209,8 @@ struct Walk<'a> {
     left: Limits,
     /// Device and inode of the directories on the way here: a link to one of them is a loop.
     above: Vec<(u64, u64)>,
+    /// When anything looked at changed last.
+    newest: Timestamp,
     skip: &'a dyn Fn(&Path, &Metadata) -> bool,
 }
 
@@ -212,6 +223,7 @@ impl Walk<'_> {
             return Ok(true);
         }
         self.above.push(own);
+        self.newest = self.newest.max(changed_at(meta));
         let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
         if path.file_name() == Some(OsStr::new(".git")) {
             entries.retain(|entry| SEEN_OF_GIT.iter().any(|seen| entry.file_name() == *seen));
@@ -229,6 +241,9 @@ impl Walk<'_> {
 
     fn entry(&mut self, entry: &fs::DirEntry) -> io::Result<bool> {
         let path = entry.path();
+        if is_cache(&path) {
+            return Ok(true);
+        }
         self.hasher.field(entry.file_name().as_bytes());
         let Ok(meta) = fs::metadata(&path) else {
             let target = fs::read_link(&path)?;
@@ -253,12 +268,21 @@ impl Walk<'_> {
             self.hasher.field(b"directory");
             return self.directory(&path, &meta);
         }
+        self.newest = self.newest.max(changed_at(&meta));
         if meta.is_file() {
             let digest = self.digests.known_file(&path, &meta)?;
             self.hasher.field(b"file").digest(&digest);
         }
         Ok(true)
     }
+}
+
+/// Whether a directory says of itself that it holds nothing but what can be made again.
+fn is_cache(directory: &Path) -> bool {
+    let mut start = Vec::new();
+    let tag = File::open(directory.join("CACHEDIR.TAG"));
+    let read = tag.and_then(|tag| tag.take(CACHE_TAG.len() as u64).read_to_end(&mut start));
+    read.is_ok() && start == CACHE_TAG
 }
 
 fn memo_of(meta: &Metadata, digest: Digest) -> FileMemo {
@@ -356,7 +380,8 @@ mod tests {
                 digests
                     .tree(&root, MANY, &skip)
                     .expect("hashes")
-                    .expect("small"),
+                    .expect("small")
+                    .0,
             )
         };
         assert!(note());

@@ -8,6 +8,7 @@ use store::{Digest, Hasher, Kind};
 use wrapper::args::{self, SearchKind};
 
 use super::Service;
+use super::files::is_system;
 use super::prepare::{Place, Prepared, Refusal};
 use crate::fs::{Body, Errno, Node, View};
 
@@ -18,9 +19,6 @@ const LONGEST_SCRIPT_IN_VIEW: usize = 64 << 10;
 
 /// As many bytes tell a library from a script.
 const MAGIC: usize = 8;
-
-/// Where the system keeps its libraries.
-const SYSTEM: &[&str] = &["/usr", "/lib", "/lib64"];
 
 /// Whether an argument makes the linker's driver search below a directory, or by rules of its own
 /// (gcc(1), "-B", "--sysroot", "-specs"; clang's `--gcc-toolchain`).
@@ -67,9 +65,8 @@ pub(super) fn named_digests(
     for search in &invocation.searches {
         if search.kind != SearchKind::Dependency {
             add(&search.path, false)?;
-            if invocation.runs_linker() {
-                refuse_library_scripts(&prepared.locate(service, &search.path))?;
-            }
+            // rustc itself reads archives, to put their members into an rlib.
+            refuse_library_scripts(&prepared.locate(service, &search.path), &[])?;
         }
     }
     for path in &invocation.input_files {
@@ -78,7 +75,7 @@ pub(super) fn named_digests(
     for path in args::link_arg_paths(&invocation.link_args, &prepared.cwd) {
         let place = prepared.locate(service, &path);
         refuse_linker_script(&place)?;
-        refuse_library_scripts(&place)?;
+        refuse_library_scripts(&place, &[])?;
         add(&path, false)?;
     }
     Ok(named)
@@ -134,22 +131,24 @@ fn start_of_node(view: &View, node: &Node) -> Result<Vec<u8>, Refusal> {
     start(LONGEST_SCRIPT_IN_VIEW)
 }
 
-/// The same for the libraries in a directory the linker searches. The system's own are known: what
-/// `libc.so` names there is part of the linker.
-fn refuse_library_scripts(place: &Place) -> Result<(), Refusal> {
+/// The same for the libraries in a directory the linker searches, but for those of `known` names. The
+/// system's own are known: what `libc.so` names there is part of the linker.
+pub(super) fn refuse_library_scripts(place: &Place, known: &[&str]) -> Result<(), Refusal> {
+    let may_be_one =
+        |name: &[u8]| is_library(name) && !known.iter().any(|known| known.as_bytes() == name);
     match place {
         Place::Disk(path) => {
             let Ok(path) = std::fs::canonicalize(path) else {
                 return Ok(());
             };
-            if SYSTEM.iter().any(|system| path.starts_with(system)) {
+            if is_system(&path) {
                 return Ok(());
             }
             let Ok(entries) = std::fs::read_dir(&path) else {
                 return Ok(());
             };
             for entry in entries.flatten() {
-                if is_library(entry.file_name().as_bytes()) && entry.path().is_file() {
+                if may_be_one(entry.file_name().as_bytes()) && entry.path().is_file() {
                     refuse_linker_script(&Place::Disk(entry.path()))?;
                 }
             }
@@ -165,7 +164,7 @@ fn refuse_library_scripts(place: &Place) -> Result<(), Refusal> {
             let rows = view
                 .list(directory.ino, 0, usize::MAX)
                 .map_err(unreadable)?;
-            for row in rows.iter().filter(|row| is_library(&row.name)) {
+            for row in rows.iter().filter(|row| may_be_one(&row.name)) {
                 let node = view.node(row.ino).map_err(unreadable)?;
                 if node.kind == Kind::File && names_files(&start_of_node(view, &node)?) {
                     return Err(Refusal::Named("linker-script"));
@@ -176,10 +175,12 @@ fn refuse_library_scripts(place: &Place) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether the linker may take a file of this name for a library.
+/// Whether the linker may take a file of this name for a library, asked for by it or in full
+/// (`verbatim`); then a script may have an ending of its own.
 fn is_library(name: &[u8]) -> bool {
-    name.starts_with(b"lib")
-        && (name.ends_with(b".a") || name.windows(3).any(|part| part == b".so"))
+    let endings: [&[u8]; 5] = [b".a", b".ld", b".lds", b".ldscript", b".x"];
+    endings.iter().any(|ending| name.ends_with(ending))
+        || name.windows(3).any(|part| part == b".so")
 }
 
 /// Whether a file is a library or an object.

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use store::{Digest, Hasher, Ino, InvocationDigest, Origin, Root, RootSet};
+use store::{Digest, Hasher, Ino, InvocationDigest, Origin, Root, RootSet, Timestamp};
 use wrapper::args::{self, Uncacheable};
 use wrapper::environment;
 use wrapper::key::{self, Dependencies};
@@ -18,7 +18,9 @@ use wrapper::roots::Roots;
 
 use super::Service;
 use super::externs::{Externs, closure_digests};
-use super::named::{chooses_linker_script, named_digests, searches_elsewhere};
+use super::named::{
+    chooses_linker_script, named_digests, refuse_library_scripts, searches_elsewhere,
+};
 use super::package::package_digest;
 use super::programs::Environment;
 use super::toolchain::{self, Tools};
@@ -163,6 +165,15 @@ pub fn prepare(
     if searches_elsewhere(&invocation.link_args) {
         return Err(Refusal::Named("linker-search"));
     }
+    if invocation.runs_linker() {
+        if invocation.linker.is_none() && invocation.linker_flavor.is_some() {
+            // It decides which program that is, by rules of rustc's own.
+            return Err(Refusal::Named("linker-flavor"));
+        }
+        if environment::makes_linkers_write(&request.environment) {
+            return Err(Refusal::Named("linker-output"));
+        }
+    }
     let view = service
         .mounts
         .view(store::ViewId(request.token.0))
@@ -174,6 +185,7 @@ pub fn prepare(
         service,
         Path::new(compiler),
         &invocation,
+        &view,
         &roots,
         &request.environment,
         &cwd,
@@ -273,7 +285,7 @@ pub fn prepare(
         .map(|(name, value)| (name.to_vec(), prepared.roots.template(value)))
         .collect();
     if opaque {
-        prepared.dependencies.package = package_digest(service, &prepared)?;
+        (prepared.dependencies.package, _) = package_digest(service, &prepared)?;
     }
     Ok(prepared)
 }
@@ -283,6 +295,7 @@ fn find_tools(
     service: &Service,
     program: &Path,
     invocation: &args::Invocation,
+    view: &Arc<View>,
     roots: &Roots,
     environment: &Environment,
     cwd: &Path,
@@ -304,6 +317,11 @@ fn find_tools(
         .then(|| toolchains.linker(invocation.linker.as_deref(), invocation.fuse_ld(), &caller))
         .transpose()
         .map_err(|_| Refusal::Named("unknown-linker"))?;
+    for directory in linker.iter().flat_map(|linker| &linker.search) {
+        // What those it knows by name lead to is keyed with it.
+        let place = locate(service, view, roots, cwd, directory);
+        refuse_library_scripts(&place, toolchain::LINKED_IN)?;
+    }
     Ok(Tools { compiler, linker })
 }
 
@@ -313,6 +331,7 @@ pub fn same_tools(service: &Service, before: &Prepared) -> bool {
         service,
         &before.program,
         &before.invocation,
+        &before.view,
         &before.roots,
         &before.environment,
         &before.cwd,
@@ -338,22 +357,27 @@ fn shortened_roots(remaps: &[String], roots: &Roots) -> RootSet {
     set
 }
 
-/// The same dependencies, looked at again: equal when nothing changed while a compiler ran.
-pub fn dependencies_again(service: &Service, before: &Prepared) -> Result<Dependencies, Refusal> {
+/// The same dependencies, looked at again: equal when nothing changed while a compiler ran. With the
+/// time the package's files changed last, for what was changed and changed back.
+pub fn dependencies_again(
+    service: &Service,
+    before: &Prepared,
+) -> Result<(Dependencies, Timestamp), Refusal> {
     let (view, roots, cwd) = (&before.view, &before.roots, &before.cwd);
     let externs = Externs::collect(service, &before.invocation, view, roots, cwd)?;
-    let package = if before.opaque {
+    let (package, changed) = if before.opaque {
         package_digest(service, before)?
     } else {
-        None
+        (None, Timestamp::default())
     };
-    Ok(Dependencies {
+    let again = Dependencies {
         externs: externs.direct,
         closure: closure_digests(service, before, &externs.closure)?,
         named: named_digests(service, before)?,
         environment: before.dependencies.environment.clone(),
         package,
-    })
+    };
+    Ok((again, changed))
 }
 
 /// The literal root paths. The view's is taken from the out-dir as cargo spells it, because that

@@ -203,8 +203,9 @@ pub fn record(
     if !roots.is_plain() {
         bound = RootSet::all();
     }
-    if dependencies_again(service, prepared).ok().as_ref() != Some(&prepared.dependencies) {
-        return Err(NotStored::Changed("a dependency".into()));
+    match dependencies_again(service, prepared) {
+        Ok((again, changed)) if again == prepared.dependencies && changed < started => {}
+        _ => return Err(NotStored::Changed("a dependency".into())),
     }
     if !same_tools(service, prepared) {
         return Err(NotStored::Changed("the compiler or the linker".into()));

@@ -4,15 +4,17 @@
 //! is the driver, the programs it runs and the start files and libc it puts in. All files are
 //! looked at on every request (a stat each); bytes are read only when one changed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use lru::LruCache;
 use parking_lot::Mutex;
 use store::{Digest, Hasher};
 use wrapper::environment;
@@ -21,7 +23,7 @@ use super::files::FileDigests;
 use super::programs::{Environment, find_program, first_line, is_elf, loaded_libraries, said};
 
 /// What gcc-like drivers put into what they link without being asked (gcc(1), "-print-file-name").
-const LINKED_IN: &[&str] = &[
+pub(super) const LINKED_IN: &[&str] = &[
     "Scrt1.o",
     "crt1.o",
     "crtbegin.o",
@@ -54,8 +56,13 @@ const LINK_PROGRAMS: &[&str] = &["collect2", "ld"];
 /// What a driver says it runs, links in, and where it searches.
 struct Driver {
     files: Vec<PathBuf>,
+    /// Programs it leaves to `PATH`, where another may come first tomorrow.
+    programs: Vec<PathBuf>,
     search: Vec<PathBuf>,
 }
+
+/// Drivers whose answers are kept. Each `PATH` has its own.
+const DRIVERS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
 /// Which driver was asked, and under which circumstances.
 type Asked = (PathBuf, Digest, Vec<Option<Vec<u8>>>);
@@ -77,6 +84,8 @@ pub struct Linker {
     pub digest: Digest,
     /// Whether it is a script, which may look at any environment variable.
     pub is_script: bool,
+    /// Where it looks for libraries without being told to.
+    pub search: Vec<PathBuf>,
 }
 
 /// A compiler as the key sees it.
@@ -127,13 +136,33 @@ impl Caller<'_> {
             .map(|path| self.cwd.join(OsStr::from_bytes(path)))
             .filter(|path| !(self.in_view)(path))
     }
+
+    /// Libraries that the loader puts into every program (ld.so(8)). One without a path is searched
+    /// for: an error.
+    fn preloaded(&self) -> io::Result<Vec<PathBuf>> {
+        const NAMES: [&[u8]; 2] = [b"LD_PRELOAD", b"LD_AUDIT"];
+        let named = NAMES
+            .into_iter()
+            .filter_map(|name| environment::value(self.environment, name))
+            .flat_map(|value| value.split(|byte| matches!(byte, b':' | b' ')))
+            .filter(|path| !path.is_empty());
+        named
+            .map(|path| {
+                if path.contains(&b'/') {
+                    Ok(self.cwd.join(OsStr::from_bytes(path)))
+                } else {
+                    Err(io::Error::other("a preloaded library without a path"))
+                }
+            })
+            .collect()
+    }
 }
 
 /// Finds and digests compilers and linkers.
 pub struct Toolchains {
     files: Arc<FileDigests>,
-    /// What a driver said it links in, by driver path and digest.
-    drivers: Mutex<HashMap<Asked, Arc<Driver>>>,
+    /// What a driver said, by who was asked and under which circumstances.
+    drivers: Mutex<LruCache<Asked, Arc<Driver>>>,
 }
 
 impl Toolchains {
@@ -141,7 +170,7 @@ impl Toolchains {
     pub fn new(files: Arc<FileDigests>) -> Self {
         Self {
             files,
-            drivers: Mutex::default(),
+            drivers: Mutex::new(LruCache::new(DRIVERS)),
         }
     }
 
@@ -177,9 +206,17 @@ impl Toolchains {
         // The loader looks there before it looks beside the program (ld.so(8)): cargo run by
         // another toolchain may lend this rustc that toolchain's compiler, and with it the
         // sysroot, which is the directory above.
-        for lent in caller.loader_path().filter(|path| has_driver(path)) {
-            self.add_directory(&mut hasher, &lent)?;
-            roots.extend(lent.parent().map(Path::to_owned));
+        // ld looks there too, for what a shared library needs.
+        for lent in caller.loader_path() {
+            if has_driver(&lent) {
+                self.add_directory(&mut hasher, &lent)?;
+                roots.extend(lent.parent().map(Path::to_owned));
+            } else {
+                add_found(&mut hasher, self.files.shared_libraries(&lent))?;
+            }
+        }
+        for library in caller.preloaded()? {
+            self.add_file(&mut hasher, &library)?;
         }
         roots.sort();
         roots.dedup();
@@ -288,9 +325,10 @@ impl Toolchains {
         } else {
             Some(named)
         };
-        if let Some(driver) = driver {
-            self.add_driver(&mut hasher, &driver, environment)?;
-        }
+        let search = match driver {
+            Some(driver) => self.add_driver(&mut hasher, &driver, environment)?,
+            None => Vec::new(),
+        };
         if let Some(name) = fuse_ld {
             let program = PathBuf::from(format!("ld.{name}"));
             match find_program(&program, environment, cwd) {
@@ -298,16 +336,10 @@ impl Toolchains {
                 Err(_) => drop(hasher.number(0)),
             }
         }
-        // ld looks there for what a shared library needs.
-        for directory in caller.loader_path() {
-            // Of a toolchain: part of the compiler.
-            if !has_driver(&directory) {
-                add_found(&mut hasher, self.files.shared_libraries(&directory))?;
-            }
-        }
         Ok(Linker {
             digest: hasher.finish(),
             is_script,
+            search,
         })
     }
 
@@ -316,13 +348,20 @@ impl Toolchains {
         hasher: &mut Hasher,
         driver: &Path,
         environment: &Environment,
-    ) -> io::Result<()> {
+    ) -> io::Result<Vec<PathBuf>> {
         let digest = self.files.file(driver)?;
         hasher.digest(&digest);
         let says = self.driver(driver, digest, environment)?;
         for path in &says.files {
             hasher.field(path.file_name().unwrap_or_default().as_bytes());
             self.add_file(hasher, path)?;
+        }
+        for program in &says.programs {
+            hasher.field(program.as_os_str().as_bytes());
+            match find_program(program, environment, Path::new("/")) {
+                Ok(path) => self.add_file(hasher, &path)?,
+                Err(_) => drop(hasher.number(0)),
+            }
         }
         // `-lz` may find any library there, named by an attribute in a crate nobody asked us
         // about.
@@ -335,7 +374,7 @@ impl Toolchains {
                 seen.insert(real);
             }
         }
-        Ok(())
+        Ok(says.search.clone())
     }
 
     /// What the driver says of itself; an error for one that is not gcc-like.
@@ -361,7 +400,7 @@ impl Toolchains {
                     .iter()
                     .map(|name| format!("-print-file-name={name}")),
             );
-        let mut files = Vec::new();
+        let (mut files, mut programs) = (Vec::new(), Vec::new());
         for question in questions {
             let mut command = Command::new(driver);
             command.arg(&question);
@@ -372,17 +411,16 @@ impl Toolchains {
             // A bare name means "not found" for files and "ask PATH" for programs.
             if answer.is_absolute() {
                 files.push(answer);
-            } else if let Ok(path) = find_program(&answer, environment, Path::new("/"))
-                && question.starts_with("-print-prog")
-            {
-                files.push(path);
+            } else if question.starts_with("-print-prog") {
+                programs.push(answer);
             }
         }
         let says = Arc::new(Driver {
             files,
+            programs,
             search: search_path(driver, environment)?,
         });
-        self.drivers.lock().insert(key, Arc::clone(&says));
+        self.drivers.lock().put(key, Arc::clone(&says));
         Ok(says)
     }
 }
