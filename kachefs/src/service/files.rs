@@ -241,11 +241,17 @@ impl Walk<'_> {
 
     fn entry(&mut self, entry: &fs::DirEntry) -> io::Result<bool> {
         let path = entry.path();
-        if is_cache(&path) {
+        let meta = fs::metadata(&path);
+        // Nothing is opened in what is skipped: that may be a view of our own.
+        if let Ok(meta) = &meta
+            && meta.is_dir()
+            && !(self.skip)(&path, meta)
+            && is_cache(&path)
+        {
             return Ok(true);
         }
         self.hasher.field(entry.file_name().as_bytes());
-        let Ok(meta) = fs::metadata(&path) else {
+        let Ok(meta) = meta else {
             let target = fs::read_link(&path)?;
             self.hasher
                 .field(b"dangling")
@@ -279,8 +285,13 @@ impl Walk<'_> {
 
 /// Whether a directory says of itself that it holds nothing but what can be made again.
 fn is_cache(directory: &Path) -> bool {
+    let tag = directory.join("CACHEDIR.TAG");
+    // A FIFO, say, must not be waited for.
+    if !fs::metadata(&tag).is_ok_and(|meta| meta.is_file()) {
+        return false;
+    }
     let mut start = Vec::new();
-    let tag = File::open(directory.join("CACHEDIR.TAG"));
+    let tag = File::open(tag);
     let read = tag.and_then(|tag| tag.take(CACHE_TAG.len() as u64).read_to_end(&mut start));
     read.is_ok() && start == CACHE_TAG
 }
