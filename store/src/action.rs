@@ -166,6 +166,26 @@ impl Record for ActionEntry {
     const VERSION: u8 = 1;
 }
 
+/// How a run looked at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Look {
+    /// It opened it: a file's bytes or a directory's names.
+    Open,
+    /// It asked what it is, following links.
+    Status,
+    /// It asked what it is, not following a last link, or where that leads.
+    Link,
+}
+
+/// One look at one path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Observation {
+    /// The path, a template.
+    pub path: Vec<u8>,
+    /// How it was looked at.
+    pub look: Look,
+}
+
 /// What an earlier run of the same invocation read. Lets an action key be computed without
 /// running the compiler.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -174,13 +194,32 @@ pub struct InputRecord {
     pub sources: Vec<Vec<u8>>,
     /// Environment variables the compiler says it read.
     pub env: Vec<String>,
+    /// What it was seen to look at besides, sorted; `None` where it could not be watched.
+    pub observed: Option<Vec<Observation>>,
     /// Milliseconds since the epoch when the record was made; the oldest go first.
     pub created_ms: u64,
 }
 
 impl Record for InputRecord {
     const NAME: &'static str = "input record";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
+        #[derive(Deserialize)]
+        struct First {
+            sources: Vec<Vec<u8>>,
+            env: Vec<String>,
+            created_ms: u64,
+        }
+        (version == 1).then(|| {
+            postcard::from_bytes(body).map(|first: First| Self {
+                sources: first.sources,
+                env: first.env,
+                observed: None,
+                created_ms: first.created_ms,
+            })
+        })
+    }
 }
 
 #[cfg(test)]
@@ -246,16 +285,31 @@ mod tests {
         let record = InputRecord {
             sources: vec![b"\0C\0/src/lib.rs".to_vec()],
             env: vec!["A".into()],
+            observed: Some(vec![Observation {
+                path: b"/etc/x".to_vec(),
+                look: Look::Status,
+            }]),
             created_ms: 5,
         };
         let bytes = encode(&record).expect("encodes");
-        let mut golden = vec![1, 1, 14];
+        let mut golden = vec![2, 1, 14];
         golden.extend_from_slice(b"\0C\0/src/lib.rs");
-        golden.extend_from_slice(&[1, 1, b'A', 5]);
+        golden.extend_from_slice(&[1, 1, b'A', 1, 1, 6]);
+        golden.extend_from_slice(b"/etc/x");
+        golden.extend_from_slice(&[1, 5]);
         assert_eq!(
             bytes, golden,
             "a changed layout needs a new InputRecord::VERSION"
         );
         assert_eq!(decode::<InputRecord>(&bytes).expect("decodes"), record);
+    }
+
+    #[test]
+    fn older_input_records_are_read() {
+        let mut older = vec![1, 1, 14];
+        older.extend_from_slice(b"\0C\0/src/lib.rs");
+        older.extend_from_slice(&[1, 1, b'A', 5]);
+        let record = decode::<InputRecord>(&older).expect("decodes");
+        assert_eq!((record.observed, record.created_ms), (None, 5));
     }
 }

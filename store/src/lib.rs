@@ -26,8 +26,8 @@ pub mod view;
 mod watermark;
 
 pub use action::{
-    ActionEntry, ActionKey, ActionResult, EnvHash, InputRecord, InvocationDigest, Origin, Output,
-    OutputContent, Root, RootSet,
+    ActionEntry, ActionKey, ActionResult, EnvHash, InputRecord, InvocationDigest, Look,
+    Observation, Origin, Output, OutputContent, Root, RootSet,
 };
 pub use boot::this_boot;
 pub use cas::{Cas, CasError, Ingested};

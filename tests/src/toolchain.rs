@@ -9,11 +9,18 @@ use std::sync::OnceLock;
 use crate::Must;
 use crate::command::own_env;
 
-/// The workspace this crate belongs to.
+/// The workspace this crate belongs to: as the test runner tells, because several clones may share
+/// what was built for one of them.
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .must("the tests crate lies in the workspace")
+    static WORKSPACE: OnceLock<PathBuf> = OnceLock::new();
+    WORKSPACE.get_or_init(|| {
+        let tests = own_env("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        let workspace = tests.parent();
+        workspace
+            .must("the tests crate lies in the workspace")
+            .to_owned()
+    })
 }
 
 /// The directory of `kachefs` and `kachefs-rustc`: `$KACHEFS_BIN_DIR`, else where cargo put this

@@ -62,6 +62,7 @@ out = args[args.index("-o") + 1]
 aside = marker + ".aside"
 subprocess.run(["cc"] + [aside if a == out else a for a in args], check=True)
 data = open(aside, "rb").read()
+os.unlink(aside)
 if os.path.exists(out):
     os.unlink(out)
 fd = os.open(out, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o755)
@@ -82,7 +83,9 @@ fn a_linker_that_leaves_a_mapping_behind() {
     let case = Case::new(&[Package::new("app").bin("fn main() { println!(\"here\"); }\n")]);
     let linker = case.sandbox.path("linker");
     let marker = case.sandbox.path("linger");
-    let script = case.sandbox.path("linker.py");
+    // Python lists the directory of its script, where nothing may come and go.
+    let script = case.sandbox.path("script/linker.py");
+    fs::create_dir(case.sandbox.path("script")).must("make the directory");
     fs::write(
         &script,
         MAPPING_LINKER.replace("LINGER", &LINGER.to_string()),

@@ -90,7 +90,6 @@ fn the_body_of_a_proc_macro() {
 }
 
 #[test]
-#[ignore = "known limit: what proc macros read outside their package is not observed yet"]
 fn a_file_a_proc_macro_reads_outside_the_package() {
     let case = Case::new(&[macro_package(&lists("../../migrations")), macro_user()]);
     case.project.write("migrations/one", "");
@@ -105,7 +104,6 @@ fn a_file_a_proc_macro_reads_outside_the_package() {
 }
 
 #[test]
-#[ignore = "known limit: what the assembler reads is not observed yet"]
 fn a_file_included_by_the_assembler() {
     let app = Package::new("app").bin(
         "core::arch::global_asm!(\n\

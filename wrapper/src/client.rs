@@ -7,12 +7,12 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::protocol::{
     self, CompileRequest, Decision, Outcome, ProtocolError, Request, Run, TOKEN_NAME, Token,
     Verdict,
 };
-use crate::roots::Roots;
+use crate::run;
 use crate::verdict::verdict;
 
 /// The daemon answers or sends `Wait` at least every second; silence for this long means that it
@@ -211,30 +211,30 @@ fn become_compiler(argv: &[OsString]) -> ExitCode {
 
 /// Runs the compiler, streaming what it says, and reports how it went.
 fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
-    let mut command = Command::new(&argv[0]);
-    command
-        .args(run.arguments.iter().map(|arg| OsStr::from_bytes(arg)))
-        .args(&argv[1..])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    for name in &run.remove_environment {
-        command.env_remove(OsStr::from_bytes(name));
-    }
-    let Ok(child) = command.spawn() else {
-        return become_compiler(argv);
+    let command = || {
+        let mut command = Command::new(&argv[0]);
+        command
+            .args(run.arguments.iter().map(|arg| OsStr::from_bytes(arg)))
+            .args(&argv[1..]);
+        for name in &run.remove_environment {
+            command.env_remove(OsStr::from_bytes(name));
+        }
+        command
     };
-    let (status, stdout, stderr) = match stream_through(child, run) {
-        Ok(done) => done,
-        Err(error) => {
+    let ended = match run::streamed(command, &run.remaps, &run.scope) {
+        Ok(ended) => ended,
+        Err(run::Failed::NotStarted) => return become_compiler(argv),
+        Err(run::Failed::Lost(error)) => {
             say(&format!("kachefs-rustc: lost the compiler: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let outcome = Outcome {
-        success: status.success(),
-        unsettled: artifacts::unsettled(&stderr),
-        stdout,
-        stderr,
+        success: ended.status.success(),
+        unsettled: artifacts::unsettled(&ended.stderr),
+        stdout: ended.stdout,
+        stderr: ended.stderr,
+        observed: ended.observed,
     };
     // The compile stands whether or not the daemon hears of it. It answers once it holds on to
     // the output files, so that nothing cargo does next takes them away first.
@@ -242,7 +242,7 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
     let verdict = verdict.unwrap_or_else(|_| own_verdict(&outcome, run));
     match verdict {
         Verdict::Redo => become_compiler(argv),
-        Verdict::Stands => exit_like(status),
+        Verdict::Stands => run::exit_like(ended.status),
     }
 }
 
@@ -256,78 +256,6 @@ fn own_verdict(outcome: &Outcome, run: &Run) -> Verdict {
         let info = outputs.find(|output| output.emit == "dep-info")?;
         std::fs::read(info.artifact.as_ref()).ok()
     })
-}
-
-fn stream_through(mut child: Child, run: &Run) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
-    let stdout = child.stdout.take();
-    let stderr = child.stderr.take();
-    thread::scope(|scope| {
-        let out =
-            scope.spawn(|| stdout.map_or(Ok(Vec::new()), |from| tee(from, io::stdout(), None)));
-        let err = stderr.map_or(Ok(Vec::new()), |from| {
-            tee(from, io::stderr(), Some(&run.remaps))
-        });
-        let out = out
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("stdout reader died")));
-        let status = child.wait()?;
-        Ok((status, out?, err?))
-    })
-}
-
-/// Copies `from` to `to` line by line as lines arrive (cargo starts dependents on rustc's
-/// artifact notifications), undoing path remapping, and returns all that was written.
-fn tee(
-    mut from: impl Read,
-    mut to: impl Write,
-    remaps: Option<&[(String, String)]>,
-) -> io::Result<Vec<u8>> {
-    let mut all = Vec::new();
-    let mut line = Vec::new();
-    let mut buffer = vec![0_u8; 64 * 1024];
-    loop {
-        let n = match from.read(&mut buffer) {
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        line.extend_from_slice(&buffer[..n]);
-        // At the end everything goes out, with or without a newline.
-        let whole = if n == 0 {
-            line.len()
-        } else {
-            line.iter()
-                .rposition(|byte| *byte == b'\n')
-                .map_or(0, |at| at + 1)
-        };
-        if whole > 0 {
-            let rest = line.split_off(whole);
-            let text = match remaps {
-                Some(remaps) => Roots::unremap(&line, remaps),
-                None => std::mem::take(&mut line),
-            };
-            // A reader that has gone away must not stop the compiler.
-            let _ = to.write_all(&text).and_then(|()| to.flush());
-            all.extend_from_slice(&text);
-            line = rest;
-        }
-        if n == 0 {
-            return Ok(all);
-        }
-    }
-}
-
-/// Ends this process as the compiler ended: same status, or same signal.
-fn exit_like(status: ExitStatus) -> ExitCode {
-    if let Some(code) = status.code() {
-        return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX));
-    }
-    let signal = status.signal().unwrap_or(libc::SIGKILL);
-    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
-        // When the signal does not end this process, the shell's code for it does.
-        let _ = nix::sys::signal::raise(signal);
-    }
-    ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)))
 }
 
 /// Tells the person once per build, which a mark in the run directory shows. Straight to cargo's own standard error: what a compiler
@@ -374,19 +302,5 @@ mod tests {
         );
         assert_eq!(out_dir(&argv(&["rustc", "-vV"])), None);
         assert_eq!(out_dir(&argv(&["rustc", "--out-dir"])), None);
-    }
-
-    #[test]
-    fn tee_keeps_lines_whole_and_paths_real() {
-        let remaps = vec![("/home/ann/ws".to_owned(), "/proc/self/cwd".to_owned())];
-        let mut shown = Vec::new();
-        let all = tee(
-            &b"at /proc/self/cwd/x\nlast /proc/self/cwd"[..],
-            &mut shown,
-            Some(&remaps),
-        )
-        .expect("copies");
-        assert_eq!(shown, b"at /home/ann/ws/x\nlast /home/ann/ws");
-        assert_eq!(all, shown);
     }
 }

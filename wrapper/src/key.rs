@@ -4,13 +4,13 @@
 //! a wrong hit, so the facts are struct fields without defaults, and a new one does not compile
 //! until every caller supplies it. `docs/cache-key.md` explains each to a user.
 
-use store::{ActionKey, Digest, Hasher, InvocationDigest, Root, RootSet};
+use store::{ActionKey, Digest, Hasher, InvocationDigest, Observation, Root, RootSet};
 
 use crate::roots::Roots;
 
 /// Grows with every change of what is hashed below, and of what counts as an input or binds a result
 /// to its paths: what was stored under a weaker key is never met again.
-const KEY_FORMAT: u64 = 2;
+const KEY_FORMAT: u64 = 3;
 
 /// What is known of an action before a source is read. Texts are templates.
 #[derive(Clone, Debug)]
@@ -64,8 +64,6 @@ pub struct Dependencies {
     pub named: Vec<(Vec<u8>, Digest)>,
     /// Environment that is keyed without rustc reporting it: name, value template.
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The whole package directory, for units whose proc macros may read any of it.
-    pub package: Option<Digest>,
 }
 
 /// What an action reads as its input record tells.
@@ -75,6 +73,11 @@ pub struct Sources {
     pub files: Vec<(Vec<u8>, Digest)>,
     /// Name and value template (`None`: not set) of reported variables, in order.
     pub environment: Vec<(String, Option<Vec<u8>>)>,
+    /// What else it was seen to look at, and what is there; `None` where it could not be watched.
+    pub observed: Option<Vec<(Observation, Digest)>>,
+    /// The whole package directory, for units whose proc macros could not be watched and may have
+    /// read any of it.
+    pub package: Option<Digest>,
 }
 
 /// The key of the action that is all of this.
@@ -104,10 +107,6 @@ pub fn action_key(
     for (name, value) in &dependencies.environment {
         hasher.field(name).field(value);
     }
-    match &dependencies.package {
-        Some(digest) => hasher.number(1).digest(digest),
-        None => hasher.number(0),
-    };
     hasher.number(sources.files.len() as u64);
     for (path, digest) in &sources.files {
         hasher.field(path).digest(digest);
@@ -120,7 +119,28 @@ pub fn action_key(
             None => hasher.number(0),
         };
     }
+    match &sources.observed {
+        Some(observed) => {
+            hasher.number(1);
+            add_observed(&mut hasher, observed);
+        }
+        None => drop(hasher.number(0)),
+    }
+    match &sources.package {
+        Some(digest) => hasher.number(1).digest(digest),
+        None => hasher.number(0),
+    };
     ActionKey(hasher.finish())
+}
+
+fn add_observed(hasher: &mut Hasher, observed: &[(Observation, Digest)]) {
+    hasher.number(observed.len() as u64);
+    for (observation, digest) in observed {
+        hasher
+            .field(&observation.path)
+            .number(observation.look as u64)
+            .digest(digest);
+    }
 }
 
 /// The key of a result whose outputs hold the literal paths of the roots in `set`.
@@ -140,6 +160,7 @@ pub fn bound_key(key: &ActionKey, set: RootSet, roots: &Roots) -> ActionKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use store::Look;
 
     fn invocation() -> Invocation {
         Invocation {
@@ -158,7 +179,6 @@ mod tests {
             closure: vec![("b-1".into(), Digest::of(b"b"))],
             named: vec![(b"\0V\0/out".to_vec(), Digest::of(b"n"))],
             environment: vec![(b"RUSTC_BOOTSTRAP".to_vec(), b"1".to_vec())],
-            package: None,
         }
     }
 
@@ -166,6 +186,8 @@ mod tests {
         Sources {
             files: vec![(b"src/lib.rs".to_vec(), Digest::of(b"s"))],
             environment: vec![("E".into(), None)],
+            observed: None,
+            package: None,
         }
     }
 
@@ -272,12 +294,26 @@ mod tests {
         );
         add(
             &i,
-            &Dependencies {
+            &d,
+            &Sources {
                 package: Some(other),
-                ..d.clone()
+                ..s.clone()
             },
-            &s,
         );
+        let looked = |look| {
+            let path = b"/etc/x".to_vec();
+            Some(vec![(Observation { path, look }, other)])
+        };
+        for observed in [Some(Vec::new()), looked(Look::Open), looked(Look::Link)] {
+            add(
+                &i,
+                &d,
+                &Sources {
+                    observed,
+                    ..s.clone()
+                },
+            );
+        }
         add(
             &i,
             &d,

@@ -15,4 +15,6 @@ pub mod lease;
 mod managed;
 pub mod protocol;
 pub mod roots;
+mod run;
+pub mod trace;
 pub mod verdict;

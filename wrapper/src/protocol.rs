@@ -10,8 +10,10 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::trace::{Observed, Scope};
+
 /// Version of every message below.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -71,6 +73,8 @@ pub struct Run {
     pub remove_environment: Vec<Vec<u8>>,
     /// `(real, remapped)` path prefixes: diagnostics show the real ones again.
     pub remaps: Vec<(String, String)>,
+    /// What needs no watching.
+    pub scope: Scope,
 }
 
 /// How a compiler run ended.
@@ -84,6 +88,8 @@ pub struct Outcome {
     pub stderr: Vec<u8>,
     /// An output that some process still has open for writing, although the compiler is gone.
     pub unsettled: Option<String>,
+    /// What it was seen to do; `None` where it could not be watched.
+    pub observed: Option<Observed>,
 }
 
 /// The daemon's last word on a compiler run.

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use store::{ActionEntry, ActionKey, ActionResult, Counter, Digest, InputRecord, OutputContent};
+use store::{
+    ActionEntry, ActionKey, ActionResult, Counter, Digest, InputRecord, Observation, OutputContent,
+};
 use wrapper::environment;
 use wrapper::key::{self, Sources};
 
 use super::Service;
+use super::observed::Site;
 use super::prepare::{Place, Prepared};
 use crate::fs::outputs::Bound;
 use crate::fs::{Body, Errno, FsResult};
@@ -31,6 +34,8 @@ pub fn flight_key(service: &Service, prepared: &Prepared) -> Option<ActionKey> {
     let sources = Sources {
         files: vec![(template, digest)],
         environment: Vec::new(),
+        observed: None,
+        package: None,
     };
     Some(key::action_key(
         &prepared.digest,
@@ -97,7 +102,28 @@ pub fn current_sources(
             )
         })
         .collect();
-    Some(Sources { files, environment })
+    let observed = match &record.observed {
+        Some(observed) => Some(look_again(prepared.site(service), observed)?),
+        None => None,
+    };
+    let package = match &observed {
+        Some(_) => None,
+        None => prepared.package(service).ok()?.0,
+    };
+    Some(Sources {
+        files,
+        environment,
+        observed,
+        package,
+    })
+}
+
+/// What is now where an earlier run looked; `None` when that cannot be told.
+pub fn look_again(site: Site<'_>, observed: &[Observation]) -> Option<Vec<(Observation, Digest)>> {
+    observed
+        .iter()
+        .map(|observation| Some((observation.clone(), site.look_again(observation)?)))
+        .collect()
 }
 
 /// The other place of a module's file: `x/mod.rs` for `x.rs`, `x.rs` for `x/mod.rs`.

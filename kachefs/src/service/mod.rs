@@ -9,6 +9,7 @@ pub mod files;
 pub mod flight;
 pub mod lookup;
 mod named;
+mod observed;
 mod out_dir;
 mod package;
 pub mod prepare;
@@ -188,6 +189,7 @@ impl Service {
                 .iter()
                 .map(|(f, t)| ((*f).to_owned(), (*t).to_owned()))
                 .collect(),
+            scope: prepared.scope.clone(),
         };
         let started: Timestamp = clock::now();
         let clock = Instant::now();

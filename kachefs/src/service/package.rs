@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use store::{Digest, Hasher, Kind, Root, Timestamp};
+use store::{Digest, Hasher, Kind, Timestamp};
 use wrapper::environment;
 
 use super::Service;
 use super::files::Limits;
-use super::prepare::{Place, Prepared, Refusal};
+use super::prepare::{Place, Prepared, Refusal, immutable_packages};
 use crate::fs::{Errno, Node, View};
 
 /// How much of a package is keyed as a whole; a larger one is refused.
@@ -32,10 +32,9 @@ pub(super) fn package_digest(
         environment::value(&prepared.environment, name).map(|v| Path::new(OsStr::from_bytes(v)))
     };
     let directory = variable(b"CARGO_MANIFEST_DIR").ok_or(Refusal::Named("no-manifest-dir"))?;
-    let cargo_home = Path::new(prepared.roots.path(Root::CargoHome));
-    let immutable = ["registry", "git/checkouts"]
+    let immutable = immutable_packages(&prepared.roots)
         .iter()
-        .any(|part| directory.starts_with(cargo_home.join(part)));
+        .any(|packages| directory.starts_with(packages));
     let package = if immutable {
         None
     } else {

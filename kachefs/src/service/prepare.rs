@@ -4,26 +4,30 @@
 //! refused or widened (an extern of unknown origin makes the whole dependency directory an
 //! input), never guessed. `externs`, `named` and `package` digest what each of them is about.
 
+use std::collections::HashSet;
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use store::{Digest, Hasher, Ino, InvocationDigest, Origin, Root, RootSet, Timestamp};
-use wrapper::args::{self, Uncacheable};
+use wrapper::args::{self, SearchKind, Uncacheable};
 use wrapper::environment;
 use wrapper::key::{self, Dependencies};
 use wrapper::protocol::CompileRequest;
 use wrapper::roots::Roots;
+use wrapper::trace::Scope;
 
 use super::Service;
 use super::externs::{Externs, closure_digests};
 use super::named::{
     chooses_linker_script, named_digests, refuse_library_scripts, searches_elsewhere,
 };
+use super::observed::Site;
 use super::package::package_digest;
 use super::programs::Environment;
-use super::toolchain::{self, Tools};
+use super::toolchain::{self, Linker, Tools};
 use super::units::UnderWay;
 use crate::fs::{Caller, View};
 
@@ -79,12 +83,16 @@ pub struct Prepared {
     pub under_way: UnderWay,
     /// Roots that reach the outputs in a form a search for their paths would miss.
     pub hidden_roots: RootSet,
+    /// What the compiler need not be watched at.
+    pub scope: Scope,
     /// Whether the package's compile may run proc macros or an unknown compiler.
     opaque: bool,
     /// The compiler as cargo called it.
     program: PathBuf,
     /// Digests of compiler and linker.
     tools: (Digest, Option<Digest>),
+    /// Where the linker looks for libraries: as it names the directories, and as they are.
+    linker_search: HashSet<PathBuf>,
 }
 
 /// Where a path leads.
@@ -99,6 +107,38 @@ impl Prepared {
     /// Where a path given to this compiler leads.
     pub fn locate(&self, service: &Service, path: &Path) -> Place {
         locate(service, &self.view, &self.roots, &self.cwd, path)
+    }
+
+    /// Where the action runs.
+    pub fn site<'a>(&'a self, service: &'a Service) -> Site<'a> {
+        Site {
+            service,
+            view: &self.view,
+            roots: &self.roots,
+            cwd: &self.cwd,
+            environment: &self.environment,
+        }
+    }
+
+    /// Whether a path is in a directory whose libraries the linker's digest holds, or is one.
+    pub fn linker_knows(&self, path: &Path) -> bool {
+        let is_searched = |path: &Path| {
+            self.linker_search.contains(path)
+                || fs::canonicalize(path).is_ok_and(|real| self.linker_search.contains(&real))
+        };
+        !self.linker_search.is_empty()
+            && !path.starts_with(self.roots.path(Root::View))
+            && (is_searched(path) || path.parent().is_some_and(is_searched))
+    }
+
+    /// The package directory, where something unwatched may read any of it; with the time anything
+    /// of it changed last.
+    pub fn package(&self, service: &Service) -> Result<(Option<Digest>, Timestamp), Refusal> {
+        if self.opaque {
+            package_digest(service, self)
+        } else {
+            Ok((None, Timestamp::default()))
+        }
     }
 }
 
@@ -257,8 +297,8 @@ pub fn prepare(
             closure: Vec::new(),
             named: Vec::new(),
             environment: Vec::new(),
-            package: None,
         },
+        scope: scope_of(&invocation, &tools, &roots),
         origin: Origin {
             closure,
             proc_macro: is_proc_macro || externs.proc_macro,
@@ -277,6 +317,7 @@ pub fn prepare(
         opaque,
         program: PathBuf::from(compiler),
         tools: (compiler_digest, linker_digest),
+        linker_search: tools.linker.iter().flat_map(search_directories).collect(),
     };
     prepared.dependencies.closure = closure_digests(service, &prepared, &externs.closure)?;
     prepared.dependencies.named = named_digests(service, &prepared)?;
@@ -284,10 +325,52 @@ pub fn prepare(
         .into_iter()
         .map(|(name, value)| (name.to_vec(), prepared.roots.template(value)))
         .collect();
-    if opaque {
-        (prepared.dependencies.package, _) = package_digest(service, &prepared)?;
-    }
     Ok(prepared)
+}
+
+fn search_directories(linker: &Linker) -> impl Iterator<Item = PathBuf> {
+    let named = linker.search.iter().map(|path| path.components().collect());
+    let real = linker
+        .search
+        .iter()
+        .filter_map(|path| fs::canonicalize(path).ok());
+    named.chain(real)
+}
+
+/// The toolchain, packages that never change under their path, and the crates beside the
+/// dependencies are known. The compiler's own are the directories it is told to write to.
+fn scope_of(invocation: &args::Invocation, tools: &Tools, roots: &Roots) -> Scope {
+    let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+    let mut known: Vec<Vec<u8>> = tools
+        .compiler
+        .roots
+        .iter()
+        .map(|root| bytes(root))
+        .collect();
+    known.extend(immutable_packages(roots).iter().map(|path| bytes(path)));
+    let searches = invocation.searches.iter();
+    known.extend(
+        searches
+            .filter(|search| search.kind == SearchKind::Dependency)
+            .map(|search| bytes(&search.path)),
+    );
+    let own = [Some(&invocation.out_dir), invocation.incremental.as_ref()];
+    Scope {
+        known,
+        own: own.into_iter().flatten().map(|path| bytes(path)).collect(),
+    }
+}
+
+/// Where cargo keeps what it never changes once it is there (it relies on that itself).
+pub(super) fn immutable_packages(roots: &Roots) -> Vec<PathBuf> {
+    let cargo_home = Path::new(roots.path(Root::CargoHome));
+    if !cargo_home.is_absolute() {
+        return Vec::new();
+    }
+    ["registry/src", "git/checkouts"]
+        .iter()
+        .map(|part| cargo_home.join(part))
+        .collect()
 }
 
 /// The compiler, and the linker if one will run.
@@ -357,27 +440,16 @@ fn shortened_roots(remaps: &[String], roots: &Roots) -> RootSet {
     set
 }
 
-/// The same dependencies, looked at again: equal when nothing changed while a compiler ran. With the
-/// time the package's files changed last, for what was changed and changed back.
-pub fn dependencies_again(
-    service: &Service,
-    before: &Prepared,
-) -> Result<(Dependencies, Timestamp), Refusal> {
+/// The same dependencies, looked at again: equal when nothing changed while a compiler ran.
+pub fn dependencies_again(service: &Service, before: &Prepared) -> Result<Dependencies, Refusal> {
     let (view, roots, cwd) = (&before.view, &before.roots, &before.cwd);
     let externs = Externs::collect(service, &before.invocation, view, roots, cwd)?;
-    let (package, changed) = if before.opaque {
-        package_digest(service, before)?
-    } else {
-        (None, Timestamp::default())
-    };
-    let again = Dependencies {
+    Ok(Dependencies {
         externs: externs.direct,
         closure: closure_digests(service, before, &externs.closure)?,
         named: named_digests(service, before)?,
         environment: before.dependencies.environment.clone(),
-        package,
-    };
-    Ok((again, changed))
+    })
 }
 
 /// The literal root paths. The view's is taken from the out-dir as cargo spells it, because that

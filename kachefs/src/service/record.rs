@@ -4,8 +4,10 @@
 //! `record` runs behind cargo's back: it hashes, ingests and stores. Anything that does not add
 //! up (an input changed meanwhile, an output that is not a plain file) stores nothing.
 
+use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,8 +25,9 @@ use wrapper::protocol::{Outcome, Verdict};
 use super::Service;
 use super::files::changed_at;
 use super::lookup::{current_sources, module_twin};
+use super::observed::{self, Inputs, Program, Untold};
 use super::out_dir;
-use super::prepare::{Place, Prepared, dependencies_again, same_tools};
+use super::prepare::{Place, Prepared, Refusal, dependencies_again, same_tools};
 use super::swapped::Swapped;
 use crate::clock;
 use crate::fs::{Errno, Node, View};
@@ -55,6 +58,12 @@ pub enum NotStored {
     /// An input is not what it was when the compiler started.
     #[error("{0} changed while the compiler ran")]
     Changed(String),
+    /// What it was seen to do does not tell what it made.
+    #[error(transparent)]
+    Untold(#[from] Untold),
+    /// What an unwatched compiler may have read cannot be keyed.
+    #[error("not watched, and its package is not keyed: {0:?}")]
+    Package(Refusal),
     /// The compiler printed a NUL, which templates cannot hold.
     #[error("diagnostics hold a NUL")]
     Nul,
@@ -173,7 +182,8 @@ pub fn record(
     }
     let text = read_whole(&prepared.view, &held.outputs[held.dep_info].1)?;
     let info = depinfo::parse(&text).map_err(|error| NotStored::DepInfo(error.to_string()))?;
-    let record = input_record(prepared, &info);
+    let inputs = seen(service, prepared, outcome, &info, started)?;
+    let record = input_record(prepared, &info, inputs.as_ref());
     let sources = current_sources(service, prepared, &record)
         .ok_or_else(|| NotStored::Changed("a source".into()))?;
     // After the bytes were taken: a change before that would have left its time.
@@ -200,11 +210,12 @@ pub fn record(
     let taken = take_outputs(prepared, held, &needles, &dep_info)?;
     bound.extend(taken.roots);
     bound.extend(prepared.hidden_roots);
+    bound.extend(inputs.map(|inputs| inputs.bound).unwrap_or_default());
     if !roots.is_plain() {
         bound = RootSet::all();
     }
     match dependencies_again(service, prepared) {
-        Ok((again, changed)) if again == prepared.dependencies && changed < started => {}
+        Ok(again) if again == prepared.dependencies => {}
         _ => return Err(NotStored::Changed("a dependency".into())),
     }
     if !same_tools(service, prepared) {
@@ -245,11 +256,43 @@ pub fn record(
         ?bound,
         "stored"
     );
+    for observation in record.observed.iter().flatten() {
+        let path = String::from_utf8_lossy(&observation.path);
+        tracing::trace!(look = ?observation.look, %path, "observed");
+    }
     Ok(())
 }
 
-fn input_record(prepared: &Prepared, info: &DepInfo) -> InputRecord {
-    use std::os::unix::ffi::OsStrExt;
+/// What the compiler was seen to read besides what it reports; `None` where it could not be watched.
+/// Then all of its package counts, of which nothing may have changed meanwhile, not even back.
+fn seen(
+    service: &Service,
+    prepared: &Prepared,
+    outcome: &Outcome,
+    info: &DepInfo,
+    started: Timestamp,
+) -> Result<Option<Inputs>, NotStored> {
+    let Some(observed) = &outcome.observed else {
+        let (_, changed) = prepared.package(service).map_err(NotStored::Package)?;
+        return if changed < started {
+            Ok(None)
+        } else {
+            Err(NotStored::Changed("its package".into()))
+        };
+    };
+    let sources: HashSet<PathBuf> = info
+        .sources
+        .iter()
+        .map(|path| prepared.cwd.join(path))
+        .collect();
+    let is_known = |path: &Path| sources.contains(path) || prepared.linker_knows(path);
+    let site = prepared.site(service);
+    let scope = &prepared.scope;
+    let inputs = observed::inputs(site, observed, scope, Program::Compiler, started, &is_known)?;
+    Ok(Some(inputs))
+}
+
+fn input_record(prepared: &Prepared, info: &DepInfo, inputs: Option<&Inputs>) -> InputRecord {
     InputRecord {
         sources: info
             .sources
@@ -257,6 +300,7 @@ fn input_record(prepared: &Prepared, info: &DepInfo) -> InputRecord {
             .map(|path| prepared.roots.template(path.as_os_str().as_bytes()))
             .collect(),
         env: info.env.iter().map(|(name, _)| name.clone()).collect(),
+        observed: inputs.map(|inputs| inputs.observations.clone()),
         created_ms: clock::now_ms(),
     }
 }

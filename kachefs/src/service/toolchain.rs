@@ -95,6 +95,8 @@ pub struct Compiler {
     pub digest: Digest,
     /// Whether a script or proxy stands before it, which may look at any environment variable.
     pub behind_shim: bool,
+    /// Directories that are part of it: their files are in the digest, or do not matter.
+    pub roots: Vec<PathBuf>,
 }
 
 /// The programs one action runs.
@@ -230,6 +232,7 @@ impl Toolchains {
         Ok(Compiler {
             digest: hasher.finish(),
             behind_shim,
+            roots,
         })
     }
 

@@ -237,6 +237,7 @@ mod tests {
         for created_ms in 0..total {
             let mut batch = index.batch();
             let record = InputRecord {
+                observed: None,
                 sources: vec![vec![u8::try_from(created_ms).expect("small")]],
                 env: Vec::new(),
                 created_ms,

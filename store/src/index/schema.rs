@@ -12,7 +12,7 @@ pub(crate) const RECORDS: &str = "records";
 pub(crate) const FILES: &str = "files";
 pub(super) const FAMILIES: [&str; 7] = [META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES];
 
-pub(crate) const SCHEMA_VERSION: u32 = 2;
+pub(crate) const SCHEMA_VERSION: u32 = 3;
 pub(super) const SCHEMA_KEY: &[u8] = b"schema";
 pub(crate) const COUNTERS_KEY: &[u8] = b"counters";
 pub(crate) const SCRATCH_KEY: &[u8] = b"next-scratch";

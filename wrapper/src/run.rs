@@ -1,0 +1,159 @@
+//! Running a program in our place: its output passed on as it comes, its accesses watched.
+//!
+//! What the wrapper does with a compiler and the launcher with a build script. Holds no policy.
+
+use std::env;
+use std::io::{self, Read, Write};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::thread;
+
+use std::os::unix::process::ExitStatusExt;
+
+use crate::roots::Roots;
+use crate::trace::{Observed, Pipes, Scope, Watch};
+
+/// When set, nothing is watched: as where the kernel forbids it.
+const UNWATCHED: &str = "KACHEFS_UNWATCHED";
+
+/// How a program ended.
+pub(crate) struct Ended {
+    /// Its status.
+    pub(crate) status: ExitStatus,
+    /// What it wrote to standard output.
+    pub(crate) stdout: Vec<u8>,
+    /// What it wrote to standard error, with real paths.
+    pub(crate) stderr: Vec<u8>,
+    /// What it was seen to do; `None` where it could not be watched.
+    pub(crate) observed: Option<Observed>,
+}
+
+/// Why a program did not come to its end under our eyes.
+pub(crate) enum Failed {
+    /// It never ran.
+    NotStarted,
+    /// It ran, but its end was not seen.
+    Lost(io::Error),
+}
+
+/// Runs a program to its end. Its output goes to ours as it comes, with the real ones in place of
+/// remapped paths.
+pub(crate) fn streamed(
+    command: impl Fn() -> Command,
+    remaps: &[(String, String)],
+    scope: &Scope,
+) -> Result<Ended, Failed> {
+    let piped = || {
+        let mut command = command();
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    if env::var_os(UNWATCHED).is_none()
+        && let Ok((watch, pipes)) = Watch::start(piped(), scope.clone())
+    {
+        let (stdout, stderr) = pass_on(pipes, remaps).map_err(Failed::Lost)?;
+        let (status, observed) = watch.finish().map_err(Failed::Lost)?;
+        return Ok(Ended {
+            status,
+            stdout,
+            stderr,
+            observed: Some(observed),
+        });
+    }
+    let mut child = piped().spawn().map_err(|_| Failed::NotStarted)?;
+    let pipes = Pipes::of(&mut child);
+    let (stdout, stderr) = pass_on(pipes, remaps).map_err(Failed::Lost)?;
+    let status = child.wait().map_err(Failed::Lost)?;
+    Ok(Ended {
+        status,
+        stdout,
+        stderr,
+        observed: None,
+    })
+}
+
+fn pass_on(pipes: Pipes, remaps: &[(String, String)]) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let Pipes { stdout, stderr } = pipes;
+    thread::scope(|scope| {
+        let out =
+            scope.spawn(|| stdout.map_or(Ok(Vec::new()), |from| tee(from, io::stdout(), None)));
+        let err = stderr.map_or(Ok(Vec::new()), |from| tee(from, io::stderr(), Some(remaps)));
+        let out = out
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("stdout reader died")));
+        Ok((out?, err?))
+    })
+}
+
+/// Copies `from` to `to` line by line as lines arrive (cargo starts dependents on rustc's
+/// artifact notifications), undoing path remapping, and returns all that was written.
+fn tee(
+    mut from: impl Read,
+    mut to: impl Write,
+    remaps: Option<&[(String, String)]>,
+) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut line = Vec::new();
+    let mut buffer = vec![0_u8; 64 * 1024];
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        line.extend_from_slice(&buffer[..n]);
+        // At the end everything goes out, with or without a newline.
+        let whole = if n == 0 {
+            line.len()
+        } else {
+            line.iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |at| at + 1)
+        };
+        if whole > 0 {
+            let rest = line.split_off(whole);
+            let text = match remaps {
+                Some(remaps) => Roots::unremap(&line, remaps),
+                None => std::mem::take(&mut line),
+            };
+            // A reader that has gone away must not stop the compiler.
+            let _ = to.write_all(&text).and_then(|()| to.flush());
+            all.extend_from_slice(&text);
+            line = rest;
+        }
+        if n == 0 {
+            return Ok(all);
+        }
+    }
+}
+
+/// Ends this process as another ended: same status, or same signal.
+pub(crate) fn exit_like(status: ExitStatus) -> ExitCode {
+    if let Some(code) = status.code() {
+        return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX));
+    }
+    let signal = status.signal().unwrap_or(libc::SIGKILL);
+    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+        // When the signal does not end this process, the shell's code for it does.
+        let _ = nix::sys::signal::raise(signal);
+    }
+    ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tee_keeps_lines_whole_and_paths_real() {
+        let remaps = vec![("/home/ann/ws".to_owned(), "/proc/self/cwd".to_owned())];
+        let mut shown = Vec::new();
+        let all = tee(
+            &b"at /proc/self/cwd/x\nlast /proc/self/cwd"[..],
+            &mut shown,
+            Some(&remaps),
+        )
+        .expect("copies");
+        assert_eq!(shown, b"at /home/ann/ws/x\nlast /home/ann/ws");
+        assert_eq!(all, shown);
+    }
+}

@@ -1,0 +1,354 @@
+//! The listening end of the filter: notes each call and lets it go on.
+//!
+//! Whoever made the call waits meanwhile, so it is answered as soon as it is understood. The
+//! arguments may change behind our back (another thread of the caller): this is a record of what
+//! honest programs do, not a sandbox.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+
+use super::calls::{self, Directory, Does, Meaning, Named};
+use super::{Access, Observed, Scope, Unseen, Uses, memory};
+
+/// How long processes may take to end after the program that started them.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// Lets the kernel wake the listener on the caller's processor (`seccomp_unotify(2)`, Linux 6.6).
+const SYNC_WAKE_UP: u64 = 1;
+
+/// What lies there is the kernel's or the machine's, not an input.
+const NO_FILES: [&[u8]; 3] = [b"/proc/", b"/sys/", b"/dev/"];
+/// But this is a directory like any other.
+const SHARED_MEMORY: &[u8] = b"/dev/shm/";
+/// Another name of the caller's working directory.
+const WORKING_DIRECTORY: &[u8] = b"/proc/self/cwd/";
+
+/// Receives calls.
+pub(super) struct Listener {
+    fd: OwnedFd,
+    over: bool,
+}
+
+impl Listener {
+    /// What the installing thread said: a descriptor, or a negative error number.
+    pub(super) fn from_raw(said: RawFd) -> io::Result<Self> {
+        if said < 0 {
+            return Err(Errno::from_raw(-said).into());
+        }
+        // SAFETY: the kernel has just made this descriptor for the filter; nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(said) };
+        // Older kernels do without.
+        let _ = ioctl(
+            &fd,
+            libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS,
+            SYNC_WAKE_UP as *mut u8,
+        );
+        Ok(Self { fd, over: false })
+    }
+
+    /// Whether nobody is under the filter any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Notes calls until nobody is left who could make one, or `ended` closes and those left after it
+    /// take too long.
+    pub(super) fn watch(mut self, ended: &PipeReader, scope: Scope) -> (Observed, Self) {
+        let mut notes = Notes::within(scope);
+        let mut deadline = None;
+        loop {
+            let timeout = deadline.map_or(PollTimeout::NONE, |deadline: Instant| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)
+            });
+            let mut waiting = [
+                PollFd::new(self.fd.as_fd(), PollFlags::POLLIN),
+                PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+            ];
+            let sources = if deadline.is_some() { 1 } else { 2 };
+            match poll(&mut waiting[..sources], timeout) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => {
+                    notes.unseen.insert(Unseen::Calls);
+                    break;
+                }
+            }
+            let happened = |at: usize| waiting[at].revents().unwrap_or(PollFlags::empty());
+            let (calls, end) = (happened(0), happened(1));
+            if calls.contains(PollFlags::POLLIN) {
+                self.serve(Some(&mut notes));
+            } else if calls.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
+                self.over = true;
+                break;
+            }
+            if deadline.is_none() && !end.is_empty() {
+                deadline = Some(Instant::now() + GRACE);
+            }
+        }
+        (notes.observed(), self)
+    }
+
+    /// Receives one call, notes it and lets it go on.
+    fn serve(&self, notes: Option<&mut Notes>) {
+        // SAFETY: all zeroes is a value of this plain struct, and what the kernel asks for.
+        let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        let received = ioctl(
+            &self.fd,
+            libc::SECCOMP_IOCTL_NOTIF_RECV,
+            (&raw mut call).cast(),
+        );
+        // The caller may have died before it could be asked.
+        if received.is_err() {
+            return;
+        }
+        if let Some(notes) = notes {
+            notes.note(&call, || self.is_waiting(call.id));
+        }
+        // The flag is a small number.
+        #[expect(clippy::cast_possible_truncation)]
+        let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+        let mut answer = libc::seccomp_notif_resp {
+            id: call.id,
+            val: 0,
+            error: 0,
+            flags,
+        };
+        // It may have died meanwhile.
+        let _ = ioctl(
+            &self.fd,
+            libc::SECCOMP_IOCTL_NOTIF_SEND,
+            (&raw mut answer).cast(),
+        );
+    }
+
+    /// Whether the caller still waits for an answer: what its number names is then still itself.
+    fn is_waiting(&self, mut id: u64) -> bool {
+        let asked = ioctl(
+            &self.fd,
+            libc::SECCOMP_IOCTL_NOTIF_ID_VALID,
+            (&raw mut id).cast(),
+        );
+        asked.is_ok()
+    }
+
+    /// Answers processes that outlive this one, in a process of its own.
+    pub(super) fn serve_those_left(self) -> io::Result<()> {
+        // SAFETY: the child makes system calls on its own stack only, and never returns.
+        match unsafe { nix::unistd::fork() }? {
+            nix::unistd::ForkResult::Parent { .. } => Ok(()),
+            nix::unistd::ForkResult::Child => self.serve_until_over(),
+        }
+    }
+
+    fn serve_until_over(self) -> ! {
+        let _ = nix::unistd::setsid();
+        // Whoever reads from these must not wait for us.
+        for fd in 0..=2 {
+            let _ = nix::unistd::close(fd);
+        }
+        loop {
+            let mut waiting = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+            let polled = poll(&mut waiting, PollTimeout::NONE);
+            let happened = waiting[0].revents().unwrap_or(PollFlags::empty());
+            match polled {
+                Ok(_) if happened.contains(PollFlags::POLLIN) => self.serve(None),
+                Err(Errno::EINTR) => {}
+                // SAFETY: ends this process without running what its parent registered.
+                _ => unsafe { libc::_exit(0) },
+            }
+        }
+    }
+}
+
+fn ioctl(fd: &OwnedFd, request: libc::Ioctl, argument: *mut u8) -> Result<i32, Errno> {
+    // SAFETY: each caller passes what its request takes: a struct of its own, or a number.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) })
+}
+
+/// What was noted so far.
+struct Notes {
+    scope: Scope,
+    paths: HashMap<Vec<u8>, Uses>,
+    unseen: BTreeSet<Unseen>,
+}
+
+impl Notes {
+    fn within(scope: Scope) -> Self {
+        Self {
+            scope,
+            paths: HashMap::new(),
+            unseen: BTreeSet::new(),
+        }
+    }
+
+    fn observed(self) -> Observed {
+        Observed {
+            paths: self.paths.into_iter().collect(),
+            unseen: self.unseen,
+        }
+    }
+
+    /// Notes a call while its caller waits.
+    fn note(&mut self, call: &libc::seccomp_notif, is_waiting: impl Fn() -> bool) {
+        let noted = self.try_note(call);
+        // A caller that died has not done what it was about to.
+        if noted.is_err() && is_waiting() {
+            self.unseen.insert(Unseen::Memory);
+        }
+    }
+
+    fn try_note(&mut self, call: &libc::seccomp_notif) -> io::Result<()> {
+        let pid = Pid::from_raw(i32::try_from(call.pid).map_err(io::Error::other)?);
+        let data = &call.data;
+        if !super::filter::is_native(data.arch, data.nr) {
+            self.unseen.insert(Unseen::Calls);
+            return Ok(());
+        }
+        match calls::meaning(data.nr.into(), &data.args) {
+            Meaning::Paths(first, second) => {
+                self.path(pid, first)?;
+                second.map_or(Ok(()), |second| self.path(pid, second))
+            }
+            Meaning::OpenHow(directory, address, how) => {
+                let flags = memory::bytes(pid, how, 8)?;
+                let flags = <[u8; 8]>::try_from(flags).map_err(|_| io::Error::other("short"))?;
+                let does = calls::opened(u64::from_le_bytes(flags));
+                let named = Named {
+                    does,
+                    directory,
+                    address,
+                };
+                self.path(pid, named)
+            }
+            Meaning::Socket {
+                listens,
+                address,
+                length,
+            } => self.socket(pid, listens, address, length),
+            Meaning::Unseen(unseen) => {
+                self.unseen.insert(unseen);
+                Ok(())
+            }
+        }
+    }
+
+    fn path(&mut self, pid: Pid, named: Named) -> io::Result<()> {
+        let Some(path) = memory::path(pid, named.address)? else {
+            return Ok(());
+        };
+        // An empty one names what is open already.
+        if path.is_empty() {
+            return Ok(());
+        }
+        self.access(pid, named.does, named.directory, &path)
+    }
+
+    fn access(
+        &mut self,
+        pid: Pid,
+        does: Does,
+        directory: Directory,
+        path: &[u8],
+    ) -> io::Result<()> {
+        let relative = match path.strip_prefix(WORKING_DIRECTORY) {
+            Some(rest) => Some((Directory::Working, rest)),
+            None if path.starts_with(b"/") => None,
+            None => Some((directory, path)),
+        };
+        let path = match relative {
+            None => path.to_vec(),
+            Some((directory, rest)) => {
+                let start = match directory {
+                    Directory::Working => format!("/proc/{pid}/cwd"),
+                    Directory::Open(fd) => format!("/proc/{pid}/fd/{fd}"),
+                };
+                let start = std::fs::read_link(start)?;
+                start
+                    .join(OsStr::from_bytes(rest))
+                    .into_os_string()
+                    .into_encoded_bytes()
+            }
+        };
+        let is_file = !NO_FILES.iter().any(|prefix| path.starts_with(prefix));
+        if is_file || path.starts_with(SHARED_MEMORY) {
+            self.add(does, path);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, does: Does, path: Vec<u8>) {
+        let reads = matches!(does, Does::Open | Does::Status | Does::Link);
+        if self.scope.owns(&path) || (reads && self.scope.knows(&path)) {
+            return;
+        }
+        let exists = exists(&path);
+        // What it finds absent after it has made or removed something there is its own doing.
+        let uses = self.paths.entry(path).or_insert_with(|| Uses {
+            absent: !exists,
+            ..Uses::default()
+        });
+        uses.accesses.insert(comes_to(does, exists));
+    }
+
+    /// Another process in this machine is spoken to by a path (unix(7)); where there is nobody, this
+    /// is a question whether there is.
+    fn socket(&mut self, pid: Pid, listens: bool, address: u64, length: u64) -> io::Result<()> {
+        const FAMILY: usize = size_of::<libc::sa_family_t>();
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        let name = memory::bytes(pid, address, length.min(size_of::<libc::sockaddr_un>()))?;
+        let Some((family, path)) = name.split_at_checked(FAMILY) else {
+            return Ok(());
+        };
+        let family = family.try_into().map(libc::sa_family_t::from_ne_bytes);
+        if !family.is_ok_and(|family| i32::from(family) == libc::AF_UNIX) {
+            // Sockets of other families were noted when they were made, but for the kernel's own.
+            return Ok(());
+        }
+        let end = path.iter().position(|byte| *byte == 0);
+        let path = &path[..end.unwrap_or(path.len())];
+        if path.is_empty() {
+            // Listening at a name the kernel chooses disturbs nobody.
+            if !listens {
+                self.unseen.insert(Unseen::Network);
+            }
+            return Ok(());
+        }
+        if listens {
+            return self.access(pid, Does::Make, Directory::Working, path);
+        }
+        self.access(pid, Does::Status, Directory::Working, path)?;
+        if exists(path) {
+            self.unseen.insert(Unseen::Network);
+        }
+        Ok(())
+    }
+}
+
+/// What it comes to, given what is there before it happens: making a directory that is there changes
+/// nothing, nor does removing what is not.
+fn comes_to(does: Does, exists: bool) -> Access {
+    match (does, exists) {
+        (Does::Open, _) => Access::Open,
+        (Does::Status, _) | (Does::Make, true) => Access::Status,
+        (Does::Link, _) | (Does::Change | Does::Remove, false) => Access::Link,
+        (Does::Make | Does::Put, false) => Access::Make,
+        (Does::Put | Does::Change, true) => Access::Change,
+        (Does::Remove, true) => Access::Remove,
+    }
+}
+
+fn exists(path: &[u8]) -> bool {
+    Path::new(OsStr::from_bytes(path))
+        .symlink_metadata()
+        .is_ok()
+}

@@ -1,0 +1,272 @@
+//! Watching what a program, and all it starts, asks of the file system.
+//!
+//! A seccomp filter hands the calls that open, look at or change names to this process, which
+//! notes them and lets the kernel go on (`seccomp_unotify(2)`). Nothing is stopped, changed or
+//! forbidden; a filter follows forks and threads by itself, and a debugger may still attach. Where
+//! the kernel or a container forbids it, [`Watch::start`] says so and the program runs unwatched.
+//! `client` and `launcher` call it; what an access means for a key is the daemon's business.
+
+mod calls;
+mod filter;
+mod listener;
+mod memory;
+mod scope;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, PipeWriter, Read, Write};
+use std::os::fd::RawFd;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::scope::Scope;
+
+use self::listener::Listener;
+
+/// One thing a program did with a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Access {
+    /// Opened it for reading, or ran it: a file's content, a directory's names.
+    Open,
+    /// Asked what it is, following links.
+    Status,
+    /// Asked what it is without following a last link, or where that leads.
+    Link,
+    /// Made it where nothing was.
+    Make,
+    /// Changed or replaced what was there.
+    Change,
+    /// Took it away.
+    Remove,
+}
+
+/// Why the accesses of a run do not tell everything it depended on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Unseen {
+    /// It talked to another process or machine.
+    Network,
+    /// It left a process behind.
+    ProcessLeft,
+    /// It changed what paths mean: a mount, a root, a namespace.
+    Mounts,
+    /// It made calls that cannot be watched: of another architecture, or through `io_uring`.
+    Calls,
+    /// The memory of one of its processes could not be read.
+    Memory,
+}
+
+impl Unseen {
+    /// The stable name, for counters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::ProcessLeft => "process-left-behind",
+            Self::Mounts => "changes-mounts",
+            Self::Calls => "unwatchable-calls",
+            Self::Memory => "unreadable-process",
+        }
+    }
+}
+
+/// Several kinds of access.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accesses(u8);
+
+impl Accesses {
+    /// Adds one.
+    pub fn insert(&mut self, access: Access) {
+        self.0 |= 1 << access as u8;
+    }
+
+    /// Whether it is among them.
+    pub fn contains(self, access: Access) -> bool {
+        self.0 & (1 << access as u8) != 0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// What a run did with one path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uses {
+    /// Everything it did.
+    pub accesses: Accesses,
+    /// Whether nothing was there when it first did something.
+    pub absent: bool,
+}
+
+/// What a run was seen to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// The paths it used: absolute, and as it spelled them.
+    pub paths: BTreeMap<Vec<u8>, Uses>,
+    /// What was not seen.
+    pub unseen: BTreeSet<Unseen>,
+}
+
+/// A program being watched.
+pub struct Watch {
+    child: JoinHandle<io::Result<ExitStatus>>,
+    watcher: JoinHandle<(Observed, Listener)>,
+    running: PipeWriter,
+}
+
+impl Watch {
+    /// Starts a program under watch, noting what `scope` leaves. An error says that watching is impossible here, or that the
+    /// program cannot be started; nothing runs then.
+    pub fn start(mut command: Command, scope: Scope) -> io::Result<(Self, Pipes)> {
+        let (mut told, mut tell) = io::pipe()?;
+        let (ended, running) = io::pipe()?;
+        let (to_us, started) = mpsc::channel();
+        // The filter is a thread's own and passes on to what that thread starts: this one alone.
+        // From then on each of its calls may wait for the listener, allocations included, so it
+        // tells of it without any.
+        let child = thread::Builder::new().spawn(move || {
+            let installed = filter::install();
+            let said = installed
+                .as_ref()
+                .map_or_else(|error| -(*error as i32), RawFd::clone);
+            tell.write_all(&said.to_ne_bytes())?;
+            drop(tell);
+            installed?;
+            let mut child = command.spawn();
+            let pipes = match &mut child {
+                Ok(child) => Ok(Pipes::of(child)),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            };
+            // Nobody waits for it any more only when we gave up.
+            drop(to_us.send(pipes));
+            child?.wait()
+        })?;
+        let mut said = [0; 4];
+        told.read_exact(&mut said)?;
+        let listener = Listener::from_raw(i32::from_ne_bytes(said))?;
+        let watcher = thread::Builder::new().spawn(move || listener.watch(&ended, scope))?;
+        let pipes = started
+            .recv()
+            .map_err(|_| io::Error::other("the thread that starts programs died"))??;
+        let watch = Self {
+            child,
+            watcher,
+            running,
+        };
+        Ok((watch, pipes))
+    }
+
+    /// Waits for the program's end. Processes it leaves behind are served on: a filter without a
+    /// listener would fail their calls.
+    pub fn finish(self) -> io::Result<(ExitStatus, Observed)> {
+        let died = |_| io::Error::other("a thread of the watch died");
+        let status = self.child.join().map_err(died)??;
+        drop(self.running);
+        let (mut observed, listener) = self.watcher.join().map_err(died)?;
+        if !listener.is_over() {
+            observed.unseen.insert(Unseen::ProcessLeft);
+            listener.serve_those_left()?;
+        }
+        Ok((status, observed))
+    }
+}
+
+/// The ends of the pipes the program writes to.
+pub struct Pipes {
+    /// Its standard output.
+    pub stdout: Option<std::process::ChildStdout>,
+    /// Its standard error.
+    pub stderr: Option<std::process::ChildStderr>,
+}
+
+impl Pipes {
+    /// Takes them from a child.
+    pub(crate) fn of(child: &mut Child) -> Self {
+        Self {
+            stdout: child.stdout.take(),
+            stderr: child.stderr.take(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+    use std::process::Stdio;
+
+    fn observe(script: &str, cwd: &Path) -> (ExitStatus, Observed, String) {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(script).current_dir(cwd);
+        command.stdout(Stdio::piped());
+        let (watch, pipes) = Watch::start(command, Scope::default()).expect("starts");
+        let mut said = String::new();
+        let mut stdout = pipes.stdout.expect("piped");
+        stdout.read_to_string(&mut said).expect("reads");
+        let (status, observed) = watch.finish().expect("ends");
+        (status, observed, said)
+    }
+
+    fn uses(observed: &Observed, path: &Path) -> Uses {
+        let uses = observed.paths.get(path.as_os_str().as_bytes());
+        uses.copied().unwrap_or_default()
+    }
+
+    #[test]
+    fn sees_what_children_read_make_and_miss() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("read"), "text").expect("writes");
+        fs::write(at("old"), "text").expect("writes");
+        fs::create_dir(at("listed")).expect("mkdir");
+        let script = "cat read; ls listed; test -e missing; mkdir -p listed made; \
+                      echo x > made/new; rm old; rm -f missing; (sleep 0; cat made/new)";
+        let (status, observed, said) = observe(script, dir.path());
+        assert!(status.success());
+        assert_eq!(said, "textx\n");
+        assert_eq!(observed.unseen, BTreeSet::new());
+        for (access, name) in [
+            (Access::Open, "read"),
+            (Access::Open, "listed"),
+            (Access::Status, "missing"),
+            (Access::Make, "made"),
+            (Access::Make, "made/new"),
+            (Access::Open, "made/new"),
+            (Access::Remove, "old"),
+        ] {
+            let accesses = uses(&observed, &at(name)).accesses;
+            assert!(accesses.contains(access), "{access:?} {name}: {observed:?}");
+        }
+        assert!(uses(&observed, &at("missing")).absent);
+        assert!(uses(&observed, &at("made")).absent);
+        assert!(!uses(&observed, &at("read")).absent);
+        let changed = |uses: &Uses| uses.accesses.contains(Access::Change);
+        assert!(!observed.paths.values().any(changed), "{observed:?}");
+    }
+
+    #[test]
+    fn those_left_behind_go_on() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let script = "(sleep 1; echo late > late) >/dev/null 2>&1 &";
+        let (status, observed, _) = observe(script, dir.path());
+        assert!(status.success());
+        assert!(observed.unseen.contains(&Unseen::ProcessLeft));
+        let late = dir.path().join("late");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while fs::read(&late).ok().as_deref() != Some(b"late\n") {
+            assert!(std::time::Instant::now() < deadline, "its calls fail");
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn programs_that_cannot_be_started_say_so() {
+        let error = Watch::start(Command::new("/nowhere/program"), Scope::default()).err();
+        let error = error.expect("nothing to start");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

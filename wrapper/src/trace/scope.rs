@@ -1,0 +1,64 @@
+//! Which accesses are worth noting.
+
+use serde::{Deserialize, Serialize};
+
+/// Directories whose files need no notes, by the beginnings of their paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    /// Known as a whole, or never different: reading there tells nothing new.
+    pub known: Vec<Vec<u8>>,
+    /// The program's own: it may read, make and change there what it likes.
+    pub own: Vec<Vec<u8>>,
+}
+
+impl Scope {
+    /// Whether a path lies in what is known.
+    pub fn knows(&self, path: &[u8]) -> bool {
+        self.known
+            .iter()
+            .any(|directory| is_within(path, directory))
+    }
+
+    /// Whether a path lies in what is the program's own.
+    pub fn owns(&self, path: &[u8]) -> bool {
+        self.own.iter().any(|directory| is_within(path, directory))
+    }
+}
+
+/// Whether a path leads into a directory, or is it, and `..` does not lead out again.
+fn is_within(path: &[u8], directory: &[u8]) -> bool {
+    let Some(rest) = path.strip_prefix(directory) else {
+        return false;
+    };
+    if !rest.is_empty() && !rest.starts_with(b"/") {
+        return false;
+    }
+    let mut depth = 0_usize;
+    for part in rest.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => match depth.checked_sub(1) {
+                Some(less) => depth = less,
+                None => return false,
+            },
+            _ => depth += 1,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_within;
+
+    #[test]
+    fn only_whole_names_and_no_way_out() {
+        let within = |path: &str| is_within(path.as_bytes(), b"/a/b");
+        assert!(within("/a/b"));
+        assert!(within("/a/b/c/../d"));
+        assert!(within("/a/b/c/.."));
+        assert!(!within("/a/bc"));
+        assert!(!within("/a/b/.."));
+        assert!(!within("/a/b/c/../../d"));
+    }
+}
