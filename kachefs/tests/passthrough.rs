@@ -115,7 +115,7 @@ fn what_a_hit_brings_is_not_older_than_what_a_compiler_has_just_made() {
         let origin = ActionKey(Digest::of(b"action"));
         let bound = fixture
             .view
-            .bind(Ino::ROOT, vec![hit], origin, CALLER, |_| {});
+            .bind(Ino::ROOT, vec![hit], Some(origin), CALLER, |_| {});
         bound.expect("binds");
         let settled = Instant::now() + Duration::from_secs(1);
         std::thread::sleep(Duration::from_millis(round % 3 * 5));

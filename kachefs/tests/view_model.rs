@@ -337,7 +337,8 @@ impl Real<'_> {
                     body,
                 };
                 let origin = ActionKey(Digest::of(b"action"));
-                self.0.bind(parent, vec![bound], origin, CALLER, |_| ())
+                self.0
+                    .bind(parent, vec![bound], Some(origin), CALLER, |_| ())
             }
             Op::Rest => {
                 self.0.leave_small();

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Record;
+use crate::codec::{Record, whole};
 use crate::digest::Digest;
 
 /// Digest of everything that may influence an action's outputs.
@@ -151,19 +151,81 @@ impl ActionResult {
     }
 }
 
+/// The outcome of a build script's successful run.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ScriptResult {
+    /// The package, for people.
+    pub package: String,
+    /// What it left in its `OUT_DIR`, a directory before what it holds.
+    pub tree: Vec<TreeEntry>,
+    /// Standard output with root placeholders.
+    pub stdout: Vec<u8>,
+    /// Standard error with root placeholders.
+    pub stderr: Vec<u8>,
+    /// Milliseconds the run took.
+    pub run_ms: u64,
+}
+
+impl ScriptResult {
+    /// Bytes a hit refers to.
+    pub fn referenced_bytes(&self) -> u64 {
+        self.tree
+            .iter()
+            .map(|entry| match entry.content {
+                TreeContent::Blob { size, .. } => size,
+                TreeContent::Directory | TreeContent::Link(_) => 0,
+            })
+            .sum()
+    }
+}
+
+/// One name in a subtree.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TreeEntry {
+    /// The path below the subtree's root.
+    pub path: Vec<u8>,
+    /// Permission bits.
+    pub mode: u16,
+    /// What it names.
+    pub content: TreeContent,
+}
+
+/// What a name in a subtree names.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum TreeContent {
+    /// A directory.
+    Directory,
+    /// A file.
+    Blob {
+        /// Name of the blob.
+        digest: Digest,
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// A symbolic link to this target, a template.
+    Link(Vec<u8>),
+}
+
 /// What the action cache holds under a key.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ActionEntry {
-    /// A result that serves whoever computes this key.
+    /// A compiler's result that serves whoever computes this key.
     Result(ActionResult),
     /// The outputs hold the literal path of these roots: look again under the key that also
     /// holds the roots' paths.
     PathBound(RootSet),
+    /// A build script's result that serves whoever computes this key.
+    Script(ScriptResult),
 }
 
 impl Record for ActionEntry {
     const NAME: &'static str = "action entry";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    /// The first layout had no scripts, which come last.
+    fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
+        (version == 1).then(|| whole(body))
+    }
 }
 
 /// How a run looked at a path.
@@ -175,6 +237,8 @@ pub enum Look {
     Status,
     /// It asked what it is, not following a last link, or where that leads.
     Link,
+    /// It declared everything below it an input.
+    Tree,
 }
 
 /// One look at one path.
@@ -251,7 +315,7 @@ mod tests {
     #[test]
     fn action_entry_layout_is_fixed() {
         let bytes = encode(&result()).expect("encodes");
-        let mut golden = vec![1, 0, 1, b'a', 1, 9];
+        let mut golden = vec![2, 0, 1, b'a', 1, 9];
         golden.extend_from_slice(b"liba.rlib");
         golden.extend_from_slice(&[0xa4, 0x03, 0]);
         golden.extend_from_slice(Digest::of(b"x").as_bytes());
@@ -261,6 +325,42 @@ mod tests {
             "a changed layout needs a new ActionEntry::VERSION"
         );
         assert_eq!(decode::<ActionEntry>(&bytes).expect("decodes"), result());
+        golden[0] = 1;
+        assert_eq!(
+            decode::<ActionEntry>(&golden).expect("decodes an older one"),
+            result()
+        );
+    }
+
+    #[test]
+    fn script_entry_layout_is_fixed() {
+        let entry = ActionEntry::Script(ScriptResult {
+            package: "p".into(),
+            tree: vec![
+                TreeEntry {
+                    path: b"d".to_vec(),
+                    mode: 0o755,
+                    content: TreeContent::Directory,
+                },
+                TreeEntry {
+                    path: b"d/l".to_vec(),
+                    mode: 0o777,
+                    content: TreeContent::Link(b"x".to_vec()),
+                },
+            ],
+            stdout: b"o".to_vec(),
+            stderr: Vec::new(),
+            run_ms: 3,
+        });
+        let bytes = encode(&entry).expect("encodes");
+        let mut golden = vec![2, 2, 1, b'p', 2, 1, b'd', 0xed, 0x03, 0, 3];
+        golden.extend_from_slice(b"d/l");
+        golden.extend_from_slice(&[0xff, 0x03, 2, 1, b'x', 1, b'o', 0, 3]);
+        assert_eq!(
+            bytes, golden,
+            "a changed layout needs a new ActionEntry::VERSION"
+        );
+        assert_eq!(decode::<ActionEntry>(&bytes).expect("decodes"), entry);
     }
 
     #[test]

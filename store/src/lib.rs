@@ -27,7 +27,8 @@ mod watermark;
 
 pub use action::{
     ActionEntry, ActionKey, ActionResult, EnvHash, InputRecord, InvocationDigest, Look,
-    Observation, Origin, Output, OutputContent, Root, RootSet,
+    Observation, Origin, Output, OutputContent, Root, RootSet, ScriptResult, TreeContent,
+    TreeEntry,
 };
 pub use boot::this_boot;
 pub use cas::{Cas, CasError, Ingested};

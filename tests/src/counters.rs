@@ -18,6 +18,10 @@ pub struct Counters {
     pub uncacheable: u64,
     /// Compiler runs that failed.
     pub failed: u64,
+    /// Runs of build scripts answered from the store.
+    pub script_hits: u64,
+    /// Build scripts that ran.
+    pub script_misses: u64,
     /// Why actions were uncacheable.
     pub reasons: BTreeMap<String, u64>,
     /// Bytes of blobs bound into views by hits.
@@ -49,6 +53,8 @@ impl Counters {
             misses: number("/actions/misses"),
             uncacheable: number("/actions/uncacheable"),
             failed: number("/actions/failed"),
+            script_hits: number("/scripts/hits"),
+            script_misses: number("/scripts/misses"),
             reasons: reasons
                 .iter()
                 .map(|(name, count)| (name.clone(), count.as_u64().must("a reason is a count")))
@@ -102,6 +108,8 @@ impl Sub<&Counters> for Counters {
             misses: less(self.misses, earlier.misses),
             uncacheable: less(self.uncacheable, earlier.uncacheable),
             failed: less(self.failed, earlier.failed),
+            script_hits: less(self.script_hits, earlier.script_hits),
+            script_misses: less(self.script_misses, earlier.script_misses),
             reasons: self
                 .reasons
                 .into_iter()

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use store::StoreDir;
 
 use crate::artifacts;
+use crate::launcher;
 use crate::managed;
 use crate::protocol::{
     self, CompileRequest, Decision, Outcome, ProtocolError, Request, Run, TOKEN_NAME, Token,
@@ -37,17 +38,25 @@ const SUCCESSORS: u32 = 5;
 /// Between two looks whether the next daemon listens.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// When set, programs run as if kachefs was not there.
+pub(crate) const DISABLE: &str = "KACHEFS_DISABLE";
+
 /// Exit status when there is nothing to run, as shells use it.
-const CANNOT_RUN: u8 = 127;
+pub(crate) const CANNOT_RUN: u8 = 127;
 
 /// Runs the wrapper with this process's arguments and environment.
 pub fn main() -> ExitCode {
-    let argv: Vec<OsString> = env::args_os().skip(1).collect();
+    let mut argv = env::args_os();
+    let own = argv.next().unwrap_or_default();
+    let argv: Vec<OsString> = argv.collect();
+    if launcher::stands_in(&own) {
+        return launcher::main(&own, argv);
+    }
     if argv.is_empty() {
         say("kachefs-rustc: called by cargo as RUSTC_WRAPPER, with a compiler and its arguments");
         return ExitCode::from(CANNOT_RUN);
     }
-    if env::var_os("KACHEFS_DISABLE").is_some() {
+    if env::var_os(DISABLE).is_some() {
         return become_compiler(&argv);
     }
     if managed::is_first_question(&argv) {
@@ -60,17 +69,15 @@ pub fn main() -> ExitCode {
     let Some(token) = out_dir(&argv).and_then(|directory| read_token(&directory)) else {
         return become_compiler(&argv);
     };
-    match converse_with_any(&argv, &token) {
-        Ok(code) => code,
-        Err(error) => {
-            let socket = Path::new(OsStr::from_bytes(&token.socket));
-            warn_once(
-                socket.parent().unwrap_or(socket),
-                &format!("kachefs: {error}; compiling without the cache"),
-            );
-            become_compiler(&argv)
-        }
-    }
+    let Ok(request) = request(&argv, &token) else {
+        return become_compiler(&argv);
+    };
+    let call = Call {
+        request: Request::Compile(request),
+        become_it: &|| become_compiler(&argv),
+        run: &|run, stream| compile(&argv, run, stream),
+    };
+    call.make(&token)
 }
 
 /// The directory the compiler is told to write to.
@@ -86,7 +93,7 @@ fn out_dir(argv: &[OsString]) -> Option<PathBuf> {
 }
 
 /// Asks the directory itself whether it belongs to a view, and to whose.
-fn read_token(directory: &Path) -> Option<Token> {
+pub(crate) fn read_token(directory: &Path) -> Option<Token> {
     let target = std::fs::read_link(directory.join(TOKEN_NAME)).ok()?;
     Token::decode(target.as_os_str().as_bytes())
 }
@@ -97,18 +104,60 @@ fn is_served(directory: &Path) -> bool {
     read_token(directory).is_some() && nix::sys::statvfs::statvfs(directory).is_ok()
 }
 
-/// Asks the daemon, and its successor when it dies before it has decided.
-fn converse_with_any(argv: &[OsString], token: &Token) -> Result<ExitCode, ProtocolError> {
-    let mut successors = SUCCESSORS;
-    loop {
-        match converse(argv, token) {
-            Err(ProtocolError::Io(error)) if successors > 0 && is_gone(&error) => {
-                if !wait_for_successor(Path::new(OsStr::from_bytes(&token.socket))) {
-                    return Err(error.into());
-                }
-                successors -= 1;
+/// What is asked of the daemon, and what its answers lead to.
+pub(crate) struct Call<'a> {
+    /// The question.
+    pub(crate) request: Request,
+    /// Becomes the program, called as cargo meant it.
+    pub(crate) become_it: &'a dyn Fn() -> ExitCode,
+    /// Runs it as the daemon wants and reports how it went.
+    pub(crate) run: &'a dyn Fn(&Run, &UnixStream) -> ExitCode,
+}
+
+impl Call<'_> {
+    /// Asks the daemon behind a token. Whatever goes wrong, the program runs.
+    pub(crate) fn make(&self, token: &Token) -> ExitCode {
+        match self.converse_with_any(token) {
+            Ok(code) => code,
+            Err(error) => {
+                let socket = Path::new(OsStr::from_bytes(&token.socket));
+                warn_once(
+                    socket.parent().unwrap_or(socket),
+                    &format!("kachefs: {error}; going on without the cache"),
+                );
+                (self.become_it)()
             }
-            result => return result,
+        }
+    }
+
+    /// Asks the daemon, and its successor when it dies before it has decided.
+    fn converse_with_any(&self, token: &Token) -> Result<ExitCode, ProtocolError> {
+        let mut successors = SUCCESSORS;
+        loop {
+            match self.converse(token) {
+                Err(ProtocolError::Io(error)) if successors > 0 && is_gone(&error) => {
+                    if !wait_for_successor(Path::new(OsStr::from_bytes(&token.socket))) {
+                        return Err(error.into());
+                    }
+                    successors -= 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn converse(&self, token: &Token) -> Result<ExitCode, ProtocolError> {
+        let stream = connect(Path::new(OsStr::from_bytes(&token.socket)))?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        stream.set_write_timeout(Some(SILENCE))?;
+        protocol::send(&stream, &self.request)?;
+        loop {
+            match protocol::receive(&stream)? {
+                Decision::Wait => {}
+                Decision::Plain => return Ok((self.become_it)()),
+                Decision::Hit { stdout, stderr } => return Ok(replay(&stdout, &stderr)),
+                Decision::Run(run) => return Ok((self.run)(&run, &stream)),
+            }
         }
     }
 }
@@ -141,23 +190,6 @@ fn wait_for_successor(socket: &Path) -> bool {
     false
 }
 
-fn converse(argv: &[OsString], token: &Token) -> Result<ExitCode, ProtocolError> {
-    let stream = connect(Path::new(OsStr::from_bytes(&token.socket)))?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.set_write_timeout(Some(SILENCE))?;
-    protocol::send(&stream, &Request::Compile(request(argv, token)?))?;
-    loop {
-        match protocol::receive(&stream)? {
-            Decision::Wait => {}
-            Decision::Plain => return Ok(become_compiler(argv)),
-            Decision::Hit { stdout, stderr } => {
-                return Ok(replay(&stdout, &stderr));
-            }
-            Decision::Run(run) => return Ok(compile(argv, &run, &stream)),
-        }
-    }
-}
-
 /// Connects through the socket's directory: `sun_path` holds 108 bytes (unix(7)), store paths can
 /// be longer.
 pub fn connect(socket: &Path) -> io::Result<UnixStream> {
@@ -176,15 +208,21 @@ fn request(argv: &[OsString], token: &Token) -> io::Result<CompileRequest> {
     Ok(CompileRequest {
         token: (token.view, token.directory),
         argv: argv.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
-        environment: env::vars_os()
-            .map(|(n, v)| (n.into_vec(), v.into_vec()))
-            .collect(),
+        environment: environment(),
         cwd: env::current_dir()?.into_os_string().into_vec(),
         umask: current_umask(),
     })
 }
 
-fn current_umask() -> u32 {
+/// The whole environment of this process.
+pub(crate) fn environment() -> Vec<(Vec<u8>, Vec<u8>)> {
+    env::vars_os()
+        .map(|(name, value)| (name.into_vec(), value.into_vec()))
+        .collect()
+}
+
+/// The mask new files are made with.
+pub(crate) fn current_umask() -> u32 {
     let mode = nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     nix::sys::stat::umask(mode);
     mode.bits()
@@ -280,7 +318,7 @@ fn warn_once(run: &Path, text: &str) {
     }
 }
 
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     // Nobody is left to be told when standard error is closed.
     let _ = writeln!(io::stderr(), "{text}");
 }

@@ -42,6 +42,9 @@ const FOR_CARGO: &[&str] = &["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
 /// needs it.
 const UNKEYED: &[&str] = &["CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS"];
 
+/// How many jobs a build script may run at a time.
+const JOBS: &str = "NUM_JOBS";
+
 /// The terminal, the session and where its shell stands: taken away from compilers that run
 /// proc macros.
 const SCRUBBED: &[&str] = &[
@@ -136,6 +139,21 @@ pub fn keyed(environment: &Environment, proc_macro: bool) -> Vec<(&[u8], &[u8])>
                         .iter()
                         .any(|prefix| name.starts_with(prefix.as_bytes()))
             }
+        })
+        .collect();
+    keyed.sort_unstable();
+    keyed
+}
+
+/// The variables to key for a run of a build script, sorted by name: all but the jobserver, the
+/// number of jobs, the terminal, and who wraps compilers. Nothing is taken away from a script: what it
+/// runs may need a key agent, say, and talking to one is seen.
+pub fn keyed_for_script(environment: &Environment) -> Vec<(&[u8], &[u8])> {
+    let mut keyed: Vec<(&[u8], &[u8])> = environment
+        .iter()
+        .map(|(name, value)| (name.as_slice(), value.as_slice()))
+        .filter(|(name, _)| {
+            !is_any(name, UNKEYED) && !is_scrubbed(name) && *name != JOBS.as_bytes()
         })
         .collect();
     keyed.sort_unstable();

@@ -51,6 +51,53 @@ impl Invocation {
     }
 }
 
+/// What is known of a build script's run before it is known what it reads. Texts are templates.
+#[derive(Clone, Debug)]
+pub struct ScriptInvocation {
+    /// Content of the script.
+    pub script: Digest,
+    /// Content of the compiler cargo names to it.
+    pub compiler: Digest,
+    /// Its arguments.
+    pub arguments: Vec<Vec<u8>>,
+    /// Its working directory.
+    pub cwd: Vec<u8>,
+    /// Its environment, sorted.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The mask its files are made with.
+    pub umask: u32,
+}
+
+impl ScriptInvocation {
+    /// The digest under which input records are found.
+    pub fn digest(&self) -> InvocationDigest {
+        let mut hasher = Hasher::new("kachefs script invocation");
+        hasher
+            .number(KEY_FORMAT)
+            .digest(&self.script)
+            .digest(&self.compiler)
+            .number(self.umask.into())
+            .field(&self.cwd)
+            .number(self.arguments.len() as u64);
+        for argument in &self.arguments {
+            hasher.field(argument);
+        }
+        hasher.number(self.environment.len() as u64);
+        for (name, value) in &self.environment {
+            hasher.field(name).field(value);
+        }
+        InvocationDigest(hasher.finish())
+    }
+}
+
+/// The key of a build script's run that read this.
+pub fn script_key(invocation: &InvocationDigest, observed: &[(Observation, Digest)]) -> ActionKey {
+    let mut hasher = Hasher::new("kachefs script action");
+    hasher.number(KEY_FORMAT).digest(&invocation.0);
+    add_observed(&mut hasher, observed);
+    ActionKey(hasher.finish())
+}
+
 /// What an action reads besides its sources. Known before the compiler runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dependencies {

@@ -11,6 +11,7 @@ pub mod client;
 pub mod depinfo;
 pub mod environment;
 pub mod key;
+pub mod launcher;
 pub mod lease;
 mod managed;
 pub mod protocol;

@@ -27,6 +27,8 @@ pub const TOKEN_NAME: &str = ".kachefs";
 pub enum Request {
     /// A compiler run.
     Compile(CompileRequest),
+    /// A run of a build script.
+    Script(ScriptRequest),
     /// A command of the `kachefs` binary.
     Control(Control),
 }
@@ -46,12 +48,31 @@ pub struct CompileRequest {
     pub umask: u32,
 }
 
-/// What the daemon decides about a compiler run.
+/// A build script about to run, as its launcher sees it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ScriptRequest {
+    /// View and inode of the directory the script lies in.
+    pub token: (u32, u64),
+    /// The path of that directory, as cargo spells it.
+    pub directory: Vec<u8>,
+    /// The script's name in it.
+    pub script: Vec<u8>,
+    /// Its arguments.
+    pub arguments: Vec<Vec<u8>>,
+    /// The whole environment.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Working directory.
+    pub cwd: Vec<u8>,
+    /// File mode creation mask.
+    pub umask: u32,
+}
+
+/// What the daemon decides about a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Decision {
-    /// Another process compiles the same; ask again by reading the next message.
+    /// Another process runs the same; ask again by reading the next message.
     Wait,
-    /// Not cached: run the compiler as it was called.
+    /// Not cached: run the program as it was called.
     Plain,
     /// The outputs are in place: replay this and succeed.
     Hit {
@@ -60,11 +81,11 @@ pub enum Decision {
         /// Standard error.
         stderr: Vec<u8>,
     },
-    /// Run the compiler, then send an [`Outcome`].
+    /// Run the program, then send an [`Outcome`].
     Run(Run),
 }
 
-/// How to run a compiler whose results are recorded.
+/// How to run a program whose results are recorded.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Run {
     /// Arguments to put before the others.
@@ -77,7 +98,7 @@ pub struct Run {
     pub scope: Scope,
 }
 
-/// How a compiler run ended.
+/// How a run ended.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// Whether it exited with status 0.
@@ -86,13 +107,13 @@ pub struct Outcome {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error, with real paths.
     pub stderr: Vec<u8>,
-    /// An output that some process still has open for writing, although the compiler is gone.
+    /// An output that some process still has open for writing, although the program is gone.
     pub unsettled: Option<String>,
     /// What it was seen to do; `None` where it could not be watched.
     pub observed: Option<Observed>,
 }
 
-/// The daemon's last word on a compiler run.
+/// The daemon's last word on a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// The outcome stands.

@@ -55,6 +55,9 @@ fn table(stats: &stats::Stats) -> String {
     };
     row("hits", format!("{} of {asked} ({rate} %)", actions.hits));
     row("misses", actions.misses.to_string());
+    let scripts = &stats.scripts;
+    let runs = scripts.hits + scripts.misses;
+    row("build scripts", format!("{} of {runs} hit", scripts.hits));
     row("failed", actions.failed.to_string());
     row("uncacheable", actions.uncacheable.to_string());
     for (reason, count) in &actions.uncacheable_reasons {

@@ -67,7 +67,7 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
         gid: peer.gid(),
     };
     match protocol::receive(stream)? {
-        Request::Compile(_) if !sees_our_files(peer.pid()) => {
+        Request::Compile(_) | Request::Script(_) if !sees_our_files(peer.pid()) => {
             daemon.service.refuse(stream, "other-namespace")
         }
         // What is there would be taken over, and be seen by nobody who asked.
@@ -78,6 +78,7 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
             protocol::send(stream, &Answer::Failed(why.to_owned()))
         }
         Request::Compile(request) => daemon.service.compile(stream, &request, caller),
+        Request::Script(request) => daemon.service.script(stream, &request, caller),
         Request::Control(control) => control_answer(daemon, stream, control, ended),
     }
 }

@@ -21,6 +21,9 @@ pub struct Stats {
     pub schema: u32,
     /// Compiler runs, over the life of the store.
     pub actions: Actions,
+    /// Runs of build scripts, over the life of the store.
+    #[serde(default)]
+    pub scripts: Scripts,
     /// Bytes, over the life of the store.
     pub bytes: Bytes,
     /// Mounted views.
@@ -51,6 +54,15 @@ pub struct Actions {
     pub saved_ms: u64,
     /// Results still being recorded.
     pub pending: usize,
+}
+
+/// Runs of build scripts. Those that are not cached count among the uncacheable actions.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Scripts {
+    /// Served without running the script.
+    pub hits: u64,
+    /// Ran and succeeded.
+    pub misses: u64,
 }
 
 /// Bytes.
@@ -145,6 +157,10 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
             uncacheable_reasons: counters.uncacheable.clone(),
             saved_ms: number(Counter::SavedMs),
             pending: daemon.service.pending(),
+        },
+        scripts: Scripts {
+            hits: number(Counter::ScriptHits),
+            misses: number(Counter::ScriptMisses),
         },
         bytes: Bytes {
             referenced: number(Counter::BytesReferenced),

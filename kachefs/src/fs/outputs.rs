@@ -186,12 +186,12 @@ impl View {
     }
 
     /// Puts all outputs of a hit into a directory: all of them or none. Existing names are
-    /// replaced as rename would. `also` adds what must be stored in the same commit.
+    /// replaced as rename would. `origin` is the action whose outputs they are; `also` adds what must be stored in the same commit.
     pub fn bind(
         &self,
         directory: Ino,
         outputs: Vec<Bound>,
-        origin: ActionKey,
+        origin: Option<ActionKey>,
         caller: Caller,
         also: impl FnOnce(&mut Batch<'_>),
     ) -> FsResult<()> {
@@ -216,7 +216,7 @@ impl View {
         &self,
         directory: Ino,
         outputs: Vec<Bound>,
-        origin: ActionKey,
+        origin: Option<ActionKey>,
         caller: Caller,
         also: impl FnOnce(&mut Batch<'_>),
     ) -> FsResult<Vec<Arc<Node>>> {
@@ -244,7 +244,7 @@ impl View {
         parent_attributes.mtime = now;
         parent_attributes.ctime = now;
         let mut batch = self.storage.index.batch();
-        let origin = Arc::new(origin);
+        let origin = origin.map(Arc::new);
         let mut made = Vec::with_capacity(outputs.len());
         for output in outputs {
             let attributes = Attributes {
@@ -258,9 +258,15 @@ impl View {
                 ctime: now,
             };
             let ino = self.allocate_ino()?;
-            let origin = Some(Arc::clone(&origin));
             let body = output.body;
-            let node = Node::new(ino, Kind::File, attributes, body, origin, change.epoch);
+            let node = Node::new(
+                ino,
+                Kind::File,
+                attributes,
+                body,
+                origin.clone(),
+                change.epoch,
+            );
             {
                 let state = node.state.lock();
                 self.put(&mut batch, &node, &state, &state.attributes)?;

@@ -6,10 +6,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use store::{
-    ActionEntry, ActionKey, ActionResult, Counter, Digest, InputRecord, Observation, OutputContent,
+    ActionEntry, ActionKey, ActionResult, Counter, Digest, InputRecord, InvocationDigest,
+    Observation, OutputContent,
 };
 use wrapper::environment;
 use wrapper::key::{self, Sources};
+use wrapper::roots::Roots;
 
 use super::Service;
 use super::observed::Site;
@@ -44,31 +46,43 @@ pub fn flight_key(service: &Service, prepared: &Prepared) -> Option<ActionKey> {
     ))
 }
 
+/// What earlier runs of an invocation read.
+pub fn records(service: &Service, invocation: &InvocationDigest) -> Vec<InputRecord> {
+    let records = service.storage.index.records(invocation);
+    records.unwrap_or_else(|error| {
+        tracing::warn!(%error, "input records");
+        Vec::new()
+    })
+}
+
+/// What is stored under a key for these roots, and the key it is really stored under.
+pub fn entry_here(
+    service: &Service,
+    key: &ActionKey,
+    roots: &Roots,
+) -> Option<(ActionKey, ActionEntry)> {
+    match service.entry(key)? {
+        ActionEntry::PathBound(set) => {
+            let key = key::bound_key(key, set, roots);
+            Some((key, service.entry(&key)?))
+        }
+        entry => Some((*key, entry)),
+    }
+}
+
 /// The first result whose recorded inputs are what they were.
 pub fn find(service: &Service, prepared: &Prepared) -> Option<Found> {
-    let records = service
-        .storage
-        .index
-        .records(&prepared.digest)
-        .unwrap_or_else(|error| {
-            tracing::warn!(%error, "input records");
-            Vec::new()
-        });
-    records.iter().find_map(|record| {
-        let sources = current_sources(service, prepared, record)?;
-        let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
-        let found = match service.entry(&key)? {
-            ActionEntry::Result(result) => Found { key, result },
-            ActionEntry::PathBound(set) => {
-                let key = key::bound_key(&key, set, &prepared.roots);
-                match service.entry(&key)? {
-                    ActionEntry::Result(result) => Found { key, result },
-                    ActionEntry::PathBound(_) => return None,
-                }
-            }
-        };
-        is_whole(service, &found.result).then_some(found)
-    })
+    records(service, &prepared.digest)
+        .iter()
+        .find_map(|record| {
+            let sources = current_sources(service, prepared, record)?;
+            let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
+            let (key, entry) = entry_here(service, &key, &prepared.roots)?;
+            let ActionEntry::Result(result) = entry else {
+                return None;
+            };
+            is_whole(service, &result).then_some(Found { key, result })
+        })
 }
 
 /// What the files and variables of a record are now; `None` when a file is gone.
@@ -169,7 +183,7 @@ fn is_whole(service: &Service, result: &ActionResult) -> bool {
 }
 
 /// Puts the outputs of a found result into the out-dir, and counts the hit in the same commit.
-pub fn bind(prepared: &Prepared, found: &Found) -> FsResult<()> {
+pub fn bind(service: &Service, prepared: &Prepared, found: &Found) -> FsResult<()> {
     let outputs = found
         .result
         .outputs
@@ -197,6 +211,7 @@ pub fn bind(prepared: &Prepared, found: &Found) -> FsResult<()> {
             })
         })
         .collect::<FsResult<Vec<_>>>()?;
+    let outputs = service.launchers.beside(prepared, outputs);
     let counted = [
         (Counter::Hits, 1),
         (Counter::BytesReferenced, found.result.referenced_bytes()),
@@ -205,7 +220,7 @@ pub fn bind(prepared: &Prepared, found: &Found) -> FsResult<()> {
     prepared.view.bind(
         prepared.out_dir,
         outputs,
-        found.key,
+        Some(found.key),
         prepared.caller,
         |batch| {
             batch.count(&counted, None);

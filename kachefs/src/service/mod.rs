@@ -15,6 +15,7 @@ mod package;
 pub mod prepare;
 mod programs;
 pub mod record;
+mod script;
 mod swapped;
 pub mod toolchain;
 pub mod units;
@@ -28,13 +29,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use store::{ActionEntry, Counter, Ino, Timestamp};
+use store::{ActionEntry, ActionKey, Counter, Ino, Timestamp};
 use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
 use self::files::FileDigests;
 use self::flight::{Flight, Flights};
 use self::lookup::Found;
 use self::prepare::{Place, Prepared, Refusal, prepare};
+use self::script::launcher::Launchers;
 use self::toolchain::Toolchains;
 use self::units::Units;
 use crate::clock;
@@ -61,6 +63,7 @@ pub struct Service {
     units: Units,
     flights: Arc<Flights>,
     recording: Recording,
+    launchers: Launchers,
 }
 
 /// Numbers of the results being recorded, so that a daemon about to end can wait for them.
@@ -80,6 +83,7 @@ impl Service {
             units: Units::new(Arc::clone(&storage)),
             flights: Arc::default(),
             recording: Recording::default(),
+            launchers: Launchers::new(Arc::clone(&storage)),
             storage,
             mounts,
             files,
@@ -104,7 +108,11 @@ impl Service {
                 return protocol::send(stream, &Decision::Plain);
             }
         };
-        match self.decide(stream, &prepared, asked)? {
+        let action = Compile {
+            service: self,
+            prepared: &prepared,
+        };
+        match self.decide(stream, &action, asked)? {
             Decided::Hit { stdout, stderr } => {
                 protocol::send(stream, &Decision::Hit { stdout, stderr })
             }
@@ -118,30 +126,30 @@ impl Service {
         protocol::send(stream, &Decision::Plain)
     }
 
-    /// A hit, or leave to compile. Waits while another process compiles the same.
+    /// A hit, or leave to run. Waits while another process runs the same.
     fn decide(
         &self,
         stream: &UnixStream,
-        prepared: &Prepared,
+        action: &impl Action,
         asked: Instant,
     ) -> Result<Decided, ProtocolError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if asked.elapsed() > HEARTBEAT {
                 // Fails when the wrapper gave up on us: then nothing may be bound over what it
-                // compiles now.
+                // makes now.
                 protocol::send(stream, &Decision::Wait)?;
             }
-            if let Some((stdout, stderr)) = self.find_and_bind(prepared) {
+            if let Some((stdout, stderr)) = action.find_and_bind() {
                 return Ok(Decided::Hit { stdout, stderr });
             }
-            let Some(key) = lookup::flight_key(self, prepared) else {
+            let Some(key) = action.flight_key() else {
                 return Ok(Decided::Run(None));
             };
             match self.flights.take_off(key) {
                 // Recorded between the look and the take-off?
                 Ok(flight) => {
-                    return Ok(match self.find_and_bind(prepared) {
+                    return Ok(match action.find_and_bind() {
                         Some((stdout, stderr)) => Decided::Hit { stdout, stderr },
                         None => Decided::Run(Some(flight)),
                     });
@@ -152,22 +160,6 @@ impl Service {
                         protocol::send(stream, &Decision::Wait)?;
                     }
                 }
-            }
-        }
-    }
-
-    fn find_and_bind(&self, prepared: &Prepared) -> Option<(Vec<u8>, Vec<u8>)> {
-        let found = lookup::find(self, prepared)?;
-        let Found { result, .. } = &found;
-        let (stdout, stderr) = (
-            prepared.roots.render(&result.stdout),
-            prepared.roots.render(&result.stderr),
-        );
-        match lookup::bind(prepared, &found) {
-            Ok(()) => Some((stdout, stderr)),
-            Err(error) => {
-                tracing::error!(crate_name = result.crate_name, %error, "cannot bind a hit");
-                None
             }
         }
     }
@@ -213,6 +205,11 @@ impl Service {
         }
         let elapsed = clock.elapsed();
         let held = record::hold(prepared, &outcome);
+        if held.is_ok()
+            && let Err(error) = self.launchers.stand_in(prepared)
+        {
+            tracing::warn!(crate_name = prepared.invocation.crate_name, %error, "launcher");
+        }
         protocol::send(stream, &verdict)?;
         // The compiler and all it started are gone, and cargo does not wait for the rest.
         drop(compiling);
@@ -279,6 +276,42 @@ impl Service {
             tracing::warn!(?key, %error, "action");
             None
         })
+    }
+}
+
+/// An action about to run, if nobody has run it before.
+trait Action {
+    /// What processes about to run the same agree on; `None` when that cannot be told.
+    fn flight_key(&self) -> Option<ActionKey>;
+
+    /// Looks for a result, binds its outputs, and returns what is to be replayed: standard output
+    /// and standard error.
+    fn find_and_bind(&self) -> Option<(Vec<u8>, Vec<u8>)>;
+}
+
+/// A compile.
+struct Compile<'a> {
+    service: &'a Service,
+    prepared: &'a Prepared,
+}
+
+impl Action for Compile<'_> {
+    fn flight_key(&self) -> Option<ActionKey> {
+        lookup::flight_key(self.service, self.prepared)
+    }
+
+    fn find_and_bind(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let found = lookup::find(self.service, self.prepared)?;
+        let Found { result, .. } = &found;
+        let roots = &self.prepared.roots;
+        let (stdout, stderr) = (roots.render(&result.stdout), roots.render(&result.stderr));
+        match lookup::bind(self.service, self.prepared, &found) {
+            Ok(()) => Some((stdout, stderr)),
+            Err(error) => {
+                tracing::error!(crate_name = result.crate_name, %error, "cannot bind a hit");
+                None
+            }
+        }
     }
 }
 

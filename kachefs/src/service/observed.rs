@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,10 +19,16 @@ use wrapper::roots::Roots;
 use wrapper::trace::{Access, Observed, Scope, Unseen, Uses};
 
 use super::Service;
-use super::files::changed_at;
+use super::files::{Limits, changed_at};
 use super::prepare::{Place, locate};
 use super::swapped::Swapped;
 use crate::fs::{Body, Errno, Node, View};
+
+/// How much a build script may declare an input.
+const DECLARED: Limits = Limits {
+    entries: 20_000,
+    bytes: 1 << 30,
+};
 
 /// The loader's index of the system's libraries. It changes with every library that is installed;
 /// those it leads to count themselves.
@@ -99,9 +106,12 @@ impl Site<'_> {
     }
 
     fn look_on_disk(&self, look: Look, path: &Path) -> Option<Found> {
+        if look == Look::Tree {
+            return self.look_at_tree(path);
+        }
         let meta = match look {
             Look::Link => fs::symlink_metadata(path),
-            Look::Open | Look::Status => fs::metadata(path),
+            Look::Open | Look::Status | Look::Tree => fs::metadata(path),
         };
         let meta = match meta {
             Ok(meta) => meta,
@@ -129,6 +139,20 @@ impl Site<'_> {
             Found::Special
         };
         Some(found)
+    }
+
+    fn look_at_tree(&self, path: &Path) -> Option<Found> {
+        let meta = match fs::metadata(path) {
+            Ok(meta) => meta,
+            Err(error) => return Found::nothing(&error),
+        };
+        if !meta.is_dir() {
+            return self.look_on_disk(Look::Open, path);
+        }
+        let devices = self.service.mounts.devices();
+        let skip = |_: &Path, meta: &Metadata| devices.contains(&meta.dev());
+        let tree = self.service.files.tree(path, DECLARED, &skip).ok()??;
+        Some(Found::Names(tree.0))
     }
 }
 
@@ -193,6 +217,7 @@ fn look_in_view(view: &View, look: Look, path: &[u8]) -> Option<Found> {
     };
     let found = match node.kind {
         Kind::File => Found::File(view.content_digest(&node).ok()?),
+        Kind::Dir if look == Look::Tree => return None,
         Kind::Dir if look == Look::Open => {
             let rows = view.list(node.ino, 0, usize::MAX).ok()?;
             let is_directory = |ino: Ino| view.node(ino).is_ok_and(|node| node.kind == Kind::Dir);

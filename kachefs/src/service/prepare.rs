@@ -175,7 +175,7 @@ fn normalise(path: &Path) -> PathBuf {
     normal
 }
 
-fn text(bytes: &[u8]) -> Result<&str, Refusal> {
+pub(super) fn text(bytes: &[u8]) -> Result<&str, Refusal> {
     std::str::from_utf8(bytes).map_err(|_| Refusal::Named("invalid-utf8"))
 }
 
@@ -373,6 +373,11 @@ pub(super) fn immutable_packages(roots: &Roots) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether a path leads into a view.
+pub(super) fn in_view(service: &Service, roots: &Roots, path: &Path) -> bool {
+    path.starts_with(roots.path(Root::View)) || service.mounts.locate(path).is_some()
+}
+
 /// The compiler, and the linker if one will run.
 fn find_tools(
     service: &Service,
@@ -386,9 +391,7 @@ fn find_tools(
     let caller = toolchain::Caller {
         environment,
         cwd,
-        in_view: &|path| {
-            path.starts_with(roots.path(Root::View)) || service.mounts.locate(path).is_some()
-        },
+        in_view: &|path| in_view(service, roots, path),
     };
     let toolchains = &service.toolchains;
     let (sysroot, target) = (invocation.sysroot.as_deref(), invocation.target.as_deref());
@@ -470,14 +473,19 @@ fn find_roots(
         .strip_suffix(relative.as_slice())
         .filter(|root| relative.is_empty() || root.ends_with(b"/"))
         .ok_or(Refusal::Named("out-dir-mismatch"))?;
-    let variable = |name: &[u8]| environment::value(&request.environment, name);
-    let cargo_home = match (variable(b"CARGO_HOME"), variable(b"HOME")) {
+    let cargo_home = cargo_home(&request.environment)?;
+    let cwd = text(cwd.as_os_str().as_bytes())?;
+    Ok(Roots::new(cwd, &cargo_home, text(view_path)?))
+}
+
+/// `$CARGO_HOME` as cargo finds it; empty when there is none.
+pub(super) fn cargo_home(environment: &Environment) -> Result<String, Refusal> {
+    let variable = |name: &[u8]| environment::value(environment, name);
+    Ok(match (variable(b"CARGO_HOME"), variable(b"HOME")) {
         (Some(home), _) => text(home)?.to_owned(),
         (None, Some(home)) => format!("{}/.cargo", text(home)?),
         (None, None) => String::new(),
-    };
-    let cwd = text(cwd.as_os_str().as_bytes())?;
-    Ok(Roots::new(cwd, &cargo_home, text(view_path)?))
+    })
 }
 
 fn cpu() -> io::Result<Digest> {

@@ -38,6 +38,10 @@ pub enum Counter {
     BytesIngested,
     /// Milliseconds of compiling that hits spared.
     SavedMs,
+    /// Build scripts served without running them.
+    ScriptHits,
+    /// Build scripts that ran and could have been served.
+    ScriptMisses,
 }
 
 impl Index {

@@ -1,0 +1,191 @@
+//! Runs of build scripts: found and replayed, or watched and recorded.
+//!
+//! A launcher (`wrapper::launcher`) lies under the script's name and asks here. What a run read is
+//! known only from watching it, so where that is impossible nothing is stored. `prepare` turns a
+//! request into what is keyed beforehand, `record` stores a run, `launcher` puts launchers in place.
+
+pub mod launcher;
+mod prepare;
+mod record;
+
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use store::{ActionEntry, ActionKey, Counter, Observation, ScriptResult, Timestamp, TreeContent};
+use wrapper::key;
+use wrapper::protocol::{self, Decision, Outcome, ProtocolError, Run, ScriptRequest, Verdict};
+
+use self::prepare::Prepared;
+use super::lookup;
+use super::prepare::Refusal;
+use super::{Action, Decided, Flight, Pulse, Service};
+use crate::clock;
+use crate::fs::trees::{Grown, GrownBody};
+use crate::fs::{Body, Caller, FsResult};
+
+impl Service {
+    /// Serves one run of a build script from request to end.
+    pub fn script(
+        &self,
+        stream: &UnixStream,
+        request: &ScriptRequest,
+        caller: Caller,
+    ) -> Result<(), ProtocolError> {
+        let asked = Instant::now();
+        let pulse = Pulse::start(stream)?;
+        let prepared = prepare::prepare(self, request, caller);
+        pulse.stop();
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(refusal) => {
+                self.refused(&refusal);
+                return protocol::send(stream, &Decision::Plain);
+            }
+        };
+        let action = ScriptAction {
+            service: self,
+            prepared: &prepared,
+        };
+        match self.decide(stream, &action, asked)? {
+            Decided::Hit { stdout, stderr } => {
+                protocol::send(stream, &Decision::Hit { stdout, stderr })
+            }
+            // What an earlier run left may get into what this one makes.
+            Decided::Run(_) if !prepared.starts_empty() => {
+                self.refused(&Refusal::Named("out-dir-in-use"));
+                protocol::send(stream, &Decision::Plain)
+            }
+            Decided::Run(flight) => self.run_script(stream, &prepared, flight),
+        }
+    }
+
+    fn run_script(
+        &self,
+        stream: &UnixStream,
+        prepared: &Prepared,
+        flight: Option<Flight>,
+    ) -> Result<(), ProtocolError> {
+        let run = Run {
+            arguments: Vec::new(),
+            remove_environment: Vec::new(),
+            remaps: Vec::new(),
+            scope: prepared.scope.clone(),
+        };
+        let started: Timestamp = clock::now();
+        let clock = Instant::now();
+        // Scripts take as long as they take; the connection ends with the launcher's process.
+        stream.set_read_timeout(None)?;
+        protocol::send(stream, &Decision::Run(run))?;
+        let outcome: Outcome = protocol::receive(stream)?;
+        let elapsed = clock.elapsed();
+        let _recording = self.recording.begin();
+        let held = if outcome.success {
+            Some(record::hold(prepared))
+        } else {
+            None
+        };
+        protocol::send(stream, &Verdict::Stands)?;
+        let Some(held) = held else {
+            self.count(&[(Counter::Failed, 1)], None);
+            return Ok(());
+        };
+        let stored =
+            held.and_then(|held| record::record(self, prepared, &outcome, &held, started, elapsed));
+        if let Err(reason) = stored {
+            tracing::info!(package = prepared.package, %reason, "build script not stored");
+            self.count(&[(Counter::ScriptMisses, 1)], reason.name());
+        }
+        drop(flight);
+        Ok(())
+    }
+}
+
+/// One run, as [`Service::decide`] sees it.
+struct ScriptAction<'a> {
+    service: &'a Service,
+    prepared: &'a Prepared,
+}
+
+impl Action for ScriptAction<'_> {
+    fn flight_key(&self) -> Option<ActionKey> {
+        Some(ActionKey(self.prepared.digest.0))
+    }
+
+    fn find_and_bind(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        let (key, result) = find(self.service, self.prepared)?;
+        let roots = &self.prepared.roots;
+        let (stdout, stderr) = (roots.render(&result.stdout), roots.render(&result.stderr));
+        match bind(self.prepared, key, &result) {
+            Ok(()) => Some((stdout, stderr)),
+            Err(error) => {
+                tracing::error!(package = result.package, %error, "cannot bind a build script's run");
+                None
+            }
+        }
+    }
+}
+
+/// The key of a run with these inputs.
+fn script_key(
+    service: &Service,
+    prepared: &Prepared,
+    observed: &[Observation],
+) -> Option<ActionKey> {
+    let seen = lookup::look_again(prepared.site(service), observed)?;
+    Some(key::script_key(&prepared.digest, &seen))
+}
+
+/// The first result whose recorded inputs are what they were.
+fn find(service: &Service, prepared: &Prepared) -> Option<(ActionKey, ScriptResult)> {
+    lookup::records(service, &prepared.digest)
+        .iter()
+        .filter_map(|record| record.observed.as_deref())
+        .find_map(|observed| {
+            let key = script_key(service, prepared, observed)?;
+            let (key, entry) = lookup::entry_here(service, &key, &prepared.roots)?;
+            let ActionEntry::Script(result) = entry else {
+                return None;
+            };
+            let is_there = |content: &TreeContent| match content {
+                TreeContent::Blob { digest, size } => service.storage.cas.has(digest, *size),
+                TreeContent::Directory | TreeContent::Link(_) => true,
+            };
+            let whole = result.tree.iter().all(|entry| is_there(&entry.content));
+            whole.then_some((key, result))
+        })
+}
+
+/// Makes `OUT_DIR` what the run left, and counts the hit in the same commit.
+fn bind(prepared: &Prepared, key: ActionKey, result: &ScriptResult) -> FsResult<()> {
+    let tree = result
+        .tree
+        .iter()
+        .map(|entry| {
+            let body = match &entry.content {
+                TreeContent::Directory => GrownBody::Directory,
+                TreeContent::Blob { digest, size } => GrownBody::Leaf(Body::Blob {
+                    digest: *digest,
+                    size: *size,
+                }),
+                TreeContent::Link(target) => {
+                    GrownBody::Leaf(Body::Link(prepared.roots.render(target)))
+                }
+            };
+            Grown {
+                path: entry.path.clone(),
+                perm: entry.mode,
+                body,
+            }
+        })
+        .collect();
+    let counted = [
+        (Counter::ScriptHits, 1),
+        (Counter::BytesReferenced, result.referenced_bytes()),
+        (Counter::SavedMs, result.run_ms),
+    ];
+    prepared.view.empty_directory(prepared.out_dir)?;
+    let count = |batch: &mut store::Batch<'_>| batch.count(&counted, None);
+    prepared
+        .view
+        .grow(prepared.out_dir, tree, key, prepared.caller, count)
+}

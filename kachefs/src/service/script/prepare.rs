@@ -1,0 +1,167 @@
+//! From a request to everything the key of a build script's run needs, short of what it reads.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use store::{Ino, InvocationDigest, Kind, ViewId};
+use wrapper::environment;
+use wrapper::key::ScriptInvocation;
+use wrapper::protocol::ScriptRequest;
+use wrapper::roots::Roots;
+use wrapper::trace::Scope;
+
+use super::super::Service;
+use super::super::observed::Site;
+use super::super::prepare::{Refusal, cargo_home, immutable_packages, in_view, text};
+use super::super::toolchain;
+use crate::fs::{Caller, View};
+
+/// Files that say that a directory is a workspace's root, or a package's.
+const MANIFESTS: [&str; 2] = ["Cargo.lock", "Cargo.toml"];
+
+/// A run before it is known what it reads.
+pub(super) struct Prepared {
+    /// The package, for people.
+    pub(super) package: String,
+    /// The view its `OUT_DIR` lies in.
+    pub(super) view: Arc<View>,
+    /// `OUT_DIR`.
+    pub(super) out_dir: Ino,
+    /// Literal paths.
+    pub(super) roots: Roots,
+    /// Where input records are found.
+    pub(super) digest: InvocationDigest,
+    /// Its environment.
+    pub(super) environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Working directory: the package's.
+    pub(super) cwd: PathBuf,
+    /// Who asks.
+    pub(super) caller: Caller,
+    /// What it need not be watched at.
+    pub(super) scope: Scope,
+}
+
+impl Prepared {
+    /// Where it runs.
+    pub(super) fn site<'a>(&'a self, service: &'a Service) -> Site<'a> {
+        Site {
+            service,
+            view: &self.view,
+            roots: &self.roots,
+            cwd: &self.cwd,
+            environment: &self.environment,
+        }
+    }
+
+    /// Whether nothing is in its `OUT_DIR` yet.
+    pub(super) fn starts_empty(&self) -> bool {
+        self.view
+            .list(self.out_dir, 0, 1)
+            .is_ok_and(|rows| rows.is_empty())
+    }
+}
+
+/// Everything about a run but what it reads.
+pub(super) fn prepare(
+    service: &Service,
+    request: &ScriptRequest,
+    caller: Caller,
+) -> Result<Prepared, Refusal> {
+    let view = service
+        .mounts
+        .view(ViewId(request.token.0))
+        .ok_or(Refusal::Named("view-not-mounted"))?;
+    let variable = |name: &[u8]| environment::value(&request.environment, name);
+    let cwd = PathBuf::from(text(&request.cwd)?);
+    let view_path = view_root(request, &view)?;
+    let home = cargo_home(&request.environment)?;
+    let workspace = workspace_root(Path::new(view_path), &cwd, Path::new(&home));
+    let roots = Roots::new(text(workspace.as_os_str().as_bytes())?, &home, view_path);
+
+    let out_dir = variable(b"OUT_DIR").ok_or(Refusal::Named("no-out-dir"))?;
+    let inside = Path::new(text(out_dir)?)
+        .strip_prefix(view_path)
+        .map_err(|_| Refusal::Named("out-dir-elsewhere"))?;
+    let node = view
+        .resolve(inside.as_os_str().as_bytes())
+        .map_err(|_| Refusal::Named("out-dir-gone"))?;
+    if node.kind != Kind::Dir {
+        return Err(Refusal::Named("out-dir-gone"));
+    }
+
+    // Cargo tells which compiler it uses; scripts ask it what it can do, or have it compile.
+    let compiler = variable(b"RUSTC").ok_or(Refusal::Named("unknown-compiler"))?;
+    let asking = toolchain::Caller {
+        environment: &request.environment,
+        cwd: &cwd,
+        in_view: &|path| in_view(service, &roots, path),
+    };
+    let target = variable(b"TARGET").and_then(|target| std::str::from_utf8(target).ok());
+    let compiler = service
+        .toolchains
+        .compiler(Path::new(text(compiler)?), None, target, &asking)
+        .map_err(|_| Refusal::Named("unknown-compiler"))?;
+
+    let script = view
+        .child(Ino(request.token.1), &request.script)
+        .and_then(|node| view.content_digest(&node))
+        .map_err(|_| Refusal::Named("script-unreadable"))?;
+    let facts = ScriptInvocation {
+        script,
+        compiler: compiler.digest,
+        arguments: templates(&roots, &request.arguments),
+        cwd: roots.template(&request.cwd),
+        environment: environment::keyed_for_script(&request.environment)
+            .into_iter()
+            .map(|(name, value)| (name.to_vec(), roots.template(value)))
+            .collect(),
+        umask: request.umask,
+    };
+    let known = compiler.roots.into_iter().chain(immutable_packages(&roots));
+    let package = variable(b"CARGO_PKG_NAME").unwrap_or_default();
+    Ok(Prepared {
+        package: String::from_utf8_lossy(package).into_owned(),
+        out_dir: node.ino,
+        digest: facts.digest(),
+        environment: request.environment.clone(),
+        caller,
+        scope: Scope {
+            known: known
+                .map(|path| path.as_os_str().as_bytes().to_vec())
+                .collect(),
+            own: vec![out_dir.to_vec()],
+        },
+        view,
+        roots,
+        cwd,
+    })
+}
+
+fn templates(roots: &Roots, texts: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    texts.iter().map(|text| roots.template(text)).collect()
+}
+
+/// The mountpoint as cargo spells it: the script's directory without its path in the view.
+fn view_root<'a>(request: &'a ScriptRequest, view: &View) -> Result<&'a str, Refusal> {
+    let relative = view
+        .path_of(Ino(request.token.1))
+        .map_err(|_| Refusal::Named("script-unreadable"))?;
+    let root = request
+        .directory
+        .strip_suffix(relative.as_slice())
+        .and_then(|root| root.strip_suffix(b"/"))
+        .ok_or(Refusal::Named("out-dir-mismatch"))?;
+    text(root)
+}
+
+/// The workspace a script belongs to: what its target lies in, if that is a workspace and the script
+/// belongs to it or to one of its dependencies; else its package.
+fn workspace_root(view: &Path, cwd: &Path, cargo_home: &Path) -> PathBuf {
+    let around = view.parent().filter(|parent| {
+        let belongs =
+            cwd.starts_with(parent) || (cargo_home.is_absolute() && cwd.starts_with(cargo_home));
+        belongs && MANIFESTS.iter().any(|name| parent.join(name).is_file())
+    });
+    around.unwrap_or(cwd).to_owned()
+}

@@ -1,0 +1,260 @@
+//! Recording a run: what the script left in `OUT_DIR`, printed and read.
+//!
+//! `hold` runs before cargo goes on, `record` behind its back. Anything that does not add up stores
+//! nothing.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use store::{
+    ActionEntry, Counter, InputRecord, Kind, Look, Observation, RootSet, ScriptResult, Timestamp,
+    TreeContent, TreeEntry,
+};
+use wrapper::artifacts;
+use wrapper::key;
+use wrapper::protocol::Outcome;
+
+use super::super::Service;
+use super::super::observed::{self, Inputs, Program, Untold};
+use super::prepare::Prepared;
+use super::script_key;
+use crate::clock;
+use crate::fs::trees::Walked;
+use crate::fs::{Body, Errno, View};
+
+/// More names than this are not stored.
+const LARGEST_TREE: usize = 20_000;
+
+/// What a script says to have it run again when a file changes (the cargo book, "Build Scripts").
+const RERUN_IF_CHANGED: [&[u8]; 2] = [b"cargo:rerun-if-changed=", b"cargo::rerun-if-changed="];
+
+/// Why a run that succeeded is not stored.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotStored {
+    /// It could not be watched, so nobody knows what it read.
+    #[error("it could not be watched")]
+    Unwatched,
+    /// What it was seen to do does not tell what it made.
+    #[error(transparent)]
+    Untold(#[from] Untold),
+    /// It left more than is stored.
+    #[error("it left too much in OUT_DIR")]
+    TooLarge,
+    /// It left something that is neither file, directory nor link.
+    #[error("it left {0}, which cannot be stored")]
+    Special(String),
+    /// A file in `OUT_DIR` is still being written.
+    #[error("OUT_DIR is still being written: {0}")]
+    Unsettled(Errno),
+    /// An input is not what it was.
+    #[error("{0} changed while it ran")]
+    Changed(String),
+    /// It printed a NUL, which templates cannot hold.
+    #[error("it printed a NUL")]
+    Nul,
+    /// The index refuses.
+    #[error(transparent)]
+    Index(#[from] store::IndexError),
+    /// The view refuses.
+    #[error("view: {0}")]
+    View(#[from] Errno),
+}
+
+impl NotStored {
+    /// The name it is counted under; `None` for what another run may well not meet.
+    pub(super) fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::Unwatched => Some("unwatched"),
+            Self::Untold(Untold::Unseen(unseen)) => Some(unseen.name()),
+            Self::Untold(Untold::Writes(_)) => Some("writes-elsewhere"),
+            Self::TooLarge => Some("out-dir-too-large"),
+            Self::Special(_) => Some("out-dir-special"),
+            _ => None,
+        }
+    }
+}
+
+/// What a script left, readable whatever becomes of its names.
+pub(super) struct Held<'a> {
+    view: &'a View,
+    found: Vec<Walked>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        for found in &self.found {
+            self.view.unpin(&found.node);
+        }
+    }
+}
+
+/// Finds what is in `OUT_DIR` and holds on to it.
+pub(super) fn hold(prepared: &Prepared) -> Result<Held<'_>, NotStored> {
+    let found = match prepared.view.walk(prepared.out_dir, LARGEST_TREE) {
+        Err(Errno::EFBIG) => return Err(NotStored::TooLarge),
+        found => found?,
+    };
+    for found in &found {
+        prepared.view.pin(&found.node);
+    }
+    let view = &prepared.view;
+    let held = Held { view, found };
+    let deadline = Instant::now() + artifacts::PATIENCE;
+    view.settle_walked(&held.found, deadline)
+        .map_err(NotStored::Unsettled)?;
+    Ok(held)
+}
+
+/// Ingests what was left and stores result and input record, all in one commit.
+pub(super) fn record(
+    service: &Service,
+    prepared: &Prepared,
+    outcome: &Outcome,
+    held: &Held<'_>,
+    started: Timestamp,
+    elapsed: Duration,
+) -> Result<(), NotStored> {
+    if outcome.stdout.contains(&0) || outcome.stderr.contains(&0) {
+        return Err(NotStored::Nul);
+    }
+    let observed = outcome.observed.as_ref().ok_or(NotStored::Unwatched)?;
+    let site = prepared.site(service);
+    let nothing = |_: &Path| false;
+    let Inputs {
+        mut observations,
+        mut bound,
+    } = observed::inputs(
+        site,
+        observed,
+        &prepared.scope,
+        Program::Script,
+        started,
+        &nothing,
+    )?;
+    observations.extend(declared(prepared, &outcome.stdout));
+    observations.sort_unstable();
+    observations.dedup();
+
+    let roots = &prepared.roots;
+    let mut template = |bytes: &[u8]| {
+        let template = roots.template(bytes);
+        bound.extend(roots.held_in(&template));
+        template
+    };
+    let (stdout, stderr) = (template(&outcome.stdout), template(&outcome.stderr));
+    let taken = take_tree(prepared, held, &mut template)?;
+    bound.extend(taken.roots);
+    if !roots.is_plain() {
+        bound = RootSet::all();
+    }
+    let key = script_key(service, prepared, &observations)
+        .ok_or_else(|| NotStored::Changed("an input".into()))?;
+
+    let mut batch = service.storage.index.batch();
+    let stored_under = if bound.is_empty() {
+        key
+    } else {
+        batch.put_action(&key, &ActionEntry::PathBound(bound))?;
+        key::bound_key(&key, bound, roots)
+    };
+    let result = ScriptResult {
+        package: prepared.package.clone(),
+        tree: taken.entries,
+        stdout,
+        stderr,
+        run_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+    };
+    batch.put_action(&stored_under, &ActionEntry::Script(result))?;
+    let record = InputRecord {
+        sources: Vec::new(),
+        env: Vec::new(),
+        observed: Some(observations),
+        created_ms: clock::now_ms(),
+    };
+    batch.put_record(&prepared.digest, &record)?;
+    batch.count(
+        &[
+            (Counter::ScriptMisses, 1),
+            (Counter::BytesIngested, taken.ingested),
+            (Counter::BytesStored, taken.stored),
+        ],
+        None,
+    );
+    prepared
+        .view
+        .commit_origin(batch, &taken.nodes, stored_under)?;
+    tracing::debug!(package = prepared.package, ?bound, "build script stored");
+    Ok(())
+}
+
+/// What the script declares an input, read or not.
+fn declared(prepared: &Prepared, stdout: &[u8]) -> Vec<Observation> {
+    stdout
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let prefix = RERUN_IF_CHANGED
+                .iter()
+                .find(|prefix| line.starts_with(prefix))?;
+            let path = line[prefix.len()..].trim_ascii();
+            let path = prepared.cwd.join(std::ffi::OsStr::from_bytes(path));
+            Some(Observation {
+                path: prepared.roots.template(path.as_os_str().as_bytes()),
+                look: Look::Tree,
+            })
+        })
+        .collect()
+}
+
+struct Taken {
+    entries: Vec<TreeEntry>,
+    nodes: Vec<(Arc<crate::fs::Node>, u64)>,
+    roots: RootSet,
+    ingested: u64,
+    stored: u64,
+}
+
+fn take_tree(
+    prepared: &Prepared,
+    held: &Held<'_>,
+    template: &mut dyn FnMut(&[u8]) -> Vec<u8>,
+) -> Result<Taken, NotStored> {
+    let mut taken = Taken {
+        entries: Vec::with_capacity(held.found.len()),
+        nodes: Vec::new(),
+        roots: RootSet::default(),
+        ingested: 0,
+        stored: 0,
+    };
+    let needles = prepared.roots.needles();
+    for found in &held.found {
+        let special = || NotStored::Special(String::from_utf8_lossy(&found.path).into_owned());
+        let mode = found.node.state.lock().attributes.perm;
+        let content = match found.node.kind {
+            Kind::Dir => TreeContent::Directory,
+            Kind::Symlink => match &found.node.state.lock().body {
+                Body::Link(target) => TreeContent::Link(template(target)),
+                _ => return Err(special()),
+            },
+            Kind::File => {
+                let blob = prepared.view.ingest(&found.node, &needles)?;
+                taken.roots.extend(blob.roots);
+                taken.ingested += blob.size;
+                taken.stored += if blob.new { blob.size } else { 0 };
+                taken.nodes.push((Arc::clone(&found.node), blob.generation));
+                TreeContent::Blob {
+                    digest: blob.digest,
+                    size: blob.size,
+                }
+            }
+            _ => return Err(special()),
+        };
+        taken.entries.push(TreeEntry {
+            path: found.path.clone(),
+            mode,
+            content,
+        });
+    }
+    Ok(taken)
+}

@@ -1,0 +1,157 @@
+//! Runs of build scripts: replayed when what they read is what it was, run otherwise.
+
+use std::fs;
+
+use harness::flip::{Case, Noticed, State};
+use harness::{Must, Package, Project, Sandbox, tree};
+
+/// A program that prints what its build script made of `word` and `list`, neither of which the
+/// script declares; and what it set.
+fn words() -> Package {
+    let script = "use std::{env, fs, path::Path};\n\
+        fn main() {\n\
+            let word = fs::read_to_string(\"../../word\").unwrap_or(\"none\".into());\n\
+            let mut names: Vec<_> = fs::read_dir(\"list\").unwrap()\n\
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();\n\
+            names.sort();\n\
+            let out = env::var(\"OUT_DIR\").unwrap();\n\
+            let out = Path::new(&out).join(\"deep\");\n\
+            fs::create_dir_all(&out).unwrap();\n\
+            fs::write(out.join(\"words.rs\"), format!(\"({word:?}, &{names:?})\")).unwrap();\n\
+            println!(\"cargo:rerun-if-changed=build.rs\");\n\
+            println!(\"cargo:rustc-env=FLAVOUR={}\", env::var(\"FLAVOUR\").unwrap_or_default());\n\
+        }\n";
+    let main = "const WORDS: (&str, &[&str]) =\n\
+            include!(concat!(env!(\"OUT_DIR\"), \"/deep/words.rs\"));\n\
+        fn main() { println!(\"{WORDS:?} {}\", env!(\"FLAVOUR\")); }\n";
+    let app = Package::new("app").bin(main).build_script(script);
+    app.file("list/one", "")
+}
+
+#[test]
+fn a_second_build_runs_no_script() {
+    let case = Case::new(&[words()]);
+    let state = State::printing("(\"none\", [\"one\"])");
+    let cold = case.build(&state, true, "cold");
+    assert_eq!((cold.script_hits, cold.script_misses), (0, 1), "{cold:?}");
+    let made = tree::files(&case.project.path("target/debug/build"));
+
+    let warm = case.build(&state, true, "warm");
+    assert_eq!((warm.script_hits, warm.script_misses), (1, 0), "{warm:?}");
+    warm.assert_all_hit(2);
+    assert_eq!(tree::files(&case.project.path("target/debug/build")), made);
+
+    let idle = case.build(&state, false, "again");
+    assert_eq!(
+        (idle.hits, idle.misses, idle.script_hits),
+        (0, 0, 0),
+        "{idle:?}"
+    );
+}
+
+#[test]
+fn a_file_the_script_looks_for_and_does_not_declare() {
+    let case = Case::new(&[words()]);
+    let word = case.project.path("word");
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("(\"none\", [\"one\"])").after(|| drop(fs::remove_file(&word))),
+        &State::printing("(\"hello\", [\"one\"])")
+            .after(|| fs::write(&word, "hello").must("write")),
+    );
+}
+
+#[test]
+fn a_file_added_to_a_directory_the_script_lists() {
+    let case = Case::new(&[words()]);
+    let added = case.project.path("crates/app/list/two");
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("(\"none\", [\"one\"])").after(|| drop(fs::remove_file(&added))),
+        &State::printing("(\"none\", [\"one\", \"two\"])")
+            .after(|| fs::write(&added, "").must("write")),
+    );
+}
+
+#[test]
+fn a_variable_the_script_reads_and_does_not_declare() {
+    let case = Case::new(&[words()]);
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("(\"none\", [\"one\"]) sweet").env("FLAVOUR", "sweet"),
+        &State::printing("(\"none\", [\"one\"]) sour").env("FLAVOUR", "sour"),
+    );
+}
+
+#[test]
+fn a_script_that_writes_elsewhere_runs_each_time() {
+    let script = "fn main() { std::fs::write(\"../../log\", \"ran\").unwrap(); }\n";
+    let app = Package::new("app").bin("fn main() { println!(\"here\"); }\n");
+    let case = Case::new(&[app.build_script(script)]);
+    let state = State::printing("here");
+    for when in ["cold", "warm"] {
+        let seen = case.build(&state, true, when);
+        assert_eq!(seen.script_hits, 0, "{when}: {seen:?}");
+        assert_eq!(
+            seen.reason_names(),
+            ["writes-elsewhere"],
+            "{when}: {seen:?}"
+        );
+        fs::remove_file(case.project.path("log")).must("the script ran");
+    }
+}
+
+#[test]
+fn a_script_that_cannot_be_watched_runs_each_time() {
+    let case = Case::new(&[words()]);
+    let state = State::printing("(\"none\", [\"one\"])").env("KACHEFS_UNWATCHED", "1");
+    for when in ["cold", "warm"] {
+        let seen = case.build(&state, true, when);
+        assert_eq!(
+            (seen.script_hits, seen.script_misses),
+            (0, 1),
+            "{when}: {seen:?}"
+        );
+        assert_eq!(seen.reason_names(), ["unwatched"], "{when}: {seen:?}");
+    }
+}
+
+#[test]
+fn what_a_script_says_names_this_checkout() {
+    let sandbox = Sandbox::new();
+    let script = "fn main() {\n\
+        let here = std::env::var(\"CARGO_MANIFEST_DIR\").unwrap();\n\
+        println!(\"cargo:rustc-env=HERE={here}\");\n\
+        println!(\"cargo:warning=in {here}\");\n\
+        println!(\"cargo:rerun-if-changed=build.rs\");\n}\n";
+    let app = Package::new("app").bin("fn main() { println!(\"{}\", env!(\"HERE\")); }\n");
+    let packages = [app.build_script(script)];
+    for (name, hits) in [("first", 0), ("second", 1)] {
+        let project = Project::new(sandbox.path(name), &packages);
+        sandbox.mount(project.target());
+        let (seen, built) = sandbox.during(|| sandbox.cargo(&project, "build").ok());
+        assert_eq!(seen.script_hits, hits, "{name}: {seen:?}");
+        let here = project.path("crates/app").display().to_string();
+        assert!(built.stderr.contains(&format!("in {here}")), "{built}");
+        let printed = sandbox.output_of(project.program("app"));
+        assert_eq!(printed.trim_end(), here);
+    }
+}
+
+#[test]
+fn a_failing_script_fails_each_time() {
+    let script = "fn main() { eprintln!(\"no way\"); std::process::exit(3); }\n";
+    let app = Package::new("app")
+        .bin("fn main() {}\n")
+        .build_script(script);
+    let case = Case::new(&[app]);
+    for _ in 0..2 {
+        case.sandbox.empty_view(case.project.target());
+        let (seen, failed) = case
+            .sandbox
+            .during(|| case.cargo(&State::printing("")).fails());
+        assert!(failed.stderr.contains("no way"), "{failed}");
+        assert!(failed.stderr.contains("exit status: 3"), "{failed}");
+        assert_eq!((seen.script_hits, seen.failed), (0, 1), "{seen:?}");
+    }
+}
