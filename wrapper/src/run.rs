@@ -2,7 +2,6 @@
 //!
 //! What the wrapper does with a compiler and the launcher with a build script. Holds no policy.
 
-use std::env;
 use std::io::{self, Read, Write};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
@@ -11,9 +10,6 @@ use std::os::unix::process::ExitStatusExt;
 
 use crate::roots::Roots;
 use crate::trace::{Observed, Pipes, Scope, Watch};
-
-/// When set, nothing is watched: as where the kernel forbids it.
-const UNWATCHED: &str = "KACHEFS_UNWATCHED";
 
 /// How a program ended.
 pub(crate) struct Ended {
@@ -47,9 +43,7 @@ pub(crate) fn streamed(
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
-    if env::var_os(UNWATCHED).is_none()
-        && let Ok((watch, pipes)) = Watch::start(piped(), scope.clone())
-    {
+    if let Ok((watch, pipes)) = Watch::start(piped(), scope.clone()) {
         let (stdout, stderr) = pass_on(pipes, remaps).map_err(Failed::Lost)?;
         let (status, observed) = watch.finish().map_err(Failed::Lost)?;
         return Ok(Ended {

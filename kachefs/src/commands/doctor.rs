@@ -51,6 +51,7 @@ impl Doctor {
             store(dir),
             quarantine(dir),
             wrapper(),
+            watching(),
             cargo(),
             rustc(),
             daemon(dir),
@@ -178,6 +179,21 @@ fn wrapper() -> Check {
         (None, Err(error)) => Err(format!("{error:#}")),
     };
     check("wrapper", result)
+}
+
+/// Doing without is no problem, only slower: see `docs/cache-key.md`.
+fn watching() -> Check {
+    let without = |why: String| {
+        format!(
+            "impossible here ({why}): build scripts run each time, and a crate with proc macros \
+             counts its whole package"
+        )
+    };
+    let detail = match wrapper::trace::is_possible() {
+        Ok(()) => "compilers and build scripts are watched".to_owned(),
+        Err(error) => without(error.to_string()),
+    };
+    check("watching", Ok(detail))
 }
 
 fn version_of(program: &str) -> Result<String, String> {

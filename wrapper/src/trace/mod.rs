@@ -13,9 +13,10 @@ mod memory;
 mod scope;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::fd::RawFd;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
@@ -109,6 +110,19 @@ pub struct Observed {
     pub unseen: BTreeSet<Unseen>,
 }
 
+/// When set, nothing is watched: as where the kernel or a container forbids it.
+const UNWATCHED: &str = "KACHEFS_UNWATCHED";
+
+/// Whether programs can be watched here; an error says why not.
+pub fn is_possible() -> io::Result<()> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("--version").stdout(Stdio::null());
+    let (watch, _) = Watch::start(command, Scope::default())?;
+    let (_, observed) = watch.finish()?;
+    let unseen = observed.unseen.first();
+    unseen.map_or(Ok(()), |unseen| Err(io::Error::other(unseen.name())))
+}
+
 /// A program being watched.
 pub struct Watch {
     child: JoinHandle<io::Result<ExitStatus>>,
@@ -120,6 +134,9 @@ impl Watch {
     /// Starts a program under watch, noting what `scope` leaves. An error says that watching is impossible here, or that the
     /// program cannot be started; nothing runs then.
     pub fn start(mut command: Command, scope: Scope) -> io::Result<(Self, Pipes)> {
+        if env::var_os(UNWATCHED).is_some() {
+            return Err(io::Error::other(format!("{UNWATCHED} is set")));
+        }
         let (mut told, mut tell) = io::pipe()?;
         let (ended, running) = io::pipe()?;
         let (to_us, started) = mpsc::channel();
@@ -197,7 +214,6 @@ mod tests {
     use std::fs;
     use std::os::unix::ffi::OsStrExt;
     use std::path::Path;
-    use std::process::Stdio;
 
     fn observe(script: &str, cwd: &Path) -> (ExitStatus, Observed, String) {
         let mut command = Command::new("/bin/sh");
