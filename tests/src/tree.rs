@@ -112,6 +112,18 @@ impl Tree {
         tree
     }
 
+    /// Without built build scripts: after a hit, or in a daemon's lifetime, launchers stand in for
+    /// them; where the daemon died meanwhile they are themselves.
+    #[must_use]
+    pub fn without_build_scripts(mut self) -> Self {
+        self.0.retain(|path, _| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let is_program = name.starts_with("build-script-") || name.starts_with("build_script_");
+            !is_program || name.ends_with(".d")
+        });
+        self
+    }
+
     /// Without the incremental directories, which only compilers make and no hit brings.
     #[must_use]
     pub fn without_incremental(mut self) -> Self {

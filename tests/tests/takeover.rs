@@ -241,7 +241,7 @@ fn build_from_nothing(sandbox: &Sandbox, project: &Project, mut build: impl FnMu
     fs::remove_dir_all(sandbox.store()).must("remove the store");
     let [compiled, hit] = trees;
     // What a daemon that was killed could not store is compiled again.
-    [compiled, hit.without_incremental()]
+    [compiled, hit.without_incremental()].map(Tree::without_build_scripts)
 }
 
 /// How often the daemon is to be killed.

@@ -9,6 +9,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use std::process::{Command, ExitCode};
 use crate::client::{self, CANNOT_RUN, Call, DISABLE};
 use crate::protocol::{self, Outcome, Request, Run, ScriptRequest, Token, Verdict};
 use crate::run;
+use crate::trace::{Access, Observed};
 
 /// How the name of the script itself ends, beside the launcher that has taken its name.
 pub const SCRIPT_SUFFIX: &str = ".script";
@@ -144,6 +146,10 @@ impl Script {
                 return ExitCode::FAILURE;
             }
         };
+        // Under a watch without privileges, such programs get none (`prctl(2)`, PR_SET_NO_NEW_PRIVS).
+        if !ended.status.success() && ended.observed.as_ref().is_some_and(ran_setuid) {
+            return self.become_it();
+        }
         let outcome = Outcome {
             success: ended.status.success(),
             stdout: ended.stdout,
@@ -157,6 +163,16 @@ impl Script {
         let _: Result<Verdict, _> = heard.and_then(|()| protocol::receive(stream));
         run::exit_like(ended.status)
     }
+}
+
+/// Whether a program was run, or at least opened, that runs as another user (`sudo`, say).
+fn ran_setuid(observed: &Observed) -> bool {
+    const SET_ID: u32 = 0o6000;
+    let opened = observed.paths.iter();
+    opened
+        .filter(|(_, uses)| uses.accesses.contains(Access::Open))
+        .filter_map(|(path, _)| Path::new(OsStr::from_bytes(path)).metadata().ok())
+        .any(|meta| meta.is_file() && meta.mode() & SET_ID != 0)
 }
 
 /// Whether a file is the script that a launcher called so stands for: `build_script_build-0af.script`
