@@ -12,13 +12,14 @@ fn whatever_a_proc_macro_may_read_of_its_package_counts() {
     let app = macro_user().file("assets/one", "");
     let case = Case::new(&[macro_package(&lists("assets")), app]);
     let added = "crates/app/assets/two";
-    let printing = |output: &str| State::printing(output).env(UNWATCHED, "1");
     case.flip(
         Noticed::InAnEmptiedView,
-        &printing("[\"one\"]").after(|| {
+        &State::printing("[\"one\"]").env(UNWATCHED, "1").after(|| {
             let _ = fs::remove_file(case.project.path(added));
         }),
-        &printing("[\"one\", \"two\"]").after(|| case.project.write(added, "")),
+        &State::printing("[\"one\", \"two\"]")
+            .env(UNWATCHED, "1")
+            .after(|| case.project.write(added, "")),
     );
 }
 
