@@ -1,6 +1,8 @@
 //! Runs of build scripts: replayed when what they read is what it was, run otherwise.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 
 use harness::flip::{Case, Noticed, State};
 use harness::{Must, Package, Project, Sandbox, tree};
@@ -81,6 +83,109 @@ fn a_variable_the_script_reads_and_does_not_declare() {
         &State::printing("(\"none\", [\"one\"]) sweet").env("FLAVOUR", "sweet"),
         &State::printing("(\"none\", [\"one\"]) sour").env("FLAVOUR", "sour"),
     );
+}
+
+/// A program that prints what its build script made of running this in a shell.
+fn shell(script: &str) -> Package {
+    let build = format!(
+        "fn main() {{\n\
+            let made = std::process::Command::new(\"sh\").args([\"-ec\", {script:?}]).output().unwrap();\n\
+            println!(\"cargo:rustc-env=MADE={{}}\", String::from_utf8(made.stdout).unwrap().trim());\n\
+            println!(\"cargo:rerun-if-changed=build.rs\");\n\
+        }}\n"
+    );
+    let main = "fn main() { println!(\"{}\", env!(\"MADE\")); }\n";
+    Package::new("app").bin(main).build_script(&build)
+}
+
+#[test]
+fn a_link_the_script_goes_through() {
+    let app = shell("cd ../../current; cat word")
+        .file("one/word", "one")
+        .file("two/word", "two");
+    let case = Case::new(&[app]);
+    let current = case.project.path("current");
+    let lead_to = |place: &str| {
+        let _ = fs::remove_file(&current);
+        symlink(format!("crates/app/{place}"), &current).must("link");
+    };
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("one").after(|| lead_to("one")),
+        &State::printing("two").after(|| lead_to("two")),
+    );
+}
+
+#[test]
+fn a_tool_that_becomes_executable() {
+    let app = shell("if test -x tool; then echo yes; else echo no; fi").file("tool", "text");
+    let case = Case::new(&[app]);
+    let tool = case.project.path("crates/app/tool");
+    let mode = |mode| {
+        fs::set_permissions(&tool, fs::Permissions::from_mode(mode)).must("chmod");
+    };
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("no").after(|| mode(0o644)),
+        &State::printing("yes").after(|| mode(0o755)),
+    );
+}
+
+#[test]
+fn a_file_the_script_makes_for_itself_where_there_is_none() {
+    let app = shell(
+        "test -e own || { echo default > own; made=1; }; cat own; test -z \"$made\" || rm own",
+    );
+    let case = Case::new(&[app]);
+    let own = case.project.path("crates/app/own");
+    case.flip(
+        Noticed::InAnEmptiedView,
+        &State::printing("default").after(|| drop(fs::remove_file(&own))),
+        &State::printing("given").after(|| fs::write(&own, "given").must("write")),
+    );
+}
+
+#[test]
+fn the_interpreter_of_a_script_that_is_run() {
+    let sandbox = Sandbox::new();
+    let project = Project::new(sandbox.path("project"), &[shell("../../tool")]);
+    let interpreter = project.path("interpreter");
+    fs::write(
+        project.path("tool"),
+        format!("#!{}\n", interpreter.display()),
+    )
+    .must("write");
+    let executable = |path: &Path| {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).must("chmod");
+    };
+    executable(&project.path("tool"));
+    sandbox.mount(project.target());
+    // A copy of a program: what the kernel opens, and nobody else.
+    for (program, says) in [("/bin/echo", "../../tool"), ("/bin/cat", "#!")] {
+        let _ = fs::remove_file(&interpreter);
+        fs::copy(program, &interpreter).must("copy");
+        executable(&interpreter);
+        for _ in 0..2 {
+            sandbox.empty_view(project.target());
+            let _ = sandbox.cargo(&project, "build").ok();
+            let printed = sandbox.output_of(project.program("app"));
+            assert!(printed.starts_with(says), "{program}: {printed}");
+        }
+    }
+}
+
+#[test]
+fn what_lies_above_the_checkout_is_this_ones() {
+    let sandbox = Sandbox::new();
+    let packages = [shell("cat ../../../version")];
+    for name in ["first", "second"] {
+        let project = Project::new(sandbox.path(&format!("{name}/ws")), &packages);
+        fs::write(sandbox.path(&format!("{name}/version")), name).must("write");
+        sandbox.mount(project.target());
+        let above = sandbox.path(name);
+        let _ = sandbox.cargo(&project, "build").env("PWD", above).ok();
+        assert_eq!(sandbox.output_of(project.program("app")).trim_end(), name);
+    }
 }
 
 #[test]

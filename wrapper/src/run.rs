@@ -9,7 +9,7 @@ use std::thread;
 use std::os::unix::process::ExitStatusExt;
 
 use crate::roots::Roots;
-use crate::trace::{Observed, Pipes, Scope, Watch};
+use crate::trace::{Observed, Pipes, Scope, Unseen, Watch};
 
 /// How a program ended.
 pub(crate) struct Ended {
@@ -50,7 +50,7 @@ pub(crate) fn streamed(
             status,
             stdout,
             stderr,
-            observed: Some(observed),
+            observed: Some(observed).filter(|observed| !is_blind(observed)),
         });
     }
     let mut child = piped().spawn().map_err(|_| Failed::NotStarted)?;
@@ -63,6 +63,12 @@ pub(crate) fn streamed(
         stderr,
         observed: None,
     })
+}
+
+/// Whether not even the program's start could be seen: where memory of other processes must not be
+/// read (`kernel.yama.ptrace_scope`).
+fn is_blind(observed: &Observed) -> bool {
+    observed.paths.is_empty() && observed.unseen.contains(&Unseen::Memory)
 }
 
 fn pass_on(pipes: Pipes, remaps: &[(String, String)]) -> io::Result<(Vec<u8>, Vec<u8>)> {

@@ -98,15 +98,8 @@ impl Service {
         caller: Caller,
     ) -> Result<(), ProtocolError> {
         let asked = Instant::now();
-        let pulse = Pulse::start(stream)?;
-        let prepared = prepare(self, request, caller);
-        pulse.stop();
-        let prepared = match prepared {
-            Ok(prepared) => prepared,
-            Err(refusal) => {
-                self.refused(&refusal);
-                return protocol::send(stream, &Decision::Plain);
-            }
+        let Some(prepared) = self.prepared(stream, || prepare(self, request, caller))? else {
+            return Ok(());
         };
         let action = Compile {
             service: self,
@@ -117,6 +110,26 @@ impl Service {
                 protocol::send(stream, &Decision::Hit { stdout, stderr })
             }
             Decided::Run(flight) => self.run(stream, &prepared, flight),
+        }
+    }
+
+    /// What is keyed beforehand, found out while the wrapper hears that we are alive. A refusal is
+    /// answered here.
+    fn prepared<P>(
+        &self,
+        stream: &UnixStream,
+        prepare: impl FnOnce() -> Result<P, Refusal>,
+    ) -> Result<Option<P>, ProtocolError> {
+        let pulse = Pulse::start(stream)?;
+        let prepared = prepare();
+        pulse.stop();
+        match prepared {
+            Ok(prepared) => Ok(Some(prepared)),
+            Err(refusal) => {
+                self.refused(&refusal);
+                protocol::send(stream, &Decision::Plain)?;
+                Ok(None)
+            }
         }
     }
 
@@ -135,13 +148,8 @@ impl Service {
     ) -> Result<Decided, ProtocolError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if asked.elapsed() > HEARTBEAT {
-                // Fails when the wrapper gave up on us: then nothing may be bound over what it
-                // makes now.
-                protocol::send(stream, &Decision::Wait)?;
-            }
-            if let Some((stdout, stderr)) = action.find_and_bind() {
-                return Ok(Decided::Hit { stdout, stderr });
+            if let Some(hit) = find_and_bind(stream, action, asked)? {
+                return Ok(hit);
             }
             let Some(key) = action.flight_key() else {
                 return Ok(Decided::Run(None));
@@ -149,10 +157,8 @@ impl Service {
             match self.flights.take_off(key) {
                 // Recorded between the look and the take-off?
                 Ok(flight) => {
-                    return Ok(match action.find_and_bind() {
-                        Some((stdout, stderr)) => Decided::Hit { stdout, stderr },
-                        None => Decided::Run(Some(flight)),
-                    });
+                    let found = find_and_bind(stream, action, asked)?;
+                    return Ok(found.unwrap_or(Decided::Run(Some(flight))));
                 }
                 Err(_) if Instant::now() > deadline => return Ok(Decided::Run(None)),
                 Err(boarding) => {
@@ -279,14 +285,35 @@ impl Service {
     }
 }
 
+fn find_and_bind(
+    stream: &UnixStream,
+    action: &impl Action,
+    asked: Instant,
+) -> Result<Option<Decided>, ProtocolError> {
+    let Some(found) = action.find() else {
+        return Ok(None);
+    };
+    if asked.elapsed() > HEARTBEAT {
+        // Fails when the wrapper gave up on us: then nothing may be bound over what it makes now.
+        protocol::send(stream, &Decision::Wait)?;
+    }
+    let replay = action.bind(found);
+    Ok(replay.map(|(stdout, stderr)| Decided::Hit { stdout, stderr }))
+}
+
 /// An action about to run, if nobody has run it before.
 trait Action {
+    /// A result that serves it.
+    type Found;
+
     /// What processes about to run the same agree on; `None` when that cannot be told.
     fn flight_key(&self) -> Option<ActionKey>;
 
-    /// Looks for a result, binds its outputs, and returns what is to be replayed: standard output
-    /// and standard error.
-    fn find_and_bind(&self) -> Option<(Vec<u8>, Vec<u8>)>;
+    /// Looks for a result.
+    fn find(&self) -> Option<Self::Found>;
+
+    /// Binds its outputs, and returns what is to be replayed: standard output and standard error.
+    fn bind(&self, found: Self::Found) -> Option<(Vec<u8>, Vec<u8>)>;
 }
 
 /// A compile.
@@ -296,12 +323,17 @@ struct Compile<'a> {
 }
 
 impl Action for Compile<'_> {
+    type Found = Found;
+
     fn flight_key(&self) -> Option<ActionKey> {
         lookup::flight_key(self.service, self.prepared)
     }
 
-    fn find_and_bind(&self) -> Option<(Vec<u8>, Vec<u8>)> {
-        let found = lookup::find(self.service, self.prepared)?;
+    fn find(&self) -> Option<Found> {
+        lookup::find(self.service, self.prepared)
+    }
+
+    fn bind(&self, found: Found) -> Option<(Vec<u8>, Vec<u8>)> {
         let Found { result, .. } = &found;
         let roots = &self.prepared.roots;
         let (stdout, stderr) = (roots.render(&result.stdout), roots.render(&result.stderr));

@@ -27,7 +27,7 @@ use super::named::{
 use super::observed::Site;
 use super::package::package_digest;
 use super::programs::Environment;
-use super::toolchain::{self, Linker, Tools};
+use super::toolchain::{self, Compiler, Linker, Tools};
 use super::units::UnderWay;
 use crate::fs::{Caller, View};
 
@@ -341,24 +341,24 @@ fn search_directories(linker: &Linker) -> impl Iterator<Item = PathBuf> {
 /// dependencies are known. The compiler's own are the directories it is told to write to.
 fn scope_of(invocation: &args::Invocation, tools: &Tools, roots: &Roots) -> Scope {
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
-    let mut known: Vec<Vec<u8>> = tools
-        .compiler
-        .roots
-        .iter()
-        .map(|root| bytes(root))
-        .collect();
-    known.extend(immutable_packages(roots).iter().map(|path| bytes(path)));
+    let mut scope = scope_around(&tools.compiler, roots);
     let searches = invocation.searches.iter();
-    known.extend(
-        searches
-            .filter(|search| search.kind == SearchKind::Dependency)
-            .map(|search| bytes(&search.path)),
-    );
+    let beside = searches.filter(|search| search.kind == SearchKind::Dependency);
+    scope.known.extend(beside.map(|search| bytes(&search.path)));
     let own = [Some(&invocation.out_dir), invocation.incremental.as_ref()];
-    Scope {
-        known,
-        own: own.into_iter().flatten().map(|path| bytes(path)).collect(),
-    }
+    scope.own = own.into_iter().flatten().map(|path| bytes(path)).collect();
+    scope
+}
+
+/// What nobody who runs with this compiler need be watched at.
+pub(super) fn scope_around(compiler: &Compiler, roots: &Roots) -> Scope {
+    let packages = immutable_packages(roots);
+    let packages = packages
+        .into_iter()
+        .map(|path| path.into_os_string().into_encoded_bytes());
+    let mut scope = compiler.scope.clone();
+    scope.known.extend(packages);
+    scope
 }
 
 /// Where cargo keeps what it never changes once it is there (it relies on that itself).

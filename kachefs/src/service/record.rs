@@ -13,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use store::scan::RootNeedles;
 use store::{
-    ActionEntry, ActionResult, Counter, InputRecord, Kind, Output, OutputContent, Root, RootSet,
-    Timestamp,
+    ActionEntry, ActionKey, ActionResult, Batch, Counter, InputRecord, Kind, Output, OutputContent,
+    Root, RootSet, Timestamp,
 };
 use wrapper::artifacts;
 use wrapper::depinfo::{self, DepInfo};
 use wrapper::environment;
 use wrapper::key;
 use wrapper::protocol::{Outcome, Verdict};
+use wrapper::roots::Roots;
 
 use super::Service;
 use super::files::changed_at;
@@ -188,6 +189,9 @@ pub fn record(
         .ok_or_else(|| NotStored::Changed("a source".into()))?;
     // After the bytes were taken: a change before that would have left its time.
     check_unchanged(service, prepared, &info, started)?;
+    if seen(service, prepared, outcome, &info, started)? != inputs {
+        return Err(NotStored::Changed("an input".into()));
+    }
     for ((name, seen), (_, now)) in info.env.iter().zip(&sources.environment) {
         let seen = seen
             .as_ref()
@@ -224,12 +228,6 @@ pub fn record(
 
     let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
     let mut batch = service.storage.index.batch();
-    let stored_under = if bound.is_empty() {
-        key
-    } else {
-        batch.put_action(&key, &ActionEntry::PathBound(bound))?;
-        key::bound_key(&key, bound, roots)
-    };
     let result = ActionResult {
         crate_name: prepared.invocation.crate_name.clone(),
         outputs: taken.outputs,
@@ -238,7 +236,8 @@ pub fn record(
         origin: prepared.origin.clone(),
         compile_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
     };
-    batch.put_action(&stored_under, &ActionEntry::Result(result))?;
+    let entry = ActionEntry::Result(result);
+    let stored_under = put_entry(&mut batch, &key, bound, roots, &entry)?;
     batch.put_record(&prepared.digest, &record)?;
     batch.count(
         &[
@@ -261,6 +260,25 @@ pub fn record(
         tracing::trace!(look = ?observation.look, %path, "observed");
     }
     Ok(())
+}
+
+/// Stores a result where a lookup finds it: behind the roots' paths, if it is bound to any. Returns the
+/// key it is stored under.
+pub fn put_entry(
+    batch: &mut Batch<'_>,
+    key: &ActionKey,
+    bound: RootSet,
+    roots: &Roots,
+    entry: &ActionEntry,
+) -> Result<ActionKey, store::IndexError> {
+    let stored_under = if bound.is_empty() {
+        *key
+    } else {
+        batch.put_action(key, &ActionEntry::PathBound(bound))?;
+        key::bound_key(key, bound, roots)
+    };
+    batch.put_action(&stored_under, entry)?;
+    Ok(stored_under)
 }
 
 /// What the compiler was seen to read besides what it reports; `None` where it could not be watched.

@@ -18,6 +18,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use store::{Digest, Hasher};
 use wrapper::environment;
+use wrapper::trace::Scope;
 
 use super::files::FileDigests;
 use super::programs::{Environment, find_program, first_line, is_elf, loaded_libraries, said};
@@ -95,8 +96,8 @@ pub struct Compiler {
     pub digest: Digest,
     /// Whether a script or proxy stands before it, which may look at any environment variable.
     pub behind_shim: bool,
-    /// Directories that are part of it: their files are in the digest, or do not matter.
-    pub roots: Vec<PathBuf>,
+    /// What of it the digest holds, so that nobody need look there again.
+    pub scope: Scope,
 }
 
 /// The programs one action runs.
@@ -226,13 +227,15 @@ impl Toolchains {
             self.add_directory(&mut hasher, &root.join("lib"))?;
             self.add_file(&mut hasher, &root.join("bin/rustc"))?;
         }
+        let mut scope = Scope::default();
         for root in roots.iter().map(PathBuf::as_path).chain(sysroot) {
-            self.add_rustlib(&mut hasher, &root.join("lib/rustlib"), target)?;
+            let digested = self.add_rustlib(&mut hasher, &root.join("lib/rustlib"), target)?;
+            add_to_scope(&mut scope, root, &digested);
         }
         Ok(Compiler {
             digest: hasher.finish(),
             behind_shim,
-            roots,
+            scope,
         })
     }
 
@@ -268,7 +271,7 @@ impl Toolchains {
         hasher: &mut Hasher,
         rustlib: &Path,
         target: Option<&str>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Vec<PathBuf>> {
         let mut triples: Vec<PathBuf> = match fs::read_dir(rustlib) {
             Ok(entries) => entries
                 .filter_map(|entry| Some(entry.ok()?.path()))
@@ -279,11 +282,11 @@ impl Toolchains {
                         || (target.is_none() && path.join("lib").is_dir())
                 })
                 .collect(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         triples.sort();
-        for triple in triples {
+        for triple in &triples {
             hasher.field(triple.file_name().unwrap_or_default().as_bytes());
             for part in [
                 "lib",
@@ -296,7 +299,7 @@ impl Toolchains {
                 self.add_directory(hasher, &triple.join(part))?;
             }
         }
-        Ok(())
+        Ok(triples)
     }
 
     fn add_directory(&self, hasher: &mut Hasher, path: &Path) -> io::Result<()> {
@@ -426,6 +429,24 @@ impl Toolchains {
         self.drivers.lock().put(key, Arc::clone(&says));
         Ok(says)
     }
+}
+
+/// What the digest holds of a toolchain. Of one that the system's packages put below `/usr`, only what
+/// lies in directories of its own: the rest there is everybody's.
+fn add_to_scope(scope: &mut Scope, root: &Path, triples: &[PathBuf]) {
+    let bytes = |path: PathBuf| path.into_os_string().into_encoded_bytes();
+    let shared = ["/", "/usr", "/usr/local"].map(Path::new).contains(&root);
+    if !shared {
+        // As programs in `bin` find their libraries, too.
+        for libraries in ["lib", "bin/../lib"] {
+            scope.known.push(bytes(root.join(libraries)));
+            scope
+                .unknown
+                .push(bytes(root.join(libraries).join("rustlib")));
+        }
+        scope.known.push(bytes(root.join("bin/rustc")));
+    }
+    scope.known.extend(triples.iter().cloned().map(bytes));
 }
 
 /// What is there, or that it is not there.

@@ -11,6 +11,8 @@ pub(super) const WATCHED: &[c_long] = &[
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
     libc::SYS_readlinkat,
+    libc::SYS_chdir,
+    libc::SYS_open_by_handle_at,
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_getxattr,
@@ -190,6 +192,8 @@ pub(super) fn meaning(number: c_long, arguments: &[u64; 6]) -> Meaning {
             one(named(does, at(first), second))
         }
         libc::SYS_readlinkat => one(named(Does::Link, at(first), second)),
+        // Paths that start there are seen with what it leads to.
+        libc::SYS_chdir => two(here(Does::Status, first), here(Does::Link, first)),
         libc::SYS_execve => one(here(Does::Open, first)),
         libc::SYS_execveat => one(named(Does::Open, at(first), second)),
         libc::SYS_getxattr | libc::SYS_listxattr => one(here(Does::Status, first)),
@@ -258,7 +262,11 @@ pub(super) fn meaning(number: c_long, arguments: &[u64; 6]) -> Meaning {
 /// What opening with these flags does (open(2)).
 pub(super) fn opened(flags: u64) -> Does {
     let has = |flag: i32| flags & u64::from(flag.cast_unsigned()) != 0;
-    if has(libc::O_PATH) {
+    let nameless = u64::from(libc::O_TMPFILE.cast_unsigned());
+    if flags & nameless == nameless {
+        // A file without a name in this directory.
+        Does::Status
+    } else if has(libc::O_PATH) {
         if has(libc::O_NOFOLLOW) {
             Does::Link
         } else {
@@ -283,7 +291,7 @@ mod tests {
     fn every_watched_call_means_something() {
         for call in WATCHED.iter().chain(STATUS.iter().map(|(call, _)| call)) {
             let meaning = meaning(*call, &[0; 6]);
-            let known = [libc::SYS_io_uring_setup].contains(call);
+            let known = [libc::SYS_io_uring_setup, libc::SYS_open_by_handle_at].contains(call);
             assert!(
                 known || meaning != Meaning::Unseen(Unseen::Calls),
                 "call {call}"
@@ -297,6 +305,7 @@ mod tests {
         assert_eq!(flags(libc::O_RDONLY | libc::O_DIRECTORY), Does::Open);
         assert_eq!(flags(libc::O_WRONLY | libc::O_CREAT), Does::Put);
         assert_eq!(flags(libc::O_RDWR), Does::Change);
+        assert_eq!(flags(libc::O_RDWR | libc::O_TMPFILE), Does::Status);
         assert_eq!(flags(libc::O_PATH | libc::O_NOFOLLOW), Does::Link);
     }
 }

@@ -10,6 +10,7 @@ use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -21,6 +22,9 @@ use super::{Access, Observed, Scope, Unseen, Uses, memory};
 
 /// How long processes may take to end after the program that started them.
 const GRACE: Duration = Duration::from_millis(200);
+
+/// What poll(2) counts in.
+const TICK: Duration = Duration::from_millis(1);
 
 /// Lets the kernel wake the listener on the caller's processor (`seccomp_unotify(2)`, Linux 6.6).
 const SYNC_WAKE_UP: u64 = 1;
@@ -64,11 +68,13 @@ impl Listener {
     /// take too long.
     pub(super) fn watch(mut self, ended: &PipeReader, scope: Scope) -> (Observed, Self) {
         let mut notes = Notes::within(scope);
-        let mut deadline = None;
-        loop {
-            let timeout = deadline.map_or(PollTimeout::NONE, |deadline: Instant| {
+        let mut deadline: Option<Instant> = None;
+        // One that never ceases to make calls does not hold up the build.
+        while deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
                 let left = deadline.saturating_duration_since(Instant::now());
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)
+                // Rounded up: nothing is asked in a hurry in the last millisecond.
+                PollTimeout::try_from(left + TICK).unwrap_or(PollTimeout::ZERO)
             });
             let mut waiting = [
                 PollFd::new(self.fd.as_fd(), PollFlags::POLLIN),
@@ -77,10 +83,11 @@ impl Listener {
             let sources = if deadline.is_some() { 1 } else { 2 };
             match poll(&mut waiting[..sources], timeout) {
                 Ok(0) => break,
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(_) => {}
+                // Whoever waits for an answer must get it, later then.
                 Err(_) => {
-                    notes.unseen.insert(Unseen::Calls);
-                    break;
+                    thread::sleep(TICK);
+                    continue;
                 }
             }
             let happened = |at: usize| waiting[at].revents().unwrap_or(PollFlags::empty());
@@ -260,27 +267,10 @@ impl Notes {
         directory: Directory,
         path: &[u8],
     ) -> io::Result<()> {
-        let relative = match path.strip_prefix(WORKING_DIRECTORY) {
-            Some(rest) => Some((Directory::Working, rest)),
-            None if path.starts_with(b"/") => None,
-            None => Some((directory, path)),
-        };
-        let path = match relative {
-            None => path.to_vec(),
-            Some((directory, rest)) => {
-                let start = match directory {
-                    Directory::Working => format!("/proc/{pid}/cwd"),
-                    Directory::Open(fd) => format!("/proc/{pid}/fd/{fd}"),
-                };
-                let start = std::fs::read_link(start)?;
-                start
-                    .join(OsStr::from_bytes(rest))
-                    .into_os_string()
-                    .into_encoded_bytes()
-            }
-        };
-        let is_file = !NO_FILES.iter().any(|prefix| path.starts_with(prefix));
-        if is_file || path.starts_with(SHARED_MEMORY) {
+        let path = resolve(pid, directory, path)?;
+        if leads_through_process(&path) {
+            self.unseen.insert(Unseen::Calls);
+        } else if !is_no_file(&path) {
             self.add(does, path);
         }
         Ok(())
@@ -327,11 +317,49 @@ impl Notes {
             return self.access(pid, Does::Make, Directory::Working, path);
         }
         self.access(pid, Does::Status, Directory::Working, path)?;
-        if exists(path) {
+        if exists(&resolve(pid, Directory::Working, path)?) {
             self.unseen.insert(Unseen::Network);
         }
         Ok(())
     }
+}
+
+/// The whole path a process means.
+fn resolve(pid: Pid, directory: Directory, path: &[u8]) -> io::Result<Vec<u8>> {
+    let (directory, rest) = match path.strip_prefix(WORKING_DIRECTORY) {
+        Some(rest) => (Directory::Working, rest),
+        None if path.starts_with(b"/") => return Ok(path.to_vec()),
+        None => (directory, path),
+    };
+    let start = match directory {
+        Directory::Working => format!("/proc/{pid}/cwd"),
+        Directory::Open(fd) => format!("/proc/{pid}/fd/{fd}"),
+    };
+    let start = std::fs::read_link(start)?;
+    let path = start.join(OsStr::from_bytes(rest));
+    Ok(path.into_os_string().into_encoded_bytes())
+}
+
+/// Whether a path is the kernel's or the machine's.
+fn is_no_file(path: &[u8]) -> bool {
+    NO_FILES.iter().any(|prefix| path.starts_with(prefix)) && !path.starts_with(SHARED_MEMORY)
+}
+
+/// Whether a path that looks like the kernel's leads to a file by way of a process (proc(5)), or back
+/// out.
+fn leads_through_process(path: &[u8]) -> bool {
+    let has = |part: &[u8]| path.windows(part.len()).any(|window| window == part);
+    let by_way = |part: &str| has(format!("/{part}/").as_bytes());
+    is_no_file(path)
+        && (by_way("..")
+            || (path.starts_with(b"/proc/") && ["cwd", "root"].into_iter().any(by_way))
+            || is_below_descriptor(path))
+}
+
+/// `/proc/self/fd/3/name`, but not `/proc/self/fd/3`.
+fn is_below_descriptor(path: &[u8]) -> bool {
+    let mut parts = path.split(|byte| *byte == b'/');
+    parts.any(|part| part == b"fd") && parts.filter(|part| !part.is_empty()).count() > 1
 }
 
 /// What it comes to, given what is there before it happens: making a directory that is there changes
@@ -351,4 +379,32 @@ fn exists(path: &[u8]) -> bool {
     Path::new(OsStr::from_bytes(path))
         .symlink_metadata()
         .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_through_processes_are_no_dead_ends() {
+        let through = |path: &str| leads_through_process(path.as_bytes());
+        for path in [
+            "/proc/self/fd/3/name",
+            "/proc/7/cwd/name",
+            "/proc/self/root/etc/x",
+            "/dev/fd/3/name",
+            "/dev/../etc/x",
+        ] {
+            assert!(through(path), "{path}");
+        }
+        for path in [
+            "/proc/self/fd/3",
+            "/proc/cpuinfo",
+            "/dev/null",
+            "/etc/fd/a/b",
+            "/proc/self/fd",
+        ] {
+            assert!(!through(path), "{path}");
+        }
+    }
 }

@@ -1,10 +1,9 @@
 //! Watching what a program, and all it starts, asks of the file system.
 //!
 //! A seccomp filter hands the calls that open, look at or change names to this process, which
-//! notes them and lets the kernel go on (`seccomp_unotify(2)`). Nothing is stopped, changed or
-//! forbidden; a filter follows forks and threads by itself, and a debugger may still attach. Where
-//! the kernel or a container forbids it, [`Watch::start`] says so and the program runs unwatched.
-//! `client` and `launcher` call it; what an access means for a key is the daemon's business.
+//! notes them and lets the kernel go on (`seccomp_unotify(2)`). A filter follows forks and threads by
+//! itself, and a debugger may still attach. Where the kernel or a container forbids it,
+//! [`Watch::start`] says so and the program runs unwatched. `client` and `launcher` call it; what an access means for a key is the daemon's business.
 
 mod calls;
 mod filter;
@@ -262,6 +261,19 @@ mod tests {
         assert!(!uses(&observed, &at("read")).absent);
         let changed = |uses: &Uses| uses.accesses.contains(Access::Change);
         assert!(!observed.paths.values().any(changed), "{observed:?}");
+    }
+
+    #[test]
+    fn sees_the_link_a_program_goes_through() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        fs::create_dir(dir.path().join("one")).expect("mkdir");
+        fs::write(dir.path().join("one/f"), "text").expect("writes");
+        std::os::unix::fs::symlink("one", dir.path().join("current")).expect("links");
+        let (status, observed, said) = observe("cd current && cat f", dir.path());
+        assert!(status.success());
+        assert_eq!(said, "text");
+        let link = uses(&observed, &dir.path().join("current"));
+        assert!(link.accesses.contains(Access::Link), "{observed:?}");
     }
 
     #[test]

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 pub struct Scope {
     /// Known as a whole, or never different: reading there tells nothing new.
     pub known: Vec<Vec<u8>>,
+    /// Directories in those that are not known all the same; what of them is known is named again.
+    pub unknown: Vec<Vec<u8>>,
     /// The program's own: it may read, make and change there what it likes.
     pub own: Vec<Vec<u8>>,
 }
@@ -14,9 +16,13 @@ pub struct Scope {
 impl Scope {
     /// Whether a path lies in what is known.
     pub fn knows(&self, path: &[u8]) -> bool {
-        self.known
-            .iter()
-            .any(|directory| is_within(path, directory))
+        // The innermost of the directories it lies in decides.
+        let innermost = |directories: &[Vec<u8>]| {
+            let around = directories.iter();
+            let around = around.filter(|directory| is_within(path, directory));
+            around.map(Vec::len).max()
+        };
+        innermost(&self.known) > innermost(&self.unknown)
     }
 
     /// Whether a path lies in what is the program's own.
@@ -49,7 +55,7 @@ fn is_within(path: &[u8], directory: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_within;
+    use super::{Scope, is_within};
 
     #[test]
     fn only_whole_names_and_no_way_out() {
@@ -60,5 +66,18 @@ mod tests {
         assert!(!within("/a/bc"));
         assert!(!within("/a/b/.."));
         assert!(!within("/a/b/c/../../d"));
+    }
+
+    #[test]
+    fn what_is_known_may_hold_what_is_not() {
+        let scope = Scope {
+            known: vec![b"/a".to_vec(), b"/a/lib/x".to_vec()],
+            unknown: vec![b"/a/lib".to_vec()],
+            own: Vec::new(),
+        };
+        assert!(scope.knows(b"/a/b"));
+        assert!(!scope.knows(b"/a/lib/y"));
+        assert!(scope.knows(b"/a/lib/x/y"));
+        assert!(!scope.knows(b"/b"));
     }
 }

@@ -18,7 +18,7 @@ use wrapper::protocol::{self, Decision, Outcome, ProtocolError, Run, ScriptReque
 use self::prepare::Prepared;
 use super::lookup;
 use super::prepare::Refusal;
-use super::{Action, Decided, Flight, Pulse, Service};
+use super::{Action, Decided, Flight, Service};
 use crate::clock;
 use crate::fs::trees::{Grown, GrownBody};
 use crate::fs::{Body, Caller, FsResult};
@@ -32,15 +32,9 @@ impl Service {
         caller: Caller,
     ) -> Result<(), ProtocolError> {
         let asked = Instant::now();
-        let pulse = Pulse::start(stream)?;
-        let prepared = prepare::prepare(self, request, caller);
-        pulse.stop();
-        let prepared = match prepared {
-            Ok(prepared) => prepared,
-            Err(refusal) => {
-                self.refused(&refusal);
-                return protocol::send(stream, &Decision::Plain);
-            }
+        let prepare = || prepare::prepare(self, request, caller);
+        let Some(prepared) = self.prepared(stream, prepare)? else {
+            return Ok(());
         };
         let action = ScriptAction {
             service: self,
@@ -107,12 +101,17 @@ struct ScriptAction<'a> {
 }
 
 impl Action for ScriptAction<'_> {
+    type Found = (ActionKey, ScriptResult);
+
     fn flight_key(&self) -> Option<ActionKey> {
         Some(ActionKey(self.prepared.digest.0))
     }
 
-    fn find_and_bind(&self) -> Option<(Vec<u8>, Vec<u8>)> {
-        let (key, result) = find(self.service, self.prepared)?;
+    fn find(&self) -> Option<Self::Found> {
+        find(self.service, self.prepared)
+    }
+
+    fn bind(&self, (key, result): Self::Found) -> Option<(Vec<u8>, Vec<u8>)> {
         let roots = &self.prepared.roots;
         let (stdout, stderr) = (roots.render(&result.stdout), roots.render(&result.stderr));
         match bind(self.prepared, key, &result) {

@@ -13,7 +13,7 @@ use wrapper::trace::Scope;
 
 use super::super::Service;
 use super::super::observed::Site;
-use super::super::prepare::{Refusal, cargo_home, immutable_packages, in_view, text};
+use super::super::prepare::{Refusal, cargo_home, in_view, scope_around, text};
 use super::super::toolchain;
 use crate::fs::{Caller, View};
 
@@ -118,7 +118,8 @@ pub(super) fn prepare(
             .collect(),
         umask: request.umask,
     };
-    let known = compiler.roots.into_iter().chain(immutable_packages(&roots));
+    let mut scope = scope_around(&compiler, &roots);
+    scope.own.push(out_dir.to_vec());
     let package = variable(b"CARGO_PKG_NAME").unwrap_or_default();
     Ok(Prepared {
         package: String::from_utf8_lossy(package).into_owned(),
@@ -126,12 +127,7 @@ pub(super) fn prepare(
         digest: facts.digest(),
         environment: request.environment.clone(),
         caller,
-        scope: Scope {
-            known: known
-                .map(|path| path.as_os_str().as_bytes().to_vec())
-                .collect(),
-            own: vec![out_dir.to_vec()],
-        },
+        scope,
         view,
         roots,
         cwd,

@@ -4,7 +4,7 @@
 //! nothing.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use store::{
     TreeContent, TreeEntry,
 };
 use wrapper::artifacts;
-use wrapper::key;
 use wrapper::protocol::Outcome;
 
 use super::super::Service;
-use super::super::observed::{self, Inputs, Program, Untold};
+use super::super::observed::{self, Program, Untold};
+use super::super::record::put_entry;
 use super::prepare::Prepared;
 use super::script_key;
 use crate::clock;
@@ -80,6 +80,8 @@ impl NotStored {
 pub(super) struct Held<'a> {
     view: &'a View,
     found: Vec<Walked>,
+    /// The states they were in, in order.
+    generations: Vec<u64>,
 }
 
 impl Drop for Held<'_> {
@@ -100,10 +102,16 @@ pub(super) fn hold(prepared: &Prepared) -> Result<Held<'_>, NotStored> {
         prepared.view.pin(&found.node);
     }
     let view = &prepared.view;
-    let held = Held { view, found };
+    let mut held = Held {
+        view,
+        found,
+        generations: Vec::new(),
+    };
     let deadline = Instant::now() + artifacts::PATIENCE;
     view.settle_walked(&held.found, deadline)
         .map_err(NotStored::Unsettled)?;
+    let generation = |found: &Walked| found.node.state.lock().generation;
+    held.generations = held.found.iter().map(generation).collect();
     Ok(held)
 }
 
@@ -122,18 +130,15 @@ pub(super) fn record(
     let observed = outcome.observed.as_ref().ok_or(NotStored::Unwatched)?;
     let site = prepared.site(service);
     let nothing = |_: &Path| false;
-    let Inputs {
-        mut observations,
-        mut bound,
-    } = observed::inputs(
-        site,
-        observed,
-        &prepared.scope,
-        Program::Script,
-        started,
-        &nothing,
-    )?;
-    observations.extend(declared(prepared, &outcome.stdout));
+    let seen = || {
+        let scope = &prepared.scope;
+        observed::inputs(site, observed, scope, Program::Script, started, &nothing)
+    };
+    let inputs = seen()?;
+    let mut bound = inputs.bound;
+    let declared = declared(prepared, &outcome.stdout);
+    let mut observations = inputs.observations.clone();
+    observations.extend(declared.iter().map(|(_, observation)| observation.clone()));
     observations.sort_unstable();
     observations.dedup();
 
@@ -151,14 +156,20 @@ pub(super) fn record(
     }
     let key = script_key(service, prepared, &observations)
         .ok_or_else(|| NotStored::Changed("an input".into()))?;
+    // After everything was hashed: a change before that would have left its time.
+    if seen()? != inputs {
+        return Err(NotStored::Changed("an input".into()));
+    }
+    for (path, _) in &declared {
+        if site
+            .tree_changed(path)
+            .is_none_or(|changed| changed >= started)
+        {
+            return Err(NotStored::Changed(path.display().to_string()));
+        }
+    }
 
     let mut batch = service.storage.index.batch();
-    let stored_under = if bound.is_empty() {
-        key
-    } else {
-        batch.put_action(&key, &ActionEntry::PathBound(bound))?;
-        key::bound_key(&key, bound, roots)
-    };
     let result = ScriptResult {
         package: prepared.package.clone(),
         tree: taken.entries,
@@ -166,7 +177,8 @@ pub(super) fn record(
         stderr,
         run_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
     };
-    batch.put_action(&stored_under, &ActionEntry::Script(result))?;
+    let entry = ActionEntry::Script(result);
+    let stored_under = put_entry(&mut batch, &key, bound, roots, &entry)?;
     let record = InputRecord {
         sources: Vec::new(),
         env: Vec::new(),
@@ -190,7 +202,7 @@ pub(super) fn record(
 }
 
 /// What the script declares an input, read or not.
-fn declared(prepared: &Prepared, stdout: &[u8]) -> Vec<Observation> {
+fn declared(prepared: &Prepared, stdout: &[u8]) -> Vec<(PathBuf, Observation)> {
     stdout
         .split(|byte| *byte == b'\n')
         .filter_map(|line| {
@@ -199,10 +211,11 @@ fn declared(prepared: &Prepared, stdout: &[u8]) -> Vec<Observation> {
                 .find(|prefix| line.starts_with(prefix))?;
             let path = line[prefix.len()..].trim_ascii();
             let path = prepared.cwd.join(std::ffi::OsStr::from_bytes(path));
-            Some(Observation {
+            let observation = Observation {
                 path: prepared.roots.template(path.as_os_str().as_bytes()),
                 look: Look::Tree,
-            })
+            };
+            Some((path, observation))
         })
         .collect()
 }
@@ -228,7 +241,7 @@ fn take_tree(
         stored: 0,
     };
     let needles = prepared.roots.needles();
-    for found in &held.found {
+    for (found, generation) in held.found.iter().zip(&held.generations) {
         let special = || NotStored::Special(String::from_utf8_lossy(&found.path).into_owned());
         let mode = found.node.state.lock().attributes.perm;
         let content = match found.node.kind {
@@ -239,6 +252,9 @@ fn take_tree(
             },
             Kind::File => {
                 let blob = prepared.view.ingest(&found.node, &needles)?;
+                if blob.generation != *generation {
+                    return Err(NotStored::Unsettled(Errno::EBUSY));
+                }
                 taken.roots.extend(blob.roots);
                 taken.ingested += blob.size;
                 taken.stored += if blob.new { blob.size } else { 0 };
