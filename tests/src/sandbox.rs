@@ -268,6 +268,9 @@ impl Sandbox {
             "{} is not mounted",
             target.display()
         );
+        // What is recorded behind cargo's back is looked for in the view: the numbers wait for it.
+        // Without a daemon nothing is.
+        let _ = self.kachefs("stats --json").run();
         let _ = self
             .command("find")
             .arg(target)

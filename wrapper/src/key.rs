@@ -113,6 +113,28 @@ pub struct Dependencies {
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+impl Dependencies {
+    /// What is not the same in another look at them, in words.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        if self == other {
+            return None;
+        }
+        let crates = |of: &Self| -> Vec<_> {
+            let direct = of.externs.iter();
+            let direct = direct.map(|(name, _, digest)| (name.clone(), *digest));
+            direct.chain(of.closure.iter().cloned()).collect()
+        };
+        let (before, after) = (crates(self), crates(other));
+        let gone = before.iter().find(|one| !after.contains(one));
+        let come = after.iter().find(|one| !before.contains(one));
+        let part = match gone.or(come) {
+            Some((name, _)) => format!("dependency {name}"),
+            None => "a file that a flag names".to_owned(),
+        };
+        Some(part)
+    }
+}
+
 /// What an action reads as its input record tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sources {

@@ -65,6 +65,9 @@ pub enum NotStored {
     /// What an unwatched compiler may have read cannot be keyed.
     #[error("not watched, and its package is not keyed: {0:?}")]
     Package(Refusal),
+    /// A dependency cannot be looked at again.
+    #[error("a dependency cannot be looked at again: {0:?}")]
+    Dependencies(Refusal),
     /// The compiler printed a NUL, which templates cannot hold.
     #[error("diagnostics hold a NUL")]
     Nul,
@@ -181,6 +184,14 @@ pub fn record(
     if outcome.stdout.contains(&0) || outcome.stderr.contains(&0) {
         return Err(NotStored::Nul);
     }
+    // First, while they are still there: their digests are from before the compiler ran.
+    let again = dependencies_again(service, prepared).map_err(NotStored::Dependencies)?;
+    if let Some(part) = prepared.dependencies.difference(&again) {
+        return Err(NotStored::Changed(part));
+    }
+    if !same_tools(service, prepared) {
+        return Err(NotStored::Changed("the compiler or the linker".into()));
+    }
     let text = read_whole(&prepared.view, &held.outputs[held.dep_info].1)?;
     let info = depinfo::parse(&text).map_err(|error| NotStored::DepInfo(error.to_string()))?;
     let inputs = seen(service, prepared, outcome, &info, started)?;
@@ -218,14 +229,6 @@ pub fn record(
     if !roots.is_plain() {
         bound = RootSet::all();
     }
-    match dependencies_again(service, prepared) {
-        Ok(again) if again == prepared.dependencies => {}
-        _ => return Err(NotStored::Changed("a dependency".into())),
-    }
-    if !same_tools(service, prepared) {
-        return Err(NotStored::Changed("the compiler or the linker".into()));
-    }
-
     let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
     let mut batch = service.storage.index.batch();
     let result = ActionResult {

@@ -437,8 +437,8 @@ fn add_to_scope(scope: &mut Scope, root: &Path, triples: &[PathBuf]) {
     let bytes = |path: PathBuf| path.into_os_string().into_encoded_bytes();
     let shared = ["/", "/usr", "/usr/local"].map(Path::new).contains(&root);
     if !shared {
-        // As programs in `bin` find their libraries, too.
-        for libraries in ["lib", "bin/../lib"] {
+        // As programs in `bin`, and libraries, find their libraries, too (`$ORIGIN/../lib`).
+        for libraries in ["lib", "lib/../lib", "bin/../lib", "bin/../lib/../lib"] {
             scope.known.push(bytes(root.join(libraries)));
             scope
                 .unknown

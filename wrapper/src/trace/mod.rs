@@ -3,7 +3,8 @@
 //! A seccomp filter hands the calls that open, look at or change names to this process, which
 //! notes them and lets the kernel go on (`seccomp_unotify(2)`). A filter follows forks and threads by
 //! itself, and a debugger may still attach. Where the kernel or a container forbids it,
-//! [`Watch::start`] says so and the program runs unwatched. `client` and `launcher` call it; what an access means for a key is the daemon's business.
+//! [`Watch::start`] says so and the program runs unwatched. `run` calls it; what an access means for a
+//! key is the daemon's business.
 
 mod calls;
 mod filter;
@@ -83,11 +84,6 @@ impl Accesses {
     /// Whether it is among them.
     pub fn contains(self, access: Access) -> bool {
         self.0 & (1 << access as u8) != 0
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
     }
 }
 
