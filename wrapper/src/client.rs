@@ -33,7 +33,7 @@ use crate::verdict::verdict;
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// How many daemons may die of, or during, one question before the compiler runs without them.
-const SUCCESSORS: u32 = 5;
+const SUCCESSORS: u32 = 10;
 
 /// Between two looks whether the next daemon listens.
 const PAUSE: Duration = Duration::from_millis(10);
