@@ -3,9 +3,15 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use harness::flip::{Case, Noticed, State};
-use harness::{Must, Package, Project, Sandbox, tree};
+use harness::{Must, Package, Project, Sandbox, processes, tree};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+/// What a test waits for takes at most this long.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A program that prints what its build script made of `word` and `list`, neither of which the
 /// script declares; and what it set.
@@ -259,4 +265,46 @@ fn a_failing_script_fails_each_time() {
         assert!(failed.stderr.contains("exit status: 3"), "{failed}");
         assert_eq!((seen.script_hits, seen.failed), (0, 1), "{seen:?}");
     }
+}
+
+/// What a script has started may run on for long: a server, a watch.
+#[test]
+fn what_a_script_has_started_outlives_a_killed_launcher() {
+    let app = shell(
+        "( until test -e go; do sleep 0.05; done; cp build.rs answer ) >/dev/null 2>&1 & \
+         echo > started; until test -e go; do sleep 0.05; done",
+    );
+    let case = Case::new(&[app]);
+    let at = |name: &str| case.project.path("crates/app").join(name);
+    let target = case.project.path("target");
+    let build = case.sandbox.cargo(case.project.root(), "build").spawn();
+    assert!(processes::wait_for(PATIENCE, || at("started").exists()));
+    for launcher in launchers(&target) {
+        signal::kill(launcher, Signal::SIGKILL).must("kill the launcher");
+    }
+    let _ = build.finish().failure();
+    fs::write(at("go"), "").must("write");
+    let answered = processes::wait_for(PATIENCE, || {
+        fs::read(at("answer")).ok() == fs::read(at("build.rs")).ok()
+    });
+    assert!(answered, "its calls fail");
+}
+
+/// The launchers that cargo runs below a directory.
+fn launchers(target: &Path) -> Vec<Pid> {
+    let program = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let is_one = |pid: i32| {
+        program(pid)
+            .is_some_and(|exe| exe.starts_with(target) && exe.ends_with("build-script-build"))
+    };
+    let parent = |pid: i32| -> Option<i32> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        line.trim().parse().ok()
+    };
+    let all = fs::read_dir("/proc").must("list processes");
+    let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| is_one(*pid) && !parent(*pid).is_some_and(is_one))
+        .map(Pid::from_raw)
+        .collect()
 }

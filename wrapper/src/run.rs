@@ -2,14 +2,14 @@
 //!
 //! What the wrapper does with a compiler and the launcher with a build script. Holds no policy.
 
-use std::io::{self, Read, Write};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::io::{self, PipeReader, Read, Write};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::thread;
 
 use std::os::unix::process::ExitStatusExt;
 
 use crate::roots::Roots;
-use crate::trace::{Observed, Pipes, Scope, Unseen, Watch};
+use crate::trace::{Observed, Scope, Unseen, Watch};
 
 /// How a program ended.
 pub(crate) struct Ended {
@@ -38,13 +38,9 @@ pub(crate) fn streamed(
     remaps: &[(String, String)],
     scope: &Scope,
 ) -> Result<Ended, Failed> {
-    let piped = || {
-        let mut command = command();
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    };
-    if let Ok((watch, pipes)) = Watch::start(piped(), scope.clone()) {
-        let (stdout, stderr) = pass_on(pipes, remaps).map_err(Failed::Lost)?;
+    let (pipes, piped) = Pipes::of(command()).map_err(|_| Failed::NotStarted)?;
+    if let Ok(watch) = Watch::start(piped, scope.clone()) {
+        let (stdout, stderr) = pipes.pass_on(remaps).map_err(Failed::Lost)?;
         let (status, observed) = watch.finish().map_err(Failed::Lost)?;
         return Ok(Ended {
             status,
@@ -53,9 +49,10 @@ pub(crate) fn streamed(
             observed: Some(observed).filter(|observed| !is_blind(observed)),
         });
     }
-    let mut child = piped().spawn().map_err(|_| Failed::NotStarted)?;
-    let pipes = Pipes::of(&mut child);
-    let (stdout, stderr) = pass_on(pipes, remaps).map_err(Failed::Lost)?;
+    let (pipes, mut piped) = Pipes::of(command()).map_err(|_| Failed::NotStarted)?;
+    let mut child = piped.spawn().map_err(|_| Failed::NotStarted)?;
+    drop(piped);
+    let (stdout, stderr) = pipes.pass_on(remaps).map_err(Failed::Lost)?;
     let status = child.wait().map_err(Failed::Lost)?;
     Ok(Ended {
         status,
@@ -71,17 +68,34 @@ fn is_blind(observed: &Observed) -> bool {
     observed.paths.is_empty() && observed.unseen.contains(&Unseen::Memory)
 }
 
-fn pass_on(pipes: Pipes, remaps: &[(String, String)]) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    let Pipes { stdout, stderr } = pipes;
-    thread::scope(|scope| {
-        let out =
-            scope.spawn(|| stdout.map_or(Ok(Vec::new()), |from| tee(from, io::stdout(), None)));
-        let err = stderr.map_or(Ok(Vec::new()), |from| tee(from, io::stderr(), Some(remaps)));
-        let out = out
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("stdout reader died")));
-        Ok((out?, err?))
-    })
+/// Our ends of the pipes a program writes to.
+struct Pipes {
+    stdout: PipeReader,
+    stderr: PipeReader,
+}
+
+impl Pipes {
+    /// Makes them, and has a program write to the other ends.
+    fn of(mut command: Command) -> io::Result<(Self, Command)> {
+        let (stdout, theirs) = io::pipe()?;
+        command.stdout(theirs);
+        let (stderr, theirs) = io::pipe()?;
+        command.stderr(theirs);
+        Ok((Self { stdout, stderr }, command))
+    }
+
+    /// Passes on what comes, to the end, and returns it.
+    fn pass_on(self, remaps: &[(String, String)]) -> io::Result<(Vec<u8>, Vec<u8>)> {
+        let Self { stdout, stderr } = self;
+        thread::scope(|scope| {
+            let out = scope.spawn(|| tee(stdout, io::stdout(), None));
+            let err = tee(stderr, io::stderr(), Some(remaps));
+            let out = out
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("stdout reader died")));
+            Ok((out?, err?))
+        })
+    }
 }
 
 /// Copies `from` to `to` line by line as lines arrive (cargo starts dependents on rustc's

@@ -148,21 +148,8 @@ impl Listener {
         asked.is_ok()
     }
 
-    /// Answers processes that outlive this one, in a process of its own.
-    pub(super) fn serve_those_left(self) -> io::Result<()> {
-        // SAFETY: the child makes system calls on its own stack only, and never returns.
-        match unsafe { nix::unistd::fork() }? {
-            nix::unistd::ForkResult::Parent { .. } => Ok(()),
-            nix::unistd::ForkResult::Child => self.serve_until_over(),
-        }
-    }
-
-    fn serve_until_over(self) -> ! {
-        let _ = nix::unistd::setsid();
-        // Whoever reads from these must not wait for us.
-        for fd in 0..=2 {
-            let _ = nix::unistd::close(fd);
-        }
+    /// Answers those that outlive the program, and ends with the last of them.
+    pub(super) fn serve_until_over(self) -> ! {
         loop {
             let mut waiting = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
             let polled = poll(&mut waiting, PollTimeout::NONE);

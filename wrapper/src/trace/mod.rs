@@ -1,7 +1,7 @@
 //! Watching what a program, and all it starts, asks of the file system.
 //!
-//! A seccomp filter hands the calls that open, look at or change names to this process, which
-//! notes them and lets the kernel go on (`seccomp_unotify(2)`). A filter follows forks and threads by
+//! A seccomp filter hands the calls that open, look at or change names to the watcher, a process of
+//! ours, which notes them and lets the kernel go on (`seccomp_unotify(2)`). A filter follows forks and threads by
 //! itself, and a debugger may still attach. Where the kernel or a container forbids it,
 //! [`Watch::start`] says so and the program runs unwatched. `run` calls it; what an access means for a
 //! key is the daemon's business.
@@ -11,20 +11,18 @@ mod filter;
 mod listener;
 mod memory;
 mod scope;
+mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
-use std::io::{self, PipeWriter, Read, Write};
-use std::os::fd::RawFd;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
+use std::io;
+use std::process::{Command, ExitStatus, Stdio};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::scope::Scope;
 
-use self::listener::Listener;
+use self::watcher::Watcher;
 
 /// One thing a program did with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -112,94 +110,31 @@ const UNWATCHED: &str = "KACHEFS_UNWATCHED";
 pub fn is_possible() -> io::Result<()> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("--version").stdout(Stdio::null());
-    let (watch, _) = Watch::start(command, Scope::default())?;
-    let (_, observed) = watch.finish()?;
+    let (_, observed) = Watch::start(command, Scope::default())?.finish()?;
     let unseen = observed.unseen.first();
     unseen.map_or(Ok(()), |unseen| Err(io::Error::other(unseen.name())))
 }
 
 /// A program being watched.
-pub struct Watch {
-    child: JoinHandle<io::Result<ExitStatus>>,
-    watcher: JoinHandle<(Observed, Listener)>,
-    running: PipeWriter,
-}
+pub struct Watch(Watcher);
 
 impl Watch {
-    /// Starts a program under watch, noting what `scope` leaves. An error says that watching is impossible here, or that the
-    /// program cannot be started; nothing runs then.
-    pub fn start(mut command: Command, scope: Scope) -> io::Result<(Self, Pipes)> {
+    /// Starts a program under watch, noting what `scope` leaves. An error says that watching is
+    /// impossible here, or that the program cannot be started; nothing runs then.
+    ///
+    /// Another process starts it: pipes it is to use must be made before, and its standard output and
+    /// error must not be [`Stdio::piped`].
+    pub fn start(command: Command, scope: Scope) -> io::Result<Self> {
         if env::var_os(UNWATCHED).is_some() {
             return Err(io::Error::other(format!("{UNWATCHED} is set")));
         }
-        let (mut told, mut tell) = io::pipe()?;
-        let (ended, running) = io::pipe()?;
-        let (to_us, started) = mpsc::channel();
-        // The filter is a thread's own and passes on to what that thread starts: this one alone.
-        // From then on each of its calls may wait for the listener, allocations included, so it
-        // tells of it without any.
-        let child = thread::Builder::new().spawn(move || {
-            let installed = filter::install();
-            let said = installed
-                .as_ref()
-                .map_or_else(|error| -(*error as i32), RawFd::clone);
-            tell.write_all(&said.to_ne_bytes())?;
-            drop(tell);
-            installed?;
-            let mut child = command.spawn();
-            let pipes = match &mut child {
-                Ok(child) => Ok(Pipes::of(child)),
-                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
-            };
-            // Nobody waits for it any more only when we gave up.
-            drop(to_us.send(pipes));
-            child?.wait()
-        })?;
-        let mut said = [0; 4];
-        told.read_exact(&mut said)?;
-        let listener = Listener::from_raw(i32::from_ne_bytes(said))?;
-        let watcher = thread::Builder::new().spawn(move || listener.watch(&ended, scope))?;
-        let pipes = started
-            .recv()
-            .map_err(|_| io::Error::other("the thread that starts programs died"))??;
-        let watch = Self {
-            child,
-            watcher,
-            running,
-        };
-        Ok((watch, pipes))
+        Watcher::start(command, scope).map(Self)
     }
 
     /// Waits for the program's end. Processes it leaves behind are served on: a filter without a
     /// listener would fail their calls.
     pub fn finish(self) -> io::Result<(ExitStatus, Observed)> {
-        let died = |_| io::Error::other("a thread of the watch died");
-        let status = self.child.join().map_err(died)??;
-        drop(self.running);
-        let (mut observed, listener) = self.watcher.join().map_err(died)?;
-        if !listener.is_over() {
-            observed.unseen.insert(Unseen::ProcessLeft);
-            listener.serve_those_left()?;
-        }
-        Ok((status, observed))
-    }
-}
-
-/// The ends of the pipes the program writes to.
-pub struct Pipes {
-    /// Its standard output.
-    pub stdout: Option<std::process::ChildStdout>,
-    /// Its standard error.
-    pub stderr: Option<std::process::ChildStderr>,
-}
-
-impl Pipes {
-    /// Takes them from a child.
-    pub(crate) fn of(child: &mut Child) -> Self {
-        Self {
-            stdout: child.stdout.take(),
-            stderr: child.stderr.take(),
-        }
+        self.0.finish()
     }
 }
 
@@ -207,16 +142,18 @@ impl Pipes {
 mod tests {
     use super::*;
     use std::fs;
+    use std::io::Read;
     use std::os::unix::ffi::OsStrExt;
     use std::path::Path;
+    use std::thread;
 
     fn observe(script: &str, cwd: &Path) -> (ExitStatus, Observed, String) {
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(script).current_dir(cwd);
-        command.stdout(Stdio::piped());
-        let (watch, pipes) = Watch::start(command, Scope::default()).expect("starts");
+        let (mut stdout, theirs) = io::pipe().expect("pipe");
+        command.stdout(theirs);
+        let watch = Watch::start(command, Scope::default()).expect("starts");
         let mut said = String::new();
-        let mut stdout = pipes.stdout.expect("piped");
         stdout.read_to_string(&mut said).expect("reads");
         let (status, observed) = watch.finish().expect("ends");
         (status, observed, said)

@@ -1,0 +1,198 @@
+//! The process that starts a program under the filter and answers its calls.
+//!
+//! It outlives the wrapper: a filter whose listener is gone fails every call it hands over, and a
+//! wrapper may be killed, or end, while what its program started runs on. It is the program's parent,
+//! because some systems let only ancestors read a process's memory (`kernel.yama.ptrace_scope`).
+
+use std::io::{self, PipeWriter, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+
+use nix::unistd::{ForkResult, Pid};
+use serde::{Deserialize, Serialize};
+
+use super::listener::Listener;
+use super::{Observed, Scope, Unseen, filter};
+use crate::protocol::{self, ProtocolError};
+
+/// The program was started, or why not.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Started(Result<(), Failure>);
+
+/// An error of the system, sent from process to process.
+#[derive(Serialize, Deserialize)]
+struct Failure {
+    number: Option<i32>,
+    text: String,
+}
+
+impl From<&io::Error> for Failure {
+    fn from(error: &io::Error) -> Self {
+        Self {
+            number: error.raw_os_error(),
+            text: error.to_string(),
+        }
+    }
+}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        let other = || io::Error::other(failure.text);
+        failure
+            .number
+            .map_or_else(other, io::Error::from_raw_os_error)
+    }
+}
+
+/// How the program ended.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Ended {
+    /// As wait(2) tells it.
+    status: i32,
+    /// What it was seen to do.
+    observed: Observed,
+}
+
+/// The wrapper's end.
+pub(super) struct Watcher {
+    pid: Pid,
+    stream: UnixStream,
+}
+
+impl Watcher {
+    /// Starts a program under watch.
+    pub(super) fn start(command: Command, scope: Scope) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // SAFETY: the wrapper and the launcher have one thread when they get here. Where there are
+        // more (tests), the child needs no lock but the allocator's, which forks soundly (glibc).
+        let watcher = match unsafe { nix::unistd::fork() }? {
+            ForkResult::Child => be_watcher(command, scope, &theirs),
+            ForkResult::Parent { child } => Self {
+                pid: child,
+                stream: ours,
+            },
+        };
+        drop((command, theirs));
+        let started: Result<Started, _> = protocol::receive(&watcher.stream);
+        let result = started
+            .map_err(lost)
+            .and_then(|Started(result)| result.map_err(io::Error::from));
+        if let Err(error) = result {
+            watcher.reap();
+            return Err(error);
+        }
+        Ok(watcher)
+    }
+
+    /// Waits for the program's end.
+    pub(super) fn finish(self) -> io::Result<(ExitStatus, Observed)> {
+        let Ended { status, observed } = protocol::receive(&self.stream).map_err(lost)?;
+        // Otherwise it stays with those that are left.
+        if !observed.unseen.contains(&Unseen::ProcessLeft) {
+            self.reap();
+        }
+        Ok((ExitStatus::from_raw(status), observed))
+    }
+
+    fn reap(&self) {
+        // It has said all it knows: how it ends tells nothing.
+        let _ = nix::sys::wait::waitpid(self.pid, None);
+    }
+}
+
+fn lost(error: ProtocolError) -> io::Error {
+    match error {
+        ProtocolError::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+/// What the other process does, to its end.
+fn be_watcher(command: Command, scope: Scope, stream: &UnixStream) -> ! {
+    // Nobody is left to be told.
+    if let Ok(listener) = watch(command, scope, stream)
+        && !listener.is_over()
+    {
+        listener.serve_until_over();
+    }
+    // SAFETY: ends this process without running what its parent registered.
+    unsafe { libc::_exit(0) }
+}
+
+/// Runs the program and tells how it went.
+fn watch(command: Command, scope: Scope, stream: &UnixStream) -> Result<Listener, ProtocolError> {
+    let (mut told, tell) = io::pipe()?;
+    let (ended, running) = io::pipe()?;
+    let keep = [ended.as_raw_fd(), running.as_raw_fd(), stream.as_raw_fd()];
+    thread::scope(|threads| {
+        // The filter is a thread's own and passes on to what that thread starts: this one alone.
+        let program = threads.spawn(move || {
+            let listener = install(tell)?;
+            let child = start(command, stream);
+            leave([listener, keep[0], keep[1], keep[2]]);
+            let status = child?.wait();
+            drop(running);
+            status
+        });
+        let mut said = [0; 4];
+        told.read_exact(&mut said)?;
+        drop(told);
+        let listener = match Listener::from_raw(i32::from_ne_bytes(said)) {
+            Ok(listener) => listener,
+            Err(error) => {
+                protocol::send(stream, &Started(Err(Failure::from(&error))))?;
+                return Err(io::Error::other("no listener").into());
+            }
+        };
+        let (mut observed, listener) = listener.watch(&ended, scope);
+        let died = |_| io::Error::other("the thread that starts programs died");
+        let status = program.join().map_err(died)??;
+        if !listener.is_over() {
+            observed.unseen.insert(Unseen::ProcessLeft);
+        }
+        let status = status.into_raw();
+        protocol::send(stream, &Ended { status, observed })?;
+        Ok(listener)
+    })
+}
+
+/// Installs the filter and tells the listener's descriptor, or the negative number of an error. From
+/// then on each call of this thread may wait for the listener.
+fn install(mut tell: PipeWriter) -> io::Result<RawFd> {
+    let installed = filter::install();
+    let said = installed
+        .as_ref()
+        .map_or_else(|error| -(*error as i32), RawFd::clone);
+    tell.write_all(&said.to_ne_bytes())?;
+    Ok(installed?)
+}
+
+/// Starts the program and says so.
+fn start(mut command: Command, stream: &UnixStream) -> io::Result<Child> {
+    let child = command.spawn();
+    // With it go our ends of the pipes it writes to.
+    drop(command);
+    let started = Started(child.as_ref().map(drop).map_err(Failure::from));
+    // The program runs on when the wrapper died.
+    let _ = protocol::send(stream, &started);
+    child
+}
+
+/// Leaves the wrapper's session, so that what ends it does not end this process, and closes all but
+/// these descriptors: whoever reads from one of the others must not wait for us.
+fn leave(mut keep: [RawFd; 4]) {
+    // Fails in a session's leader alone, which a new process is not.
+    let _ = nix::unistd::setsid();
+    keep.sort_unstable();
+    let mut first = 0;
+    for end in keep.into_iter().chain([RawFd::MAX]) {
+        if first < end {
+            // SAFETY: nothing in this process uses them any more. Before Linux 5.9 they stay open.
+            unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) };
+        }
+        first = end.saturating_add(1);
+    }
+}
