@@ -21,6 +21,7 @@ use store::StoreDir;
 use crate::artifacts;
 use crate::launcher;
 use crate::managed;
+use crate::probe;
 use crate::protocol::{
     self, CompileRequest, Decision, Outcome, ProtocolError, Request, Run, TOKEN_NAME, Token,
     Verdict,
@@ -64,7 +65,9 @@ pub fn main() -> ExitCode {
         if let Err(failed) = brought {
             warn_once(&failed.run, &failed.warning);
         }
-        return become_compiler(&argv);
+    }
+    if probe::is_probe(&argv) {
+        return probe::answer(&argv).unwrap_or_else(|| become_compiler(&argv));
     }
     let Some(token) = out_dir(&argv).and_then(|directory| read_token(&directory)) else {
         return become_compiler(&argv);
@@ -134,7 +137,7 @@ impl Call<'_> {
     fn converse_with_any(&self, token: &Token) -> Result<ExitCode, ProtocolError> {
         let mut successors = SUCCESSORS;
         loop {
-            match self.converse(token) {
+            match self.converse(Path::new(OsStr::from_bytes(&token.socket))) {
                 Err(ProtocolError::Io(error)) if successors > 0 && is_gone(&error) => {
                     if !wait_for_successor(Path::new(OsStr::from_bytes(&token.socket))) {
                         return Err(error.into());
@@ -146,8 +149,9 @@ impl Call<'_> {
         }
     }
 
-    fn converse(&self, token: &Token) -> Result<ExitCode, ProtocolError> {
-        let stream = connect(Path::new(OsStr::from_bytes(&token.socket)))?;
+    /// Asks the daemon behind a socket.
+    pub(crate) fn converse(&self, socket: &Path) -> Result<ExitCode, ProtocolError> {
+        let stream = connect(socket)?;
         stream.set_read_timeout(Some(SILENCE))?;
         stream.set_write_timeout(Some(SILENCE))?;
         protocol::send(&stream, &self.request)?;
@@ -238,7 +242,7 @@ fn replay(stdout: &[u8], stderr: &[u8]) -> ExitCode {
 }
 
 /// Replaces this process by the compiler, called as cargo meant it.
-fn become_compiler(argv: &[OsString]) -> ExitCode {
+pub(crate) fn become_compiler(argv: &[OsString]) -> ExitCode {
     let error = Command::new(&argv[0]).args(&argv[1..]).exec();
     say(&format!(
         "kachefs-rustc: cannot run {}: {error}",

@@ -14,6 +14,7 @@ pub mod key;
 pub mod launcher;
 pub mod lease;
 mod managed;
+mod probe;
 pub mod protocol;
 pub mod roots;
 mod run;

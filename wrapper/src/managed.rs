@@ -41,16 +41,10 @@ pub(crate) fn is_first_question(argv: &[OsString]) -> bool {
 /// Mounts the managed targets this build may use and that are not mounted; `serves` tells whether
 /// a directory is in a view.
 pub(crate) fn bring_back(serves: impl Fn(&Path) -> bool) -> Result<(), Unmounted> {
-    let Some(root) = StoreDir::from_environment(|name| env::var_os(name)) else {
-        return Ok(());
-    };
-    let Ok(dir) = std::path::absolute(root).map(StoreDir::new) else {
+    let Some(dir) = own_store() else {
         return Ok(());
     };
     let managed = dir.managed();
-    if !managed.belongs_to(nix::unistd::geteuid().as_raw()) {
-        return Ok(());
-    }
     // Without a working directory the compiler has worse problems.
     let Ok(cwd) = env::current_dir() else {
         return Ok(());
@@ -73,6 +67,14 @@ pub(crate) fn bring_back(serves: impl Fn(&Path) -> bool) -> Result<(), Unmounted
         })?;
     }
     Ok(())
+}
+
+/// This user's store, where there is one.
+pub(crate) fn own_store() -> Option<StoreDir> {
+    let root = StoreDir::from_environment(|name| env::var_os(name))?;
+    let dir = std::path::absolute(root).map(StoreDir::new).ok()?;
+    let euid = nix::unistd::geteuid().as_raw();
+    dir.managed().belongs_to(euid).then_some(dir)
 }
 
 /// The managed targets that may be meant: the one that is named, or any above the sources.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::trace::{Observed, Scope};
 
 /// Version of every message below.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -29,6 +29,8 @@ pub enum Request {
     Compile(CompileRequest),
     /// A run of a build script.
     Script(ScriptRequest),
+    /// A question to a compiler.
+    Probe(ProbeRequest),
     /// A command of the `kachefs` binary.
     Control(Control),
 }
@@ -46,6 +48,17 @@ pub struct CompileRequest {
     pub cwd: Vec<u8>,
     /// File mode creation mask.
     pub umask: u32,
+}
+
+/// A question to a compiler, such as for its version.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProbeRequest {
+    /// The compiler and its arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// The whole environment.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Working directory.
+    pub cwd: Vec<u8>,
 }
 
 /// A build script about to run, as its launcher sees it.

@@ -70,6 +70,9 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
         Request::Compile(_) | Request::Script(_) if !sees_our_files(peer.pid()) => {
             daemon.service.refuse(stream, "other-namespace")
         }
+        Request::Probe(_) if !sees_our_files(peer.pid()) => {
+            protocol::send(stream, &protocol::Decision::Plain)
+        }
         // What is there would be taken over, and be seen by nobody who asked.
         Request::Control(Control::Mount { .. } | Control::Remount { .. })
             if !sees_our_files(peer.pid()) =>
@@ -79,6 +82,7 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
         }
         Request::Compile(request) => daemon.service.compile(stream, &request, caller),
         Request::Script(request) => daemon.service.script(stream, &request, caller),
+        Request::Probe(request) => daemon.service.probe(stream, &request),
         Request::Control(control) => control_answer(daemon, stream, control, ended),
     }
 }

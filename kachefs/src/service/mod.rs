@@ -13,6 +13,7 @@ mod observed;
 mod out_dir;
 mod package;
 pub mod prepare;
+mod probes;
 mod programs;
 pub mod record;
 mod script;
@@ -36,6 +37,7 @@ use self::files::FileDigests;
 use self::flight::{Flight, Flights};
 use self::lookup::Found;
 use self::prepare::{Place, Prepared, Refusal, prepare};
+use self::probes::Probes;
 use self::script::launcher::Launchers;
 use self::toolchain::Toolchains;
 use self::units::Units;
@@ -64,6 +66,7 @@ pub struct Service {
     flights: Arc<Flights>,
     recording: Recording,
     launchers: Launchers,
+    probes: Probes,
 }
 
 /// Numbers of the results being recorded, so that a daemon about to end can wait for them.
@@ -83,6 +86,7 @@ impl Service {
             units: Units::new(Arc::clone(&storage)),
             flights: Arc::default(),
             recording: Recording::default(),
+            probes: Probes::default(),
             launchers: Launchers::new(Arc::clone(&storage)),
             storage,
             mounts,

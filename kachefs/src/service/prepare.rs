@@ -488,7 +488,8 @@ pub(super) fn cargo_home(environment: &Environment) -> Result<String, Refusal> {
     })
 }
 
-fn cpu() -> io::Result<Digest> {
+/// What programs may know of this machine's processor.
+pub fn cpu() -> io::Result<Digest> {
     let info = std::fs::read_to_string("/proc/cpuinfo")?;
     let mut hasher = Hasher::new("kachefs processor");
     for line in info.lines() {

@@ -191,14 +191,9 @@ impl Toolchains {
         let mut hasher = Hasher::new("kachefs compiler");
         hasher.digest(&self.files.file(&path)?);
         // A toolchain made of links can be meant by either path; both are looked at.
-        let mut roots: Vec<PathBuf> = [&path, &named]
-            .into_iter()
-            .filter_map(|path| path.parent()?.parent())
-            .filter(|root| has_driver(&root.join("lib")))
-            .map(Path::to_owned)
-            .collect();
-        let behind_shim = roots.is_empty();
-        if behind_shim {
+        let mut roots = roots_of([&path, &named]);
+        let elsewhere = roots.is_empty();
+        if elsewhere {
             // Under the name it was called by: rustup's proxies go by it.
             let root = sysroot_behind(&named, environment, cwd)?;
             if !has_driver(&root.join("lib")) {
@@ -234,9 +229,17 @@ impl Toolchains {
         }
         Ok(Compiler {
             digest: hasher.finish(),
-            behind_shim,
+            behind_shim: elsewhere || !is_elf(&path)?,
             scope,
         })
+    }
+
+    /// Where a compiler is that need not be run to tell which one it is.
+    pub fn told_by_content(&self, program: &Path, caller: &Caller) -> Option<PathBuf> {
+        let named = find_program(program, caller.environment, caller.cwd).ok()?;
+        let path = fs::canonicalize(&named).ok()?;
+        let is_told = is_elf(&path).ok()? && !roots_of([&path, &named]).is_empty();
+        is_told.then_some(named)
     }
 
     /// What `programs` load, for a compiler that keeps its libraries in a directory of the
@@ -298,6 +301,8 @@ impl Toolchains {
             ] {
                 self.add_directory(hasher, &triple.join(part))?;
             }
+            // Describes a target the compiler does not know by heart.
+            self.add_file(hasher, &triple.join("target.json"))?;
         }
         Ok(triples)
     }
@@ -457,6 +462,16 @@ fn add_found(hasher: &mut Hasher, found: io::Result<Digest>) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     Ok(())
+}
+
+/// The toolchains these programs are of.
+fn roots_of(programs: [&PathBuf; 2]) -> Vec<PathBuf> {
+    programs
+        .into_iter()
+        .filter_map(|path| path.parent()?.parent())
+        .filter(|root| has_driver(&root.join("lib")))
+        .map(Path::to_owned)
+        .collect()
 }
 
 /// Whether a directory holds what `rustc` itself is little more than a call of.

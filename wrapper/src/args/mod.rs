@@ -9,6 +9,7 @@ mod codegen;
 mod getopt;
 mod link;
 mod parser;
+mod query;
 mod uncacheable;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use link::link_arg_paths;
+pub use query::{Query, looks_like_query, query};
 pub use uncacheable::Uncacheable;
 
 /// One cacheable run of rustc, or of a driver that takes its arguments.

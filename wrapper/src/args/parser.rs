@@ -55,7 +55,7 @@ fn is_query(token: &Token) -> bool {
 }
 
 impl<'a> Parser<'a> {
-    fn new(cwd: &'a Path) -> Self {
+    pub(super) fn new(cwd: &'a Path) -> Self {
         let run = Invocation {
             crate_name: String::new(),
             crate_types: Vec::new(),
@@ -102,7 +102,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn flag(&mut self, name: &'static str) -> Result<(), Uncacheable> {
+    pub(super) fn flag(&mut self, name: &'static str) -> Result<(), Uncacheable> {
         match name {
             "--test" => self.run.test = true,
             "-g" | "-O" | "-v" => {}
@@ -112,7 +112,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn value(&mut self, name: &'static str, value: &str) -> Result<(), Uncacheable> {
+    pub(super) fn value(&mut self, name: &'static str, value: &str) -> Result<(), Uncacheable> {
         let spelled = if name.starts_with("--") {
             format!("{name}={value}")
         } else if value.is_empty() {
