@@ -37,6 +37,8 @@ pub(super) const WATCHED: &[c_long] = &[
     libc::SYS_lremovexattr,
     libc::SYS_connect,
     libc::SYS_bind,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
     libc::SYS_io_uring_setup,
     libc::SYS_mount,
     libc::SYS_umount2,
@@ -86,6 +88,9 @@ pub(super) const WATCHED: &[c_long] = &[
 
 /// Calls about a path or an open file, and which argument says which.
 pub(super) const STATUS: &[(c_long, u32)] = &[(libc::SYS_statx, 2), (libc::SYS_newfstatat, 3)];
+
+/// Sends to whom the socket is connected with, or to an address if there is one: which argument says.
+pub(super) const SEND: (c_long, u32) = (libc::SYS_sendto, 4);
 
 /// Since Linux 6.6; the same number everywhere.
 const FCHMODAT2: c_long = 452;
@@ -142,6 +147,8 @@ pub(super) enum Meaning {
         address: u64,
         length: u64,
     },
+    /// It sends what a `struct msghdr` at this address says.
+    Message(u64),
     /// It cannot be followed.
     Unseen(Unseen),
 }
@@ -222,6 +229,13 @@ pub(super) fn meaning(number: c_long, arguments: &[u64; 6]) -> Meaning {
             address: second,
             length: third,
         },
+        libc::SYS_sendto => Meaning::Socket {
+            listens: false,
+            address: arguments[4],
+            length: arguments[5],
+        },
+        // `struct mmsghdr` begins with one; several at once are sent by those who talk to machines.
+        libc::SYS_sendmsg | libc::SYS_sendmmsg => Meaning::Message(second),
         libc::SYS_socket => Meaning::Unseen(Unseen::Network),
         libc::SYS_mount
         | libc::SYS_umount2

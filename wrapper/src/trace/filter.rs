@@ -87,6 +87,14 @@ fn program() -> Vec<sock_filter> {
         program.push(statement(RETURN, ALLOW));
         program.push(statement(RETURN, NOTIFY));
     }
+    let (send, address) = calls::SEND;
+    program.push(jump(IF_EQUAL, number(send), 0, 7));
+    for half in [argument(address), argument(address) + 4] {
+        program.push(statement(LOAD, half));
+        program.push(jump(IF_EQUAL, 0, 1, 0));
+        program.push(statement(RETURN, NOTIFY));
+    }
+    program.push(statement(RETURN, ALLOW));
     // Within a machine, connect(2) tells who is talked to.
     let [local, kernel] = [libc::AF_UNIX, libc::AF_NETLINK].map(i32::cast_unsigned);
     program.push(jump(IF_EQUAL, number(libc::SYS_socket), 0, 4));

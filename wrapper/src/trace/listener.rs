@@ -229,6 +229,19 @@ impl Notes {
                 address,
                 length,
             } => self.socket(pid, listens, address, length),
+            Meaning::Message(at) => {
+                // The address and its length come first (sendmsg(2)).
+                let head = memory::bytes(pid, at, 12)?;
+                let (Some(address), Some(length)) = (head.first_chunk(), head.last_chunk()) else {
+                    return Ok(());
+                };
+                let address = u64::from_le_bytes(*address);
+                let length = u32::from_le_bytes(*length).into();
+                if address == 0 {
+                    return Ok(());
+                }
+                self.socket(pid, false, address, length)
+            }
             Meaning::Unseen(unseen) => {
                 self.unseen.insert(unseen);
                 Ok(())

@@ -144,6 +144,7 @@ mod tests {
     use std::fs;
     use std::io::Read;
     use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::UnixDatagram;
     use std::path::Path;
     use std::thread;
 
@@ -194,6 +195,39 @@ mod tests {
         assert!(!uses(&observed, &at("read")).absent);
         let changed = |uses: &Uses| uses.accesses.contains(Access::Change);
         assert!(!observed.paths.values().any(changed), "{observed:?}");
+    }
+
+    #[test]
+    fn sees_whom_datagrams_are_sent_to() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let socket = UnixDatagram::bind(dir.path().join("socket")).expect("binds");
+        let send = |call: &str, name: &str| {
+            let program = format!(
+                "import socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+                 try: s.{call}\nexcept FileNotFoundError: pass"
+            );
+            let program = program.replace("NAME", name);
+            let (status, observed, _) = observe(&format!("python3 -c '{program}'"), dir.path());
+            assert!(status.success(), "{call}");
+            (observed.unseen, observed.paths)
+        };
+        for call in [
+            "sendto(b\"x\", \"NAME\")",
+            "sendmsg([b\"x\"], [], 0, \"NAME\")",
+        ] {
+            let (unseen, _) = send(call, "socket");
+            assert_eq!(unseen, BTreeSet::from([Unseen::Network]), "{call}");
+            assert_eq!(socket.recv(&mut [0; 8]).expect("receives"), 1);
+            // Where nobody listens, it is a question whether somebody does.
+            let (unseen, paths) = send(call, "missing");
+            assert_eq!(unseen, BTreeSet::new(), "{call}");
+            let missing = dir
+                .path()
+                .join("missing")
+                .into_os_string()
+                .into_encoded_bytes();
+            assert!(paths[&missing].absent, "{call}");
+        }
     }
 
     #[test]
