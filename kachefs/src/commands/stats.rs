@@ -77,6 +77,11 @@ fn table(stats: &stats::Stats) -> String {
         "blobs",
         format!("{}, {}", stats.blobs.count, bytes(stats.blobs.local_bytes)),
     );
+    let cost = &stats.hit_cost_us;
+    if cost.count > 0 {
+        let of = format!("{} of {} hits", median(cost), cost.count);
+        row("cost of a hit", of);
+    }
     if stats.quarantine.files > 0 {
         let (files, size) = (stats.quarantine.files, bytes(stats.quarantine.bytes));
         row("quarantine", format!("{files} files, {size}"));
@@ -98,6 +103,11 @@ fn table(stats: &stats::Stats) -> String {
         row("keeper", format!("pid {pid}, {} restarts", daemon.restarts));
     }
     text
+}
+
+/// What a hit costs, for people.
+fn median(cost: &stats::HitCostStats) -> String {
+    format!("{} us, {} us at worst in 99", cost.p50, cost.p99)
 }
 
 /// A number of bytes for people, in binary units with one decimal.

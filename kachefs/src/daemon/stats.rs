@@ -10,6 +10,7 @@ use store::quarantine::Contents;
 use store::{Counter, Quarantine};
 
 use super::Daemon;
+use crate::service::hit_cost::Percentiles;
 
 /// Version of the JSON form.
 const SCHEMA: u32 = 1;
@@ -33,8 +34,28 @@ pub struct Stats {
     /// What was found damaged and moved away.
     #[serde(default)]
     pub quarantine: QuarantineStats,
+    /// What hits cost on the daemon's side, over its life.
+    #[serde(default)]
+    pub hit_cost_us: HitCostStats,
     /// The daemon.
     pub daemon: DaemonStats,
+}
+
+/// Microseconds from a request to its answer.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct HitCostStats {
+    /// Half of the hits cost no more.
+    pub p50: u64,
+    /// Of a hundred hits, one costs more.
+    pub p99: u64,
+    /// How many hits there were.
+    pub count: u64,
+}
+
+impl From<Percentiles> for HitCostStats {
+    fn from(Percentiles { p50, p99, count }: Percentiles) -> Self {
+        Self { p50, p99, count }
+    }
 }
 
 /// Compiler runs.
@@ -170,6 +191,7 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
         views,
         blobs: Blobs { count, local_bytes },
         quarantine: QuarantineStats { files, bytes },
+        hit_cost_us: daemon.service.hit_cost().into(),
         daemon: DaemonStats {
             pid: std::process::id(),
             rss_bytes: resident_bytes().context("cannot read /proc/self/statm")?,

@@ -7,6 +7,7 @@
 mod externs;
 pub mod files;
 pub mod flight;
+pub mod hit_cost;
 pub mod lookup;
 mod named;
 mod observed;
@@ -35,6 +36,7 @@ use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, 
 
 use self::files::FileDigests;
 use self::flight::{Flight, Flights};
+use self::hit_cost::{HitCost, Percentiles, Stopwatch};
 use self::lookup::Found;
 use self::prepare::{Place, Prepared, Refusal, prepare};
 use self::probes::Probes;
@@ -65,6 +67,7 @@ pub struct Service {
     units: Units,
     flights: Arc<Flights>,
     recording: Recording,
+    hit_cost: HitCost,
     launchers: Launchers,
     probes: Probes,
 }
@@ -87,6 +90,7 @@ impl Service {
             flights: Arc::default(),
             recording: Recording::default(),
             probes: Probes::default(),
+            hit_cost: HitCost::default(),
             launchers: Launchers::new(Arc::clone(&storage)),
             storage,
             mounts,
@@ -101,7 +105,7 @@ impl Service {
         request: &CompileRequest,
         caller: Caller,
     ) -> Result<(), ProtocolError> {
-        let asked = Instant::now();
+        let mut watch = Stopwatch::start();
         let Some(prepared) = self.prepared(stream, || prepare(self, request, caller))? else {
             return Ok(());
         };
@@ -109,10 +113,8 @@ impl Service {
             service: self,
             prepared: &prepared,
         };
-        match self.decide(stream, &action, asked)? {
-            Decided::Hit { stdout, stderr } => {
-                protocol::send(stream, &Decision::Hit { stdout, stderr })
-            }
+        match self.decide(stream, &action, &mut watch)? {
+            Decided::Hit(replay) => self.answer(stream, replay, watch),
             Decided::Run(flight) => self.run(stream, &prepared, flight),
         }
     }
@@ -148,12 +150,12 @@ impl Service {
         &self,
         stream: &UnixStream,
         action: &impl Action,
-        asked: Instant,
+        watch: &mut Stopwatch,
     ) -> Result<Decided, ProtocolError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(hit) = find_and_bind(stream, action, asked)? {
-                return Ok(hit);
+            if let Some(replay) = find_and_bind(stream, action, *watch)? {
+                return Ok(Decided::Hit(replay));
             }
             let Some(key) = action.flight_key() else {
                 return Ok(Decided::Run(None));
@@ -161,17 +163,30 @@ impl Service {
             match self.flights.take_off(key) {
                 // Recorded between the look and the take-off?
                 Ok(flight) => {
-                    let found = find_and_bind(stream, action, asked)?;
-                    return Ok(found.unwrap_or(Decided::Run(Some(flight))));
+                    let found = find_and_bind(stream, action, *watch)?;
+                    return Ok(found.map_or(Decided::Run(Some(flight)), Decided::Hit));
                 }
                 Err(_) if Instant::now() > deadline => return Ok(Decided::Run(None)),
-                Err(boarding) => {
+                Err(boarding) => watch.without(|| {
                     while !boarding.wait(HEARTBEAT) && Instant::now() < deadline {
                         protocol::send(stream, &Decision::Wait)?;
                     }
-                }
+                    Ok::<_, ProtocolError>(())
+                })?,
             }
         }
+    }
+
+    fn answer(
+        &self,
+        stream: &UnixStream,
+        replay: Replay,
+        watch: Stopwatch,
+    ) -> Result<(), ProtocolError> {
+        let Replay { stdout, stderr } = replay;
+        protocol::send(stream, &Decision::Hit { stdout, stderr })?;
+        self.hit_cost.add(watch.cost());
+        Ok(())
     }
 
     fn run(
@@ -275,6 +290,11 @@ impl Service {
         }
     }
 
+    /// What hits have cost since the daemon started.
+    pub fn hit_cost(&self) -> Percentiles {
+        self.hit_cost.percentiles()
+    }
+
     /// Results being recorded now.
     pub fn pending(&self) -> usize {
         self.recording.active.lock().len()
@@ -292,17 +312,16 @@ impl Service {
 fn find_and_bind(
     stream: &UnixStream,
     action: &impl Action,
-    asked: Instant,
-) -> Result<Option<Decided>, ProtocolError> {
+    watch: Stopwatch,
+) -> Result<Option<Replay>, ProtocolError> {
     let Some(found) = action.find() else {
         return Ok(None);
     };
-    if asked.elapsed() > HEARTBEAT {
+    if watch.elapsed() > HEARTBEAT {
         // Fails when the wrapper gave up on us: then nothing may be bound over what it makes now.
         protocol::send(stream, &Decision::Wait)?;
     }
-    let replay = action.bind(found);
-    Ok(replay.map(|(stdout, stderr)| Decided::Hit { stdout, stderr }))
+    Ok(action.bind(found))
 }
 
 /// An action about to run, if nobody has run it before.
@@ -316,8 +335,8 @@ trait Action {
     /// Looks for a result.
     fn find(&self) -> Option<Self::Found>;
 
-    /// Binds its outputs, and returns what is to be replayed: standard output and standard error.
-    fn bind(&self, found: Self::Found) -> Option<(Vec<u8>, Vec<u8>)>;
+    /// Binds its outputs, and returns what is to be replayed.
+    fn bind(&self, found: Self::Found) -> Option<Replay>;
 }
 
 /// A compile.
@@ -337,12 +356,15 @@ impl Action for Compile<'_> {
         lookup::find(self.service, self.prepared)
     }
 
-    fn bind(&self, found: Found) -> Option<(Vec<u8>, Vec<u8>)> {
+    fn bind(&self, found: Found) -> Option<Replay> {
         let Found { result, .. } = &found;
         let roots = &self.prepared.roots;
-        let (stdout, stderr) = (roots.render(&result.stdout), roots.render(&result.stderr));
+        let replay = Replay {
+            stdout: roots.render(&result.stdout),
+            stderr: roots.render(&result.stderr),
+        };
         match lookup::bind(self.service, self.prepared, &found) {
-            Ok(()) => Some((stdout, stderr)),
+            Ok(()) => Some(replay),
             Err(error) => {
                 tracing::error!(crate_name = result.crate_name, %error, "cannot bind a hit");
                 None
@@ -352,8 +374,14 @@ impl Action for Compile<'_> {
 }
 
 enum Decided {
-    Hit { stdout: Vec<u8>, stderr: Vec<u8> },
+    Hit(Replay),
     Run(Option<Flight>),
+}
+
+/// What a hit shows.
+struct Replay {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
 }
 
 impl Recording {

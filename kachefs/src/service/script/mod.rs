@@ -16,9 +16,10 @@ use wrapper::key;
 use wrapper::protocol::{self, Decision, Outcome, ProtocolError, Run, ScriptRequest, Verdict};
 
 use self::prepare::Prepared;
+use super::hit_cost::Stopwatch;
 use super::lookup;
 use super::prepare::Refusal;
-use super::{Action, Decided, Flight, Service};
+use super::{Action, Decided, Flight, Replay, Service};
 use crate::clock;
 use crate::fs::trees::{Grown, GrownBody};
 use crate::fs::{Body, Caller, FsResult};
@@ -31,7 +32,7 @@ impl Service {
         request: &ScriptRequest,
         caller: Caller,
     ) -> Result<(), ProtocolError> {
-        let asked = Instant::now();
+        let mut watch = Stopwatch::start();
         let prepare = || prepare::prepare(self, request, caller);
         let Some(prepared) = self.prepared(stream, prepare)? else {
             return Ok(());
@@ -40,10 +41,8 @@ impl Service {
             service: self,
             prepared: &prepared,
         };
-        match self.decide(stream, &action, asked)? {
-            Decided::Hit { stdout, stderr } => {
-                protocol::send(stream, &Decision::Hit { stdout, stderr })
-            }
+        match self.decide(stream, &action, &mut watch)? {
+            Decided::Hit(replay) => self.answer(stream, replay, watch),
             // What an earlier run left may get into what this one makes.
             Decided::Run(_) if !prepared.starts_empty() => {
                 self.refused(&Refusal::Named("out-dir-in-use"));
@@ -111,11 +110,14 @@ impl Action for ScriptAction<'_> {
         find(self.service, self.prepared)
     }
 
-    fn bind(&self, (key, result): Self::Found) -> Option<(Vec<u8>, Vec<u8>)> {
+    fn bind(&self, (key, result): Self::Found) -> Option<Replay> {
         let roots = &self.prepared.roots;
-        let (stdout, stderr) = (roots.render(&result.stdout), roots.render(&result.stderr));
+        let replay = Replay {
+            stdout: roots.render(&result.stdout),
+            stderr: roots.render(&result.stderr),
+        };
         match bind(self.prepared, key, &result) {
-            Ok(()) => Some((stdout, stderr)),
+            Ok(()) => Some(replay),
             Err(error) => {
                 tracing::error!(package = result.package, %error, "cannot bind a build script's run");
                 None
