@@ -8,6 +8,7 @@
 
 pub mod action;
 mod boot;
+pub mod builds;
 pub mod cas;
 pub mod codec;
 pub mod digest;

@@ -11,11 +11,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use rocksdb::{IteratorMode, WriteBatch};
 
 use crate::action::{ActionEntry, InputRecord};
+use crate::builds::{BuildRecord, KeptRequest, LoggedAction, Parts};
 use crate::codec::{Record, decode, encode};
 use crate::digest::Digest;
 use crate::index::{
-    ACTIONS, COUNTERS_KEY, Counters, DENTRIES, EXCHANGES_KEY, FILES, INODES, Index, IndexError,
-    META, RECORDS, SCRATCH_KEY, SYNC_POINT_KEY, VIEWS, dentry_key, inode_key,
+    ACTIONS, BUILDS, COUNTERS_KEY, Counters, DENTRIES, EXCHANGES_KEY, FILES, INODES, Index,
+    IndexError, META, PARTS, RECORDS, REQUESTS, SCRATCH_KEY, SYNC_POINT_KEY, VIEWS, dentry_key,
+    inode_key,
 };
 use crate::quarantine::Quarantine;
 use crate::sync_point::{Epoch, SyncPoint};
@@ -51,6 +53,7 @@ pub(crate) fn mend(index: &Index, quarantine: &Quarantine) -> Result<Mended, Ind
     let mut kinds = mend.inodes(&views)?;
     mend.names(&kinds)?;
     mend.facts()?;
+    mend.builds()?;
     for view in &views {
         if !kinds.entry(*view).or_default().contains_key(&Ino::ROOT) {
             mend.make_root(*view)?;
@@ -217,6 +220,21 @@ impl Mend<'_> {
         self.each(FILES, |mend, key, value| {
             let what = format!("digest of {}", String::from_utf8_lossy(key));
             mend.check::<FileMemo>(FILES, key, value, &what);
+        })
+    }
+
+    /// What only people are told.
+    fn builds(&mut self) -> Result<(), IndexError> {
+        self.each(BUILDS, |mend, key, value| match key.len() {
+            13 => mend.check::<BuildRecord>(BUILDS, key, value, "build"),
+            17 => mend.check::<LoggedAction>(BUILDS, key, value, "action of a build"),
+            _ => mend.remove(BUILDS, key, value, "a build with a malformed key"),
+        })?;
+        self.each(REQUESTS, |mend, key, value| {
+            mend.check::<KeptRequest>(REQUESTS, key, value, "request of a build");
+        })?;
+        self.each(PARTS, |mend, key, value| {
+            mend.check::<Parts>(PARTS, key, value, &shown("parts of", key));
         })
     }
 

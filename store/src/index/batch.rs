@@ -20,7 +20,7 @@ const RECORDS_PER_INVOCATION: usize = 16;
 
 /// Changes that become true together.
 pub struct Batch<'a> {
-    index: &'a Index,
+    pub(super) index: &'a Index,
     changes: WriteBatch,
     counted: bool,
 }
@@ -164,7 +164,16 @@ impl Batch<'_> {
         written.map_err(|source| index.db_error(source))
     }
 
-    fn put<R: Record>(
+    pub(super) fn delete(&mut self, family: &'static str, key: &[u8]) {
+        self.changes.delete_cf(self.index.family(family), key);
+    }
+
+    pub(super) fn delete_range(&mut self, family: &'static str, from: &[u8], to: &[u8]) {
+        let family = self.index.family(family);
+        self.changes.delete_range_cf(family, from, to);
+    }
+
+    pub(super) fn put<R: Record>(
         &mut self,
         family: &'static str,
         key: &[u8],

@@ -11,6 +11,10 @@
 //! | `actions` | [`ActionKey`] | [`ActionEntry`] |
 //! | `records` | [`InvocationDigest`], digest of the record | [`InputRecord`] |
 //! | `files` | path | [`FileMemo`] |
+//! | `builds` | view, 0, build | [`BuildRecord`] |
+//! | `builds` | view, 1, build, number | [`LoggedAction`] |
+//! | `requests` | view, 1, build, number | [`KeptRequest`] |
+//! | `parts` | digest of a [`Unit`], time, [`ActionKey`] | [`Parts`] |
 //!
 //! Numbers in keys are big-endian, so iteration follows their order. A [`Batch`] is atomic. A
 //! commit goes through the write-ahead log without a sync: it survives the death of the process,
@@ -21,12 +25,17 @@
 //!
 //! [`ActionEntry`]: crate::action::ActionEntry
 //! [`ActionKey`]: crate::action::ActionKey
+//! [`BuildRecord`]: crate::builds::BuildRecord
 //! [`Exchanges`]: crate::view::Exchanges
 //! [`FileMemo`]: crate::view::FileMemo
 //! [`InodeRecord`]: crate::view::InodeRecord
 //! [`InputRecord`]: crate::action::InputRecord
 //! [`InvocationDigest`]: crate::action::InvocationDigest
+//! [`KeptRequest`]: crate::builds::KeptRequest
+//! [`LoggedAction`]: crate::builds::LoggedAction
+//! [`Parts`]: crate::builds::Parts
 //! [`SyncPoint`]: crate::sync_point::SyncPoint
+//! [`Unit`]: crate::builds::Unit
 //! [`ViewRecord`]: crate::view::ViewRecord
 
 use std::fs::File;
@@ -44,6 +53,7 @@ use crate::mark::Mark;
 use crate::watermark::Watermark;
 
 mod batch;
+mod builds;
 mod counters;
 mod open;
 mod read;
@@ -53,8 +63,8 @@ pub use batch::Batch;
 pub use counters::{Counter, Counters};
 pub(crate) use open::db_options;
 pub(crate) use schema::{
-    ACTIONS, COUNTERS_KEY, DENTRIES, EXCHANGES_KEY, FILES, INODES, META, RECORDS, SCHEMA_VERSION,
-    SCRATCH_KEY, SYNC_POINT_KEY, VIEWS, dentry_key, inode_key,
+    ACTIONS, BUILDS, COUNTERS_KEY, DENTRIES, EXCHANGES_KEY, FILES, INODES, META, PARTS, RECORDS,
+    REQUESTS, SCHEMA_VERSION, SCRATCH_KEY, SYNC_POINT_KEY, VIEWS, dentry_key, inode_key,
 };
 
 /// The facts of one store.

@@ -1,6 +1,7 @@
 //! The names of families and the keys in them (the table is in the parent). Who changes what an older
 //! kachefs would misread raises the version.
 
+use crate::builds::BuildId;
 use crate::view::{Ino, ViewId};
 
 pub(crate) const META: &str = "meta";
@@ -10,9 +11,14 @@ pub(crate) const DENTRIES: &str = "dentries";
 pub(crate) const ACTIONS: &str = "actions";
 pub(crate) const RECORDS: &str = "records";
 pub(crate) const FILES: &str = "files";
-pub(super) const FAMILIES: [&str; 7] = [META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES];
+pub(crate) const BUILDS: &str = "builds";
+pub(crate) const REQUESTS: &str = "requests";
+pub(crate) const PARTS: &str = "parts";
+pub(super) const FAMILIES: [&str; 10] = [
+    META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES, BUILDS, REQUESTS, PARTS,
+];
 
-pub(crate) const SCHEMA_VERSION: u32 = 3;
+pub(crate) const SCHEMA_VERSION: u32 = 4;
 pub(super) const SCHEMA_KEY: &[u8] = b"schema";
 pub(crate) const COUNTERS_KEY: &[u8] = b"counters";
 pub(crate) const SCRATCH_KEY: &[u8] = b"next-scratch";
@@ -34,4 +40,16 @@ pub(crate) fn dentry_key(view: ViewId, parent: Ino, name: &[u8]) -> Vec<u8> {
     let mut key = inode_key(view, parent).to_vec();
     key.extend_from_slice(name);
     key
+}
+
+/// Rows of builds come before rows of actions, so that they are found without those.
+pub(super) const OF_BUILD: u8 = 0;
+pub(super) const OF_ACTION: u8 = 1;
+
+pub(super) fn build_prefix(view: ViewId, of: u8) -> Vec<u8> {
+    [&view.0.to_be_bytes()[..], &[of]].concat()
+}
+
+pub(super) fn build_key(view: ViewId, of: u8, build: BuildId) -> Vec<u8> {
+    [&build_prefix(view, of)[..], &build.0.to_be_bytes()].concat()
 }
