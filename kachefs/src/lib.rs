@@ -1,7 +1,7 @@
 //! kachefs: the daemon and its commands.
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
-//! `holders` says who uses a mount, `service` answers compilers, `daemon` holds all of it
+//! `holders` says who uses a mount, `service` answers compilers, `explain` says why they ran, `daemon` holds all of it
 //! together, `damage` says what was wrong with a store, `keeper` starts the daemon and keeps its mounts when it dies, and `commands` is what a
 //! person types. The binary in `main.rs` only parses arguments.
 
@@ -10,6 +10,7 @@ pub mod commands;
 pub mod daemon;
 pub mod damage;
 pub mod epochs;
+pub mod explain;
 pub mod fs;
 pub mod fuse;
 pub mod holders;

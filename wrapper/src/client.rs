@@ -215,6 +215,7 @@ fn request(argv: &[OsString], token: &Token) -> io::Result<CompileRequest> {
         environment: environment(),
         cwd: env::current_dir()?.into_os_string().into_vec(),
         umask: current_umask(),
+        parent: std::os::unix::process::parent_id(),
     })
 }
 

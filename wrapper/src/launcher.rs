@@ -127,6 +127,7 @@ impl Script {
             environment: client::environment(),
             cwd: env::current_dir()?.into_os_string().into_vec(),
             umask: client::current_umask(),
+            parent: std::os::unix::process::parent_id(),
         })
     }
 

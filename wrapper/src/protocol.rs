@@ -48,6 +48,8 @@ pub struct CompileRequest {
     pub cwd: Vec<u8>,
     /// File mode creation mask.
     pub umask: u32,
+    /// The process that started this one: cargo, whose questions are one build.
+    pub parent: u32,
 }
 
 /// A question to a compiler, such as for its version.
@@ -78,6 +80,8 @@ pub struct ScriptRequest {
     pub cwd: Vec<u8>,
     /// File mode creation mask.
     pub umask: u32,
+    /// The process that started this one: cargo, whose questions are one build.
+    pub parent: u32,
 }
 
 /// What the daemon decides about a run.
@@ -163,6 +167,16 @@ pub enum Control {
         /// Only the view mounted at this path.
         view: Option<Vec<u8>>,
     },
+    /// Why the last build missed; of the first of these targets that has one, as in the next two.
+    Explain {
+        /// Mountpoints, canonical.
+        targets: Vec<Vec<u8>>,
+    },
+    /// Numbers of the last build.
+    LastBuild {
+        /// Mountpoints, canonical.
+        targets: Vec<Vec<u8>>,
+    },
     /// Unmount everything and exit; the next daemon mounts it again.
     Stop,
 }
@@ -178,6 +192,8 @@ pub enum Answer {
     Failed(String),
     /// The statistics, as the JSON text of `kachefs stats --json`.
     Stats(String),
+    /// What was asked about the last build, as JSON text.
+    Report(String),
 }
 
 /// Sent instead of any expected message when the conversation cannot go on.

@@ -139,7 +139,27 @@ fn remapped(root: Root) -> &'static str {
     }
 }
 
-fn placeholder(root: Root) -> [u8; 3] {
+/// A template as people see it: relative to the working directory, below `target` or `$CARGO_HOME`.
+pub fn shown(template: &[u8]) -> Vec<u8> {
+    const SHOWN: [(Root, &[u8]); 3] = [
+        (Root::Cwd, b""),
+        (Root::CargoHome, b"$CARGO_HOME"),
+        (Root::View, b"target"),
+    ];
+    let mut text = template.to_vec();
+    for (root, shown) in SHOWN {
+        let placeholder = placeholder(root);
+        while let Some(at) = text.windows(3).position(|window| window == placeholder) {
+            // What lies in the working directory is shown without it.
+            let slash = shown.is_empty() && text.get(at + 3) == Some(&b'/');
+            text.splice(at..at + 3 + usize::from(slash), shown.iter().copied());
+        }
+    }
+    text
+}
+
+/// What stands for a root in templates.
+pub fn placeholder(root: Root) -> [u8; 3] {
     [0, letter(root), 0]
 }
 
@@ -274,5 +294,13 @@ mod tests {
             let text = parts.concat().into_bytes();
             prop_assert_eq!(ann().render(&ann().template(&text)), text);
         }
+    }
+
+    #[test]
+    fn templates_are_shown_without_roots() {
+        let text = |template: &[u8]| String::from_utf8(shown(template)).expect("text");
+        assert_eq!(text(b"\0C\0/src/lib.rs"), "src/lib.rs");
+        assert_eq!(text(b"-L\0V\0/x:\0H\0/y"), "-Ltarget/x:$CARGO_HOME/y");
+        assert_eq!(text(b"/usr/lib"), "/usr/lib");
     }
 }

@@ -3,7 +3,9 @@
 mod daemon;
 mod dead_mounts;
 mod doctor;
+mod explain;
 mod init;
+mod last_build;
 mod mount;
 mod stats;
 mod unmount;
@@ -40,6 +42,8 @@ enum Command {
     Unmount(unmount::Unmount),
     /// Show what the cache did
     Stats(stats::Stats),
+    /// Show why the last build compiled what it did
+    Explain(explain::Explain),
     /// Look after the daemon
     Daemon(daemon::Daemon),
     /// Check that everything kachefs needs is there
@@ -54,6 +58,7 @@ impl Cli {
             Command::Mount(command) => command.run(&store),
             Command::Unmount(command) => command.run(&store),
             Command::Stats(command) => command.run(&store),
+            Command::Explain(command) => command.run(&store),
             Command::Daemon(command) => command.run(&store),
             Command::Doctor(command) => command.run(&store),
         }

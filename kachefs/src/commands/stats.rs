@@ -8,7 +8,7 @@ use clap::Args;
 use store::StoreDir;
 use wrapper::protocol::{Answer, Control};
 
-use super::mountpoint;
+use super::{last_build, mountpoint};
 use crate::daemon::{client, stats};
 
 /// Show what the cache did: hits, misses and why, bytes, views.
@@ -20,10 +20,17 @@ pub struct Stats {
     /// Show only the view mounted here
     #[arg(long, value_name = "TARGET")]
     view: Option<PathBuf>,
+    /// Show the last build in a target directory: `target` here or above, or the view
+    #[arg(long)]
+    last_build: bool,
 }
 
 impl Stats {
     pub(super) fn run(self, dir: &StoreDir) -> Result<ExitCode> {
+        if self.last_build {
+            last_build::stats(dir, self.view.as_deref(), self.json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let view = self.view.map(|target| mountpoint(&target)).transpose()?;
         let request = Control::Stats {
             view: view.map(|path| path.into_os_string().into_encoded_bytes()),
@@ -79,8 +86,7 @@ fn table(stats: &stats::Stats) -> String {
     );
     let cost = &stats.hit_cost_us;
     if cost.count > 0 {
-        let of = format!("{} of {} hits", median(cost), cost.count);
-        row("cost of a hit", of);
+        row("cost of a hit", median(cost));
     }
     if stats.quarantine.files > 0 {
         let (files, size) = (stats.quarantine.files, bytes(stats.quarantine.bytes));
@@ -106,8 +112,8 @@ fn table(stats: &stats::Stats) -> String {
 }
 
 /// What a hit costs, for people.
-fn median(cost: &stats::HitCostStats) -> String {
-    format!("{} us, {} us at worst in 99", cost.p50, cost.p99)
+pub(super) fn median(cost: &stats::HitCostStats) -> String {
+    format!("{} us (p50), {} us (p99)", cost.p50, cost.p99)
 }
 
 /// A number of bytes for people, in binary units with one decimal.

@@ -29,7 +29,12 @@ pub fn connect(dir: &StoreDir) -> io::Result<UnixStream> {
 pub fn ask(dir: &StoreDir, control: Control) -> Result<Option<Answer>> {
     let repeatable = matches!(
         control,
-        Control::Ping | Control::Mount { .. } | Control::Remount { .. } | Control::Stats { .. }
+        Control::Ping
+            | Control::Mount { .. }
+            | Control::Remount { .. }
+            | Control::Stats { .. }
+            | Control::Explain { .. }
+            | Control::LastBuild { .. }
     );
     let request = Request::Control(control);
     let deadline = Instant::now() + START;

@@ -6,6 +6,7 @@
 //! does not take writes. Started by a keeper, for `kachefs mount`; ends on `kachefs daemon stop`, SIGTERM
 //! or SIGINT, unmounting everything.
 
+pub mod builds;
 pub mod client;
 pub mod health;
 mod managed;
@@ -77,6 +78,8 @@ impl Daemon {
         save_now_and_then(&mounts)?;
         pace::make_now_and_then(&mounts)?;
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
+        let written = service.builds.write_now_and_then();
+        written.context("cannot start a thread")?;
         let daemon = Arc::new(Self {
             storage,
             mounts,
@@ -91,6 +94,7 @@ impl Daemon {
     /// Unmounts everything, also what is in use, and waits for what is still being recorded.
     pub fn shut_down(&self) {
         self.service.drain();
+        self.service.builds.write();
         self.mounts.unmount_all(true, Management::Stays);
         save(&self.mounts);
         // Whoever still uses a detached mount can change it until we are gone.

@@ -14,9 +14,11 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use wrapper::protocol::{self, Answer, Control, ProtocolError, Request};
 
 use super::Daemon;
+use super::builds;
 use super::mounts::{Management, MountOutcome};
 use super::stats;
 use crate::fs::Caller;
+use crate::service::builds::Asked;
 
 /// A client that sends nothing for this long is gone.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -67,8 +69,13 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
         gid: peer.gid(),
     };
     match protocol::receive(stream)? {
-        Request::Compile(_) | Request::Script(_) if !sees_our_files(peer.pid()) => {
-            daemon.service.refuse(stream, "other-namespace")
+        Request::Compile(request) if !sees_our_files(peer.pid()) => {
+            let asked = Asked::compile(&request);
+            daemon.service.refuse(stream, &asked, "other-namespace")
+        }
+        Request::Script(request) if !sees_our_files(peer.pid()) => {
+            let asked = Asked::script(&request);
+            daemon.service.refuse(stream, &asked, "other-namespace")
         }
         Request::Probe(_) if !sees_our_files(peer.pid()) => {
             protocol::send(stream, &protocol::Decision::Plain)
@@ -80,7 +87,7 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
             let why = "the daemon of this store runs in another mount namespace";
             protocol::send(stream, &Answer::Failed(why.to_owned()))
         }
-        Request::Compile(request) => daemon.service.compile(stream, &request, caller),
+        Request::Compile(request) => daemon.service.compile(stream, request, caller),
         Request::Script(request) => daemon.service.script(stream, &request, caller),
         Request::Probe(request) => daemon.service.probe(stream, &request),
         Request::Control(control) => control_answer(daemon, stream, control, ended),
@@ -122,6 +129,8 @@ fn control_answer(
             Ok(json) => Answer::Stats(json),
             Err(error) => Answer::Failed(format!("{error:#}")),
         },
+        Control::Explain { targets } => report(builds::explain(daemon, &paths(targets))),
+        Control::LastBuild { targets } => report(builds::last_build(daemon, &paths(targets))),
         Control::Stop => stop(daemon, ended),
     };
     protocol::send(stream, &answer)?;
@@ -130,6 +139,20 @@ fn control_answer(
         let _ = crate::daemon::client::connect(&daemon.storage.dir);
     }
     Ok(())
+}
+
+fn paths(paths: Vec<Vec<u8>>) -> Vec<PathBuf> {
+    let paths = paths.into_iter();
+    paths
+        .map(|bytes| PathBuf::from(OsString::from_vec(bytes)))
+        .collect()
+}
+
+fn report(report: anyhow::Result<String>) -> Answer {
+    match report {
+        Ok(json) => Answer::Report(json),
+        Err(error) => Answer::Failed(format!("{error:#}")),
+    }
 }
 
 fn mount(daemon: &Daemon, path: &Path) -> Answer {

@@ -4,6 +4,7 @@
 //! `record` stores what a compiler made. `files`, `toolchain` and `units` know digests and
 //! origins, `flight` keeps two processes from compiling the same.
 
+pub mod builds;
 mod externs;
 pub mod files;
 pub mod flight;
@@ -13,6 +14,7 @@ mod named;
 mod observed;
 mod out_dir;
 mod package;
+mod parts;
 pub mod prepare;
 mod probes;
 mod programs;
@@ -31,13 +33,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use store::builds::{KeptRequest, LoggedEnd};
 use store::{ActionEntry, ActionKey, Counter, Ino, Timestamp};
 use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
+use self::builds::{Asked, Builds};
 use self::files::FileDigests;
 use self::flight::{Flight, Flights};
 use self::hit_cost::{HitCost, Percentiles, Stopwatch};
 use self::lookup::Found;
+use self::parts::Known;
 use self::prepare::{Place, Prepared, Refusal, prepare};
 use self::probes::Probes;
 use self::script::launcher::Launchers;
@@ -68,6 +73,8 @@ pub struct Service {
     flights: Arc<Flights>,
     recording: Recording,
     hit_cost: HitCost,
+    /// What builds asked for.
+    pub builds: Arc<Builds>,
     launchers: Launchers,
     probes: Probes,
 }
@@ -91,6 +98,7 @@ impl Service {
             recording: Recording::default(),
             probes: Probes::default(),
             hit_cost: HitCost::default(),
+            builds: Arc::new(Builds::new(Arc::clone(&storage))),
             launchers: Launchers::new(Arc::clone(&storage)),
             storage,
             mounts,
@@ -102,20 +110,24 @@ impl Service {
     pub fn compile(
         &self,
         stream: &UnixStream,
-        request: &CompileRequest,
+        request: CompileRequest,
         caller: Caller,
     ) -> Result<(), ProtocolError> {
-        let mut watch = Stopwatch::start();
-        let Some(prepared) = self.prepared(stream, || prepare(self, request, caller))? else {
+        let mut asked = Asked::compile(&request);
+        let prepare = || prepare(self, &request, caller);
+        let Some(prepared) = self.prepared(stream, &asked, prepare)? else {
             return Ok(());
         };
         let action = Compile {
             service: self,
             prepared: &prepared,
         };
-        match self.decide(stream, &action, &mut watch)? {
-            Decided::Hit(replay) => self.answer(stream, replay, watch),
-            Decided::Run(flight) => self.run(stream, &prepared, flight),
+        match self.decide(stream, &action, &mut asked.watch)? {
+            Decided::Hit(replay) => {
+                let key = replay.key;
+                self.answer(stream, replay, asked, |asked| asked.kept(request, key))
+            }
+            Decided::Run(flight) => self.run(stream, &prepared, flight, asked),
         }
     }
 
@@ -124,6 +136,7 @@ impl Service {
     fn prepared<P>(
         &self,
         stream: &UnixStream,
+        asked: &Asked,
         prepare: impl FnOnce() -> Result<P, Refusal>,
     ) -> Result<Option<P>, ProtocolError> {
         let pulse = Pulse::start(stream)?;
@@ -132,7 +145,7 @@ impl Service {
         match prepared {
             Ok(prepared) => Ok(Some(prepared)),
             Err(refusal) => {
-                self.refused(&refusal);
+                self.refused(&refusal, asked);
                 protocol::send(stream, &Decision::Plain)?;
                 Ok(None)
             }
@@ -140,8 +153,13 @@ impl Service {
     }
 
     /// Answers a request that cannot be judged here: the compiler runs as it was called.
-    pub fn refuse(&self, stream: &UnixStream, reason: &'static str) -> Result<(), ProtocolError> {
-        self.refused(&Refusal::Named(reason));
+    pub fn refuse(
+        &self,
+        stream: &UnixStream,
+        asked: &Asked,
+        reason: &'static str,
+    ) -> Result<(), ProtocolError> {
+        self.refused(&Refusal::Named(reason), asked);
         protocol::send(stream, &Decision::Plain)
     }
 
@@ -177,16 +195,28 @@ impl Service {
         }
     }
 
+    /// Answers with a hit, then notes it.
     fn answer(
         &self,
         stream: &UnixStream,
         replay: Replay,
-        watch: Stopwatch,
+        mut asked: Asked,
+        request: impl FnOnce(&Asked) -> Option<KeptRequest>,
     ) -> Result<(), ProtocolError> {
-        let Replay { stdout, stderr } = replay;
-        protocol::send(stream, &Decision::Hit { stdout, stderr })?;
-        self.hit_cost.add(watch.cost());
-        Ok(())
+        let Replay {
+            stdout,
+            stderr,
+            key,
+            spared_ms,
+        } = replay;
+        let _recording = self.recording.begin();
+        let sent = protocol::send(stream, &Decision::Hit { stdout, stderr });
+        asked.answered();
+        self.hit_cost.add(asked.watch.cost());
+        let request = request(&asked);
+        self.builds
+            .note(&asked, LoggedEnd::Hit { key, spared_ms }, request);
+        sent
     }
 
     fn run(
@@ -194,20 +224,9 @@ impl Service {
         stream: &UnixStream,
         prepared: &Prepared,
         flight: Option<Flight>,
+        mut asked: Asked,
     ) -> Result<(), ProtocolError> {
-        let remaps = prepared.roots.remaps();
-        let run = Run {
-            arguments: remaps
-                .iter()
-                .map(|(from, to)| format!("--remap-path-prefix={from}={to}").into_bytes())
-                .collect(),
-            remove_environment: prepared.scrubbed.clone(),
-            remaps: remaps
-                .iter()
-                .map(|(f, t)| ((*f).to_owned(), (*t).to_owned()))
-                .collect(),
-            scope: prepared.scope.clone(),
-        };
+        let run = run_of(prepared);
         let started: Timestamp = clock::now();
         let clock = Instant::now();
         self.units
@@ -216,19 +235,23 @@ impl Service {
         let compiling = prepared.view.compiling(self.written_by(prepared));
         // Compilers take as long as they take; the connection ends with the wrapper's process.
         stream.set_read_timeout(None)?;
+        asked.answered();
         protocol::send(stream, &Decision::Run(run))?;
         let outcome: Outcome = protocol::receive(stream)?;
         let _recording = self.recording.begin();
         let verdict = record::verdict(prepared, &outcome);
         if verdict == Verdict::Redo {
-            self.count(&[], Some("reads-terminal-variable"));
-            return protocol::send(stream, &verdict);
-        }
-        if !outcome.success {
-            self.count(&[(Counter::Failed, 1)], None);
+            self.refused(&Refusal::Named("reads-terminal-variable"), &asked);
             return protocol::send(stream, &verdict);
         }
         let elapsed = clock.elapsed();
+        let ran_ms = millis(elapsed);
+        if !outcome.success {
+            self.count(&[(Counter::Failed, 1)], None);
+            let sent = protocol::send(stream, &verdict);
+            self.builds.note(&asked, LoggedEnd::Failed { ran_ms }, None);
+            return sent;
+        }
         let held = record::hold(prepared, &outcome);
         if held.is_ok()
             && let Err(error) = self.launchers.stand_in(prepared)
@@ -240,11 +263,22 @@ impl Service {
         drop(compiling);
         let stored =
             held.and_then(|held| record::record(self, prepared, &outcome, &held, started, elapsed));
-        if let Err(reason) = stored {
+        if let Err(reason) = &stored {
             tracing::info!(crate_name = prepared.invocation.crate_name, %reason, "not stored");
             self.count(&[(Counter::Misses, 1)], None);
         }
         drop(flight);
+        let known = stored.as_ref().ok().map(|stored| Known {
+            key: stored.key,
+            read: &stored.sources,
+            bound: stored.bound,
+        });
+        let end = LoggedEnd::Miss {
+            ran_ms,
+            parts: parts::of_compile(prepared, &asked.version, known.as_ref()),
+            not_stored: stored.err().map(|reason| reason.to_string()),
+        };
+        self.builds.note(&asked, end, None);
         Ok(())
     }
 
@@ -261,12 +295,17 @@ impl Service {
         incremental.into_iter().chain([prepared.out_dir]).collect()
     }
 
-    fn refused(&self, refusal: &Refusal) {
+    fn refused(&self, refusal: &Refusal, asked: &Asked) {
         let Some(reason) = refusal.reason() else {
             return;
         };
         tracing::info!(?refusal, "not cached");
         self.count(&[], Some(reason));
+        let end = LoggedEnd::Uncacheable {
+            reason: reason.to_owned(),
+            detail: refusal.detail(),
+        };
+        self.builds.note(asked, end, None);
     }
 
     fn count(&self, add: &[(Counter, u64)], uncacheable: Option<&str>) {
@@ -307,6 +346,26 @@ impl Service {
             None
         })
     }
+}
+
+fn run_of(prepared: &Prepared) -> Run {
+    let remaps = prepared.roots.remaps();
+    Run {
+        arguments: remaps
+            .iter()
+            .map(|(from, to)| format!("--remap-path-prefix={from}={to}").into_bytes())
+            .collect(),
+        remove_environment: prepared.scrubbed.clone(),
+        remaps: remaps
+            .iter()
+            .map(|(f, t)| ((*f).to_owned(), (*t).to_owned()))
+            .collect(),
+        scope: prepared.scope.clone(),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn find_and_bind(
@@ -362,6 +421,8 @@ impl Action for Compile<'_> {
         let replay = Replay {
             stdout: roots.render(&result.stdout),
             stderr: roots.render(&result.stderr),
+            key: found.key,
+            spared_ms: result.compile_ms,
         };
         match lookup::bind(self.service, self.prepared, &found) {
             Ok(()) => Some(replay),
@@ -382,6 +443,10 @@ enum Decided {
 struct Replay {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
+    /// The result's key.
+    key: ActionKey,
+    /// What it spares.
+    spared_ms: u64,
 }
 
 impl Recording {

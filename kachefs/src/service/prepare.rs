@@ -51,6 +51,14 @@ impl Refusal {
             Self::Named(name) => Some(name),
         }
     }
+
+    /// The reason in words, where its name does not say all.
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Self::Arguments(reason) => Some(reason.to_string()),
+            Self::Named(_) => None,
+        }
+    }
 }
 
 /// A cacheable action before its sources are known.
@@ -63,6 +71,8 @@ pub struct Prepared {
     pub out_dir: Ino,
     /// Literal paths.
     pub roots: Roots,
+    /// What is known of the compile before anything it reads is looked at.
+    pub facts: key::Invocation,
     /// Where input records are found.
     pub digest: InvocationDigest,
     /// All that is keyed besides sources.
@@ -292,6 +302,7 @@ pub fn prepare(
     }
     let mut prepared = Prepared {
         digest: facts.digest(),
+        facts,
         dependencies: Dependencies {
             externs: externs.direct,
             closure: Vec::new(),

@@ -19,7 +19,7 @@ use store::{
 use wrapper::artifacts;
 use wrapper::depinfo::{self, DepInfo};
 use wrapper::environment;
-use wrapper::key;
+use wrapper::key::{self, Sources};
 use wrapper::protocol::{Outcome, Verdict};
 use wrapper::roots::Roots;
 
@@ -172,6 +172,16 @@ pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, N
     Ok(held)
 }
 
+/// What was stored.
+pub struct Recorded {
+    /// Its key, before it is bound to paths.
+    pub key: ActionKey,
+    /// What the compiler read.
+    pub sources: Sources,
+    /// Roots the outputs are bound to.
+    pub bound: RootSet,
+}
+
 /// Ingests the outputs and stores result and input record, all in one commit.
 pub fn record(
     service: &Service,
@@ -180,7 +190,7 @@ pub fn record(
     held: &Held<'_>,
     started: Timestamp,
     elapsed: Duration,
-) -> Result<(), NotStored> {
+) -> Result<Recorded, NotStored> {
     if outcome.stdout.contains(&0) || outcome.stderr.contains(&0) {
         return Err(NotStored::Nul);
     }
@@ -262,7 +272,11 @@ pub fn record(
         let path = String::from_utf8_lossy(&observation.path);
         tracing::trace!(look = ?observation.look, %path, "observed");
     }
-    Ok(())
+    Ok(Recorded {
+        key,
+        sources,
+        bound,
+    })
 }
 
 /// Stores a result where a lookup finds it: behind the roots' paths, if it is bound to any. Returns the

@@ -11,15 +11,17 @@ mod record;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use store::builds::LoggedEnd;
 use store::{ActionEntry, ActionKey, Counter, Observation, ScriptResult, Timestamp, TreeContent};
 use wrapper::key;
 use wrapper::protocol::{self, Decision, Outcome, ProtocolError, Run, ScriptRequest, Verdict};
 
-use self::prepare::Prepared;
-use super::hit_cost::Stopwatch;
+pub(in crate::service) use self::prepare::Prepared;
+use super::builds::Asked;
 use super::lookup;
+use super::parts::{self, Known};
 use super::prepare::Refusal;
-use super::{Action, Decided, Flight, Replay, Service};
+use super::{Action, Decided, Flight, Replay, Service, millis};
 use crate::clock;
 use crate::fs::trees::{Grown, GrownBody};
 use crate::fs::{Body, Caller, FsResult};
@@ -32,23 +34,23 @@ impl Service {
         request: &ScriptRequest,
         caller: Caller,
     ) -> Result<(), ProtocolError> {
-        let mut watch = Stopwatch::start();
+        let mut asked = Asked::script(request);
         let prepare = || prepare::prepare(self, request, caller);
-        let Some(prepared) = self.prepared(stream, prepare)? else {
+        let Some(prepared) = self.prepared(stream, &asked, prepare)? else {
             return Ok(());
         };
         let action = ScriptAction {
             service: self,
             prepared: &prepared,
         };
-        match self.decide(stream, &action, &mut watch)? {
-            Decided::Hit(replay) => self.answer(stream, replay, watch),
+        match self.decide(stream, &action, &mut asked.watch)? {
+            Decided::Hit(replay) => self.answer(stream, replay, asked, |_| None),
             // What an earlier run left may get into what this one makes.
             Decided::Run(_) if !prepared.starts_empty() => {
-                self.refused(&Refusal::Named("out-dir-in-use"));
+                self.refused(&Refusal::Named("out-dir-in-use"), &asked);
                 protocol::send(stream, &Decision::Plain)
             }
-            Decided::Run(flight) => self.run_script(stream, &prepared, flight),
+            Decided::Run(flight) => self.run_script(stream, &prepared, flight, asked),
         }
     }
 
@@ -57,6 +59,7 @@ impl Service {
         stream: &UnixStream,
         prepared: &Prepared,
         flight: Option<Flight>,
+        mut asked: Asked,
     ) -> Result<(), ProtocolError> {
         let run = Run {
             arguments: Vec::new(),
@@ -68,6 +71,7 @@ impl Service {
         let clock = Instant::now();
         // Scripts take as long as they take; the connection ends with the launcher's process.
         stream.set_read_timeout(None)?;
+        asked.answered();
         protocol::send(stream, &Decision::Run(run))?;
         let outcome: Outcome = protocol::receive(stream)?;
         let elapsed = clock.elapsed();
@@ -77,18 +81,32 @@ impl Service {
         } else {
             None
         };
-        protocol::send(stream, &Verdict::Stands)?;
+        let sent = protocol::send(stream, &Verdict::Stands);
+        let ran_ms = millis(elapsed);
         let Some(held) = held else {
             self.count(&[(Counter::Failed, 1)], None);
-            return Ok(());
+            self.builds.note(&asked, LoggedEnd::Failed { ran_ms }, None);
+            return sent;
         };
+        sent?;
         let stored =
             held.and_then(|held| record::record(self, prepared, &outcome, &held, started, elapsed));
-        if let Err(reason) = stored {
+        if let Err(reason) = &stored {
             tracing::info!(package = prepared.package, %reason, "build script not stored");
             self.count(&[(Counter::ScriptMisses, 1)], reason.name());
         }
         drop(flight);
+        let known = stored.as_ref().ok().map(|stored| Known {
+            key: stored.key,
+            read: stored.seen.as_slice(),
+            bound: stored.bound,
+        });
+        let end = LoggedEnd::Miss {
+            ran_ms,
+            parts: parts::of_script(prepared, &asked.version, known.as_ref()),
+            not_stored: stored.err().map(|reason| reason.to_string()),
+        };
+        self.builds.note(&asked, end, None);
         Ok(())
     }
 }
@@ -115,6 +133,8 @@ impl Action for ScriptAction<'_> {
         let replay = Replay {
             stdout: roots.render(&result.stdout),
             stderr: roots.render(&result.stderr),
+            key,
+            spared_ms: result.run_ms,
         };
         match bind(self.prepared, key, &result) {
             Ok(()) => Some(replay),

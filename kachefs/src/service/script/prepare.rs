@@ -21,25 +21,27 @@ use crate::fs::{Caller, View};
 const MANIFESTS: [&str; 2] = ["Cargo.lock", "Cargo.toml"];
 
 /// A run before it is known what it reads.
-pub(super) struct Prepared {
+pub struct Prepared {
     /// The package, for people.
-    pub(super) package: String,
+    pub(in crate::service) package: String,
     /// The view its `OUT_DIR` lies in.
-    pub(super) view: Arc<View>,
+    pub(in crate::service) view: Arc<View>,
     /// `OUT_DIR`.
-    pub(super) out_dir: Ino,
+    pub(in crate::service) out_dir: Ino,
     /// Literal paths.
-    pub(super) roots: Roots,
+    pub(in crate::service) roots: Roots,
+    /// What is known of the run before anything it reads is looked at.
+    pub(in crate::service) facts: ScriptInvocation,
     /// Where input records are found.
-    pub(super) digest: InvocationDigest,
+    pub(in crate::service) digest: InvocationDigest,
     /// Its environment.
-    pub(super) environment: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(in crate::service) environment: Vec<(Vec<u8>, Vec<u8>)>,
     /// Working directory: the package's.
-    pub(super) cwd: PathBuf,
+    pub(in crate::service) cwd: PathBuf,
     /// Who asks.
-    pub(super) caller: Caller,
+    pub(in crate::service) caller: Caller,
     /// What it need not be watched at.
-    pub(super) scope: Scope,
+    pub(in crate::service) scope: Scope,
 }
 
 impl Prepared {
@@ -125,6 +127,7 @@ pub(super) fn prepare(
         package: String::from_utf8_lossy(package).into_owned(),
         out_dir: node.ino,
         digest: facts.digest(),
+        facts,
         environment: request.environment.clone(),
         caller,
         scope,

@@ -9,17 +9,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use store::{
-    ActionEntry, Counter, InputRecord, Kind, Look, Observation, RootSet, ScriptResult, Timestamp,
-    TreeContent, TreeEntry,
+    ActionEntry, ActionKey, Counter, Digest, InputRecord, Kind, Look, Observation, RootSet,
+    ScriptResult, Timestamp, TreeContent, TreeEntry,
 };
 use wrapper::artifacts;
+use wrapper::key;
 use wrapper::protocol::Outcome;
 
 use super::super::Service;
+use super::super::lookup;
 use super::super::observed::{self, Program, Untold};
 use super::super::record::put_entry;
 use super::prepare::Prepared;
-use super::script_key;
 use crate::clock;
 use crate::fs::trees::Walked;
 use crate::fs::{Body, Errno, View};
@@ -115,6 +116,16 @@ pub(super) fn hold(prepared: &Prepared) -> Result<Held<'_>, NotStored> {
     Ok(held)
 }
 
+/// What was stored.
+pub(super) struct Recorded {
+    /// Its key, before it is bound to paths.
+    pub(super) key: ActionKey,
+    /// What the script read.
+    pub(super) seen: Vec<(Observation, Digest)>,
+    /// Roots what it left is bound to.
+    pub(super) bound: RootSet,
+}
+
 /// Ingests what was left and stores result and input record, all in one commit.
 pub(super) fn record(
     service: &Service,
@@ -123,7 +134,7 @@ pub(super) fn record(
     held: &Held<'_>,
     started: Timestamp,
     elapsed: Duration,
-) -> Result<(), NotStored> {
+) -> Result<Recorded, NotStored> {
     if outcome.stdout.contains(&0) || outcome.stderr.contains(&0) {
         return Err(NotStored::Nul);
     }
@@ -154,8 +165,9 @@ pub(super) fn record(
     if !roots.is_plain() {
         bound = RootSet::all();
     }
-    let key = script_key(service, prepared, &observations)
+    let now = lookup::look_again(site, &observations)
         .ok_or_else(|| NotStored::Changed("an input".into()))?;
+    let key = key::script_key(&prepared.digest, &now);
     // After everything was hashed: a change before that would have left its time.
     if seen()? != inputs {
         return Err(NotStored::Changed("an input".into()));
@@ -198,7 +210,11 @@ pub(super) fn record(
         .view
         .commit_origin(batch, &taken.nodes, stored_under)?;
     tracing::debug!(package = prepared.package, ?bound, "build script stored");
-    Ok(())
+    Ok(Recorded {
+        key,
+        seen: now,
+        bound,
+    })
 }
 
 /// What the script declares an input, read or not.
