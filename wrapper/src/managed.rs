@@ -25,6 +25,12 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Variables that move the target (the cargo book, "Environment Variables").
 const TARGET_VARIABLES: [&str; 2] = ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"];
 
+/// The variable that takes what is built out of the target (the cargo book, "build.build-dir").
+const BUILD_VARIABLE: &str = "CARGO_BUILD_BUILD_DIR";
+
+/// What stands in its value for the workspace, which lies at or above the sources.
+const WORKSPACE: &[u8] = b"{workspace-root}";
+
 /// A target that could not be mounted.
 pub(crate) struct Unmounted {
     /// Where marks about warnings are kept.
@@ -54,7 +60,11 @@ pub(crate) fn bring_back(serves: impl Fn(&Path) -> bool) -> Result<(), Unmounted
     let named =
         option(&cargo, "--target-dir").or_else(|| TARGET_VARIABLES.into_iter().find_map(variable));
     let manifest = option(&cargo, "--manifest-path");
-    for target in targets(&managed, &cwd, named, manifest) {
+    let manifest = manifest.and_then(|path| cwd.join(path).parent()?.canonicalize().ok());
+    let sources = manifest.as_deref().unwrap_or(&cwd);
+    let built = variable(BUILD_VARIABLE).map(|built| built_in(&managed, sources, &cwd, &built));
+    let targets = targets(&managed, &cwd, named, sources);
+    for target in targets.into_iter().chain(built.into_iter().flatten()) {
         if serves(&target) {
             continue;
         }
@@ -78,26 +88,12 @@ pub(crate) fn own_store() -> Option<StoreDir> {
 }
 
 /// The managed targets that may be meant: the one that is named, or any above the sources.
-fn targets(
-    managed: &Managed,
-    cwd: &Path,
-    named: Option<OsString>,
-    manifest: Option<OsString>,
-) -> Vec<PathBuf> {
+fn targets(managed: &Managed, cwd: &Path, named: Option<OsString>, sources: &Path) -> Vec<PathBuf> {
     let in_place = |target: &ManagedTarget| target.is_in_place();
     if let Some(named) = named {
-        return mountpoint(&cwd.join(named))
-            .and_then(|path| managed.find(&path))
-            .ok()
-            .flatten()
-            .filter(in_place)
-            .map(|target| target.path())
-            .into_iter()
-            .collect();
+        return managed_at(managed, &cwd.join(named)).into_iter().collect();
     }
-    let package = manifest.and_then(|path| cwd.join(path).parent()?.canonicalize().ok());
-    let start = package.as_deref().unwrap_or(cwd);
-    start
+    sources
         .ancestors()
         .flat_map(|directory| {
             let linked = linked_target(managed, directory);
@@ -107,6 +103,24 @@ fn targets(
         .filter(in_place)
         .map(|target| target.path())
         .collect()
+}
+
+/// The managed directory that a value of [`BUILD_VARIABLE`] may mean: the first at or above the
+/// sources, if it names the workspace's.
+fn built_in(managed: &Managed, sources: &Path, cwd: &Path, value: &OsStr) -> Option<PathBuf> {
+    let Some(below) = value.as_bytes().strip_prefix(WORKSPACE) else {
+        return managed_at(managed, &cwd.join(value));
+    };
+    let start = below.iter().take_while(|byte| **byte == b'/').count();
+    let below = Path::new(OsStr::from_bytes(&below[start..]));
+    sources
+        .ancestors()
+        .find_map(|workspace| managed_at(managed, &workspace.join(below)))
+}
+
+fn managed_at(managed: &Managed, path: &Path) -> Option<PathBuf> {
+    let found = managed.find(&mountpoint(path).ok()?).ok()??;
+    found.is_in_place().then(|| found.path())
 }
 
 /// The managed target behind a symbolic link named `target`.
@@ -246,12 +260,9 @@ mod tests {
         managed.add(&away).expect("adds");
         let found = |cwd: &str, named: Option<&str>, manifest: Option<&str>| {
             let cwd = root.join(cwd);
-            targets(
-                &managed,
-                &cwd,
-                named.map(Into::into),
-                manifest.map(Into::into),
-            )
+            let manifest = manifest.and_then(|path| cwd.join(path).parent()?.canonicalize().ok());
+            let sources = manifest.as_deref().unwrap_or(&cwd);
+            targets(&managed, &cwd, named.map(Into::into), sources)
         };
         let only = |path: &Path| vec![path.to_owned()];
         assert_eq!(found("ws/crates/app/src", None, None), only(&target));
@@ -263,6 +274,14 @@ mod tests {
         );
         assert_eq!(found("ws", Some("../disk/away"), None), only(&away));
         assert!(found("ws", Some("../disk/none"), None).is_empty());
+        let built = |cwd: &str, value: &str| {
+            let cwd = root.join(cwd);
+            built_in(&managed, &cwd, &cwd, OsStr::new(value))
+        };
+        assert_eq!(built("ws", "../disk/away"), Some(away.clone()));
+        assert_eq!(built("ws", "../disk/none"), None);
+        let value = "{workspace-root}/../disk/away";
+        assert_eq!(built("ws/crates/app", value), Some(away.clone()));
         std::os::unix::fs::symlink(&away, root.join("other/target")).expect("symlink");
         assert_eq!(found("other", None, None), only(&away));
     }

@@ -22,6 +22,7 @@ pub mod record;
 mod script;
 mod swapped;
 pub mod toolchain;
+mod unit_dirs;
 pub mod units;
 
 use std::collections::BTreeSet;

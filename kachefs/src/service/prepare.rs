@@ -28,6 +28,7 @@ use super::observed::Site;
 use super::package::package_digest;
 use super::programs::Environment;
 use super::toolchain::{self, Compiler, Linker, Tools};
+use super::unit_dirs::is_out_dir;
 use super::units::UnderWay;
 use crate::fs::{Caller, View};
 
@@ -309,7 +310,7 @@ pub fn prepare(
             named: Vec::new(),
             environment: Vec::new(),
         },
-        scope: scope_of(&invocation, &tools, &roots),
+        scope: scope_of(&invocation, &tools, &roots, &view, &request.environment),
         origin: Origin {
             closure,
             proc_macro: is_proc_macro || externs.proc_macro,
@@ -332,9 +333,11 @@ pub fn prepare(
     };
     prepared.dependencies.closure = closure_digests(service, &prepared, &externs.closure)?;
     prepared.dependencies.named = named_digests(service, &prepared)?;
+    let unit_dirs = prepared.site(service).unit_dirs();
     prepared.dependencies.environment = environment::keyed(&prepared.environment, opaque)
         .into_iter()
-        .map(|(name, value)| (name.to_vec(), prepared.roots.template(value)))
+        .map(|(name, value)| (name, unit_dirs.keyed(name, value)))
+        .map(|(name, value)| (name.to_vec(), prepared.roots.template(&value)))
         .collect();
     Ok(prepared)
 }
@@ -350,11 +353,26 @@ fn search_directories(linker: &Linker) -> impl Iterator<Item = PathBuf> {
 
 /// The toolchain, packages that never change under their path, and the crates beside the
 /// dependencies are known. The compiler's own are the directories it is told to write to.
-fn scope_of(invocation: &args::Invocation, tools: &Tools, roots: &Roots) -> Scope {
+///
+/// Where a build script has left its files may be such a directory by its arguments; it is none.
+fn scope_of(
+    invocation: &args::Invocation,
+    tools: &Tools,
+    roots: &Roots,
+    view: &View,
+    environment: &Environment,
+) -> Scope {
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
     let mut scope = scope_around(&tools.compiler, roots);
     let searches = invocation.searches.iter();
-    let beside = searches.filter(|search| search.kind == SearchKind::Dependency);
+    let generated = environment::value(environment, b"OUT_DIR");
+    let is_generated = |path: &Path| {
+        let inside = path.strip_prefix(roots.path(Root::View));
+        generated == Some(path.as_os_str().as_bytes())
+            || inside.is_ok_and(|inside| is_out_dir(view, inside))
+    };
+    let beside = searches
+        .filter(|search| search.kind == SearchKind::Dependency && !is_generated(&search.path));
     scope.known.extend(beside.map(|search| bytes(&search.path)));
     let own = [Some(&invocation.out_dir), invocation.incremental.as_ref()];
     scope.own = own.into_iter().flatten().map(|path| bytes(path)).collect();

@@ -17,6 +17,7 @@ use wrapper::roots::Roots;
 use super::super::Service;
 use super::super::files::{Limits, changed_at};
 use super::super::prepare::{Place, locate};
+use super::super::unit_dirs::UnitDirs;
 use crate::fs::{Body, Errno, Node, View};
 
 /// The bits of a mode that copies of a file take over.
@@ -44,6 +45,11 @@ pub struct Site<'a> {
 }
 
 impl Site<'_> {
+    /// The directory of some unit that its environment names.
+    pub(in super::super) fn unit_dirs(&self) -> UnitDirs {
+        UnitDirs::of(self.roots, self.environment)
+    }
+
     pub(super) fn locate(&self, path: &Path) -> Place {
         locate(self.service, self.view, self.roots, self.cwd, path)
     }

@@ -104,6 +104,7 @@ pub fn inputs(
         ways: Ways::new(site.roots, scope, site.environment),
         inputs: Inputs::default(),
     };
+    let unit_dirs = site.unit_dirs();
     let scratch_space = run.scratch_space();
     for (path, uses) in &observed.paths {
         if run.is_scratch(path, *uses)? || path == LOADER_CACHE {
@@ -113,7 +114,7 @@ pub fn inputs(
         if scratch_space.contains(path) && !uses.accesses.contains(Access::Open) {
             continue;
         }
-        if !is_known(path) && !run.is_runtime(path) {
+        if !is_known(path) && !run.is_runtime(path) && !unit_dirs.is_vain_search(path, *uses) {
             run.add(path, *uses)?;
         }
     }

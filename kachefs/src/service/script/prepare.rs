@@ -15,10 +15,14 @@ use super::super::Service;
 use super::super::observed::Site;
 use super::super::prepare::{Refusal, cargo_home, in_view, scope_around, text};
 use super::super::toolchain;
+use super::super::unit_dirs::UnitDirs;
 use crate::fs::{Caller, View};
 
 /// Files that say that a directory is a workspace's root, or a package's.
-const MANIFESTS: [&str; 2] = ["Cargo.lock", "Cargo.toml"];
+const MANIFESTS: [&str; 2] = [LOCK, "Cargo.toml"];
+
+/// What cargo writes at a workspace's root before it runs anything.
+const LOCK: &str = "Cargo.lock";
 
 /// A run before it is known what it reads.
 pub struct Prepared {
@@ -109,6 +113,7 @@ pub(super) fn prepare(
         .child(Ino(request.token.1), &request.script)
         .and_then(|node| view.content_digest(&node))
         .map_err(|_| Refusal::Named("script-unreadable"))?;
+    let unit_dirs = UnitDirs::of(&roots, &request.environment);
     let facts = ScriptInvocation {
         script,
         compiler: compiler.digest,
@@ -116,7 +121,8 @@ pub(super) fn prepare(
         cwd: roots.template(&request.cwd),
         environment: environment::keyed_for_script(&request.environment)
             .into_iter()
-            .map(|(name, value)| (name.to_vec(), roots.template(value)))
+            .map(|(name, value)| (name, unit_dirs.keyed(name, value)))
+            .map(|(name, value)| (name.to_vec(), roots.template(&value)))
             .collect(),
         umask: request.umask,
     };
@@ -155,12 +161,17 @@ fn view_root<'a>(request: &'a ScriptRequest, view: &View) -> Result<&'a str, Ref
 }
 
 /// The workspace a script belongs to: what its target lies in, if that is a workspace and the script
-/// belongs to it or to one of its dependencies; else its package.
+/// belongs to it or to one of its dependencies; else what holds its package and cargo's lock file; else
+/// its package.
 fn workspace_root(view: &Path, cwd: &Path, cargo_home: &Path) -> PathBuf {
+    let is_dependency = cargo_home.is_absolute() && cwd.starts_with(cargo_home);
     let around = view.parent().filter(|parent| {
-        let belongs =
-            cwd.starts_with(parent) || (cargo_home.is_absolute() && cwd.starts_with(cargo_home));
+        let belongs = cwd.starts_with(parent) || is_dependency;
         belongs && MANIFESTS.iter().any(|name| parent.join(name).is_file())
     });
-    around.unwrap_or(cwd).to_owned()
+    let locked = || {
+        let mut above = cwd.ancestors().take_while(|_| !is_dependency);
+        above.find(|above| above.join(LOCK).is_file())
+    };
+    around.or_else(locked).unwrap_or(cwd).to_owned()
 }
