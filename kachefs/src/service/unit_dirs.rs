@@ -32,8 +32,13 @@ const FOR_PROCESSORS: &[&str] = &[
     std::env::consts::ARCH,
 ];
 
-/// The directory of whichever unit.
-pub(super) struct UnitDirs(Option<PathBuf>);
+/// Directories cargo makes and names, whatever is built.
+pub(super) struct UnitDirs {
+    /// The directory of whichever unit.
+    unit: Option<PathBuf>,
+    /// The profile's in the target, which cargo makes sooner or later.
+    profile: Option<PathBuf>,
+}
 
 impl UnitDirs {
     /// The one that this environment names: for programs behind the profile's directory, for compilers
@@ -57,13 +62,24 @@ impl UnitDirs {
             let inside = unit.strip_prefix(profile);
             in_place && once && profile.starts_with(view) && inside.is_ok_and(is_units)
         };
-        let found = (0..named.len()).find(is_some_unit);
-        Self(found.map(|at| named[at].to_owned()))
+        let unit = (0..named.len()).find(is_some_unit);
+        let is_deps = |at: &usize| {
+            let (before, deps) = (named[at - 1], named[*at]);
+            deps.starts_with(view)
+                && deps.ends_with("deps")
+                && deps.parent().and_then(Path::file_name) == before.file_name()
+        };
+        let profile = unit.or_else(|| (1..named.len()).find(is_deps));
+        let before = profile.and_then(|at| at.checked_sub(1));
+        Self {
+            unit: unit.map(|at| named[at].to_owned()),
+            profile: before.map(|at| named[at].to_owned()),
+        }
     }
 
     /// The value of a variable as it counts.
     pub(super) fn keyed(&self, name: &[u8], value: &[u8]) -> Vec<u8> {
-        let Some(unit) = self.0.as_ref().filter(|_| name == LIBRARY_PATH) else {
+        let Some(unit) = self.unit.as_ref().filter(|_| name == LIBRARY_PATH) else {
             return value.to_vec();
         };
         let counting = |entry| {
@@ -77,16 +93,25 @@ impl UnitDirs {
         entries.join(&b':')
     }
 
+    /// Whether a path is that of the profile's directory, wherever it lies.
+    pub(super) fn is_profiles(&self, path: &Path) -> bool {
+        self.profile.as_deref() == Some(path)
+    }
+
     /// Whether what was done at a path is the loader's search for libraries that are not there.
     pub(super) fn is_vain_search(&self, path: &Path, uses: Uses) -> bool {
-        let Some(unit) = &self.0 else {
+        let opened = uses.accesses.contains(Access::Open);
+        if self.is_profiles(path) {
+            return !opened;
+        }
+        let Some(unit) = &self.unit else {
             return false;
         };
         let Ok(inside) = path.strip_prefix(unit) else {
             return false;
         };
         if inside.as_os_str().is_empty() {
-            return !uses.accesses.contains(Access::Open);
+            return !opened;
         }
         uses.absent && is_library(inside)
     }

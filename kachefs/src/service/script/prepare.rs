@@ -98,10 +98,12 @@ pub(super) fn prepare(
 
     // Cargo tells which compiler it uses; scripts ask it what it can do, or have it compile.
     let compiler = variable(b"RUSTC").ok_or(Refusal::Named("unknown-compiler"))?;
+    let unit_dirs = UnitDirs::of(&roots, &request.environment);
     let asking = toolchain::Caller {
         environment: &request.environment,
         cwd: &cwd,
-        in_view: &|path| in_view(service, &roots, path),
+        // What cargo builds is lent to nobody: who uses it is seen to.
+        in_view: &|path| in_view(service, &roots, path) || unit_dirs.is_profiles(path),
     };
     let target = variable(b"TARGET").and_then(|target| std::str::from_utf8(target).ok());
     let compiler = service
@@ -113,7 +115,6 @@ pub(super) fn prepare(
         .child(Ino(request.token.1), &request.script)
         .and_then(|node| view.content_digest(&node))
         .map_err(|_| Refusal::Named("script-unreadable"))?;
-    let unit_dirs = UnitDirs::of(&roots, &request.environment);
     let facts = ScriptInvocation {
         script,
         compiler: compiler.digest,

@@ -210,6 +210,10 @@ pub(super) fn record(
         .view
         .commit_origin(batch, &taken.nodes, stored_under)?;
     tracing::debug!(package = prepared.package, ?bound, "build script stored");
+    for observation in record.observed.iter().flatten() {
+        let path = String::from_utf8_lossy(&observation.path);
+        tracing::trace!(look = ?observation.look, %path, "observed");
+    }
     Ok(Recorded {
         key,
         seen: now,
