@@ -140,10 +140,7 @@ impl Service {
         asked: &Asked,
         prepare: impl FnOnce() -> Result<P, Refusal>,
     ) -> Result<Option<P>, ProtocolError> {
-        let pulse = Pulse::start(stream)?;
-        let prepared = prepare();
-        pulse.stop();
-        match prepared {
+        match Pulse::during(stream, prepare)? {
             Ok(prepared) => Ok(Some(prepared)),
             Err(refusal) => {
                 self.refused(&refusal, asked);
@@ -465,6 +462,14 @@ impl Recording {
 struct Pulse(Arc<(Mutex<bool>, Condvar)>, JoinHandle<()>);
 
 impl Pulse {
+    /// Does what may take its time.
+    fn during<R>(stream: &UnixStream, work: impl FnOnce() -> R) -> io::Result<R> {
+        let pulse = Self::start(stream)?;
+        let result = work();
+        pulse.stop();
+        Ok(result)
+    }
+
     fn start(stream: &UnixStream) -> io::Result<Self> {
         let stream = stream.try_clone()?;
         let stopped = Arc::new((Mutex::new(false), Condvar::new()));

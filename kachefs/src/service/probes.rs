@@ -19,9 +19,9 @@ use wrapper::environment;
 use wrapper::protocol::{self, Decision, Outcome, ProbeRequest, ProtocolError, Run};
 use wrapper::trace::Scope;
 
-use super::Service;
 use super::prepare::cpu;
 use super::toolchain::Caller;
+use super::{Pulse, Service};
 
 /// How many answers are kept: a few for each compiler and set of flags.
 const ANSWERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -41,7 +41,7 @@ impl Default for Probes {
 impl Service {
     /// Answers a question, or has the compiler asked and remembers what it says.
     pub fn probe(&self, stream: &UnixStream, request: &ProbeRequest) -> Result<(), ProtocolError> {
-        let Some(asked) = self.prepared(stream, || Ok(self.asked(request)))?.flatten() else {
+        let Some(asked) = Pulse::during(stream, || self.asked(request))? else {
             return protocol::send(stream, &Decision::Plain);
         };
         let known = self.probes.0.lock().get(&asked).map(Arc::clone);

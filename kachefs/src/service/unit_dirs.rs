@@ -184,7 +184,7 @@ mod tests {
     fn only_what_the_loader_misses_says_nothing() {
         let unit = Path::new("/t/debug/build/a/0123456789abcdef/out");
         let is_vain = |name: &str, absent| {
-            let accesses = Default::default();
+            let accesses = wrapper::trace::Accesses::default();
             of(VALUE).is_vain_search(&unit.join(name), Uses { accesses, absent })
         };
         assert!(is_vain("libc.so.6", true));
