@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use store::StoreDir;
 
 use crate::artifacts;
+use crate::drivers;
 use crate::launcher;
 use crate::managed;
 use crate::probe;
@@ -255,10 +256,12 @@ pub(crate) fn become_compiler(argv: &[OsString]) -> ExitCode {
 /// Runs the compiler, streaming what it says, and reports how it went.
 fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
     let command = || {
-        let mut command = Command::new(&argv[0]);
+        let (programs, arguments) = argv.split_at(drivers::programs(argv));
+        let mut command = Command::new(&programs[0]);
         command
+            .args(&programs[1..])
             .args(run.arguments.iter().map(|arg| OsStr::from_bytes(arg)))
-            .args(&argv[1..]);
+            .args(arguments);
         for name in &run.remove_environment {
             command.env_remove(OsStr::from_bytes(name));
         }

@@ -6,11 +6,12 @@
 
 use store::{ActionKey, Digest, Hasher, InvocationDigest, Observation, Root, RootSet};
 
+use crate::mode::Mode;
 use crate::roots::Roots;
 
 /// Grows with every change of what is hashed below, and of what counts as an input or binds a result
 /// to its paths: what was stored under a weaker key is never met again.
-const KEY_FORMAT: u64 = 3;
+const KEY_FORMAT: u64 = 4;
 
 /// What is known of an action before a source is read. Texts are templates.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ pub struct Invocation {
     pub source: Vec<u8>,
     /// Whether the working directory is remapped; packages below `$CARGO_HOME` do without.
     pub remaps_cwd: bool,
+    /// How far its results travel.
+    pub mode: Mode,
 }
 
 impl Invocation {
@@ -40,7 +43,9 @@ impl Invocation {
                 None => hasher.number(0),
             };
         }
-        hasher.number(u64::from(self.remaps_cwd));
+        hasher
+            .number(u64::from(self.remaps_cwd))
+            .number(self.mode as u64);
         hasher
             .field(&self.source)
             .number(self.arguments.len() as u64);
@@ -66,6 +71,8 @@ pub struct ScriptInvocation {
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
     /// The mask its files are made with.
     pub umask: u32,
+    /// How far its results travel.
+    pub mode: Mode,
 }
 
 impl ScriptInvocation {
@@ -77,6 +84,7 @@ impl ScriptInvocation {
             .digest(&self.script)
             .digest(&self.compiler)
             .number(self.umask.into())
+            .number(self.mode as u64)
             .field(&self.cwd)
             .number(self.arguments.len() as u64);
         for argument in &self.arguments {
@@ -239,6 +247,7 @@ mod tests {
             arguments: vec![b"--crate-name=a".to_vec()],
             source: b"src/lib.rs".to_vec(),
             remaps_cwd: true,
+            mode: Mode::Portable,
         }
     }
 
@@ -315,6 +324,14 @@ mod tests {
         add(
             &Invocation {
                 remaps_cwd: false,
+                ..i.clone()
+            },
+            &d,
+            &s,
+        );
+        add(
+            &Invocation {
+                mode: Mode::Exact,
                 ..i.clone()
             },
             &d,

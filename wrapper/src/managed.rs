@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 use store::managed::mountpoint;
 use store::{Managed, ManagedTarget, StoreDir};
 
+use crate::drivers;
+
 /// How long a mount may take before the build goes on without it.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -41,7 +43,7 @@ pub(crate) struct Unmounted {
 
 /// Whether this is cargo's first question to a compiler it does not know yet.
 pub(crate) fn is_first_question(argv: &[OsString]) -> bool {
-    argv.len() == 2 && argv[1] == "-vV"
+    argv.len() == drivers::programs(argv) + 1 && argv.last().is_some_and(|word| word == "-vV")
 }
 
 /// Mounts the managed targets this build may use and that are not mounted; `serves` tells whether
@@ -240,6 +242,7 @@ mod tests {
     fn only_the_first_question_counts() {
         let argv = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         assert!(is_first_question(&argv("rustc -vV")));
+        assert!(is_first_question(&argv("clippy-driver /bin/rustc -vV")));
         assert!(!is_first_question(&argv("rustc -vV --print cfg")));
         assert!(!is_first_question(&argv("rustc --version")));
         assert!(!is_first_question(&argv("rustc")));

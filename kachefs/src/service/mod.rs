@@ -5,11 +5,13 @@
 //! origins, `flight` keeps two processes from compiling the same.
 
 pub mod builds;
+mod clippy;
 mod externs;
 pub mod files;
 pub mod flight;
 pub mod hit_cost;
 pub mod lookup;
+mod mode;
 mod named;
 mod observed;
 mod out_dir;
@@ -347,7 +349,7 @@ impl Service {
 }
 
 fn run_of(prepared: &Prepared) -> Run {
-    let remaps = prepared.roots.remaps();
+    let remaps = prepared.remaps();
     Run {
         arguments: remaps
             .iter()

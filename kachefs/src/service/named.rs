@@ -8,6 +8,7 @@ use store::{Digest, Hasher, Kind};
 use wrapper::args::{self, SearchKind};
 
 use super::Service;
+use super::clippy;
 use super::files::is_system;
 use super::prepare::{Place, Prepared, Refusal};
 use crate::fs::{Body, Errno, Node, View};
@@ -77,6 +78,12 @@ pub(super) fn named_digests(
         refuse_linker_script(&place)?;
         refuse_library_scripts(&place, &[])?;
         add(&path, false)?;
+    }
+    if prepared.is_clippy {
+        let (environment, cwd, roots) = (&prepared.environment, &prepared.cwd, &prepared.roots);
+        let found = clippy::configuration(&service.files, environment, cwd, roots)
+            .map_err(|_| Refusal::Named("named-input-unreadable"))?;
+        named.push((b"clippy.toml".to_vec(), found.digest));
     }
     Ok(named)
 }

@@ -13,14 +13,17 @@ use std::sync::Arc;
 
 use store::{Digest, Hasher, Ino, InvocationDigest, Origin, Root, RootSet, Timestamp};
 use wrapper::args::{self, SearchKind, Uncacheable};
+use wrapper::drivers;
 use wrapper::environment;
 use wrapper::key::{self, Dependencies};
+use wrapper::mode::Mode;
 use wrapper::protocol::CompileRequest;
 use wrapper::roots::Roots;
 use wrapper::trace::Scope;
 
 use super::Service;
 use super::externs::{Externs, closure_digests};
+use super::mode;
 use super::named::{
     chooses_linker_script, named_digests, refuse_library_scripts, searches_elsewhere,
 };
@@ -31,6 +34,9 @@ use super::toolchain::{self, Compiler, Linker, Tools};
 use super::unit_dirs::is_out_dir;
 use super::units::UnderWay;
 use crate::fs::{Caller, View};
+
+/// What `cargo fix` gives compilers whose suggestions it applies to the sources.
+const FIXING: &[u8] = b"__CARGO_FIX_PLZ";
 
 /// Why an action is not cached.
 #[derive(Debug)]
@@ -98,8 +104,12 @@ pub struct Prepared {
     pub scope: Scope,
     /// Whether the package's compile may run proc macros or an unknown compiler.
     opaque: bool,
-    /// The compiler as cargo called it.
-    program: PathBuf,
+    /// Whether it is clippy that runs.
+    pub is_clippy: bool,
+    /// How far the result travels.
+    pub mode: Mode,
+    /// The compiler as cargo called it, behind its driver if it has one.
+    programs: Vec<PathBuf>,
     /// Digests of compiler and linker.
     tools: (Digest, Option<Digest>),
     /// Where the linker looks for libraries: as it names the directories, and as they are.
@@ -118,6 +128,19 @@ impl Prepared {
     /// Where a path given to this compiler leads.
     pub fn locate(&self, service: &Service, path: &Path) -> Place {
         locate(service, &self.view, &self.roots, &self.cwd, path)
+    }
+
+    /// Whether a path is that of clippy's driver or of what it stands for: the key holds them.
+    pub fn is_driver(&self, path: &Path) -> bool {
+        self.is_clippy && self.programs.iter().any(|program| program == path)
+    }
+
+    /// Paths to remap, and to what.
+    pub fn remaps(&self) -> Vec<(&str, &'static str)> {
+        match self.mode {
+            Mode::Portable => self.roots.remaps(),
+            Mode::Exact => Vec::new(),
+        }
     }
 
     /// Where the action runs.
@@ -201,12 +224,16 @@ pub fn prepare(
         .iter()
         .map(|arg| text(arg).map(str::to_owned))
         .collect::<Result<_, _>>()?;
-    let (compiler, arguments) = argv.split_first().ok_or(Refusal::Named("not-a-compile"))?;
-    if arguments
-        .first()
-        .is_some_and(|first| first.ends_with("rustc") && !first.starts_with('-'))
-    {
+    let (programs, arguments) = argv
+        .split_at_checked(drivers::programs(&argv))
+        .ok_or(Refusal::Named("not-a-compile"))?;
+    let programs: Vec<PathBuf> = programs.iter().map(PathBuf::from).collect();
+    let is_clippy = programs.len() > 1 && drivers::is_clippy(&programs[0]);
+    if programs.len() > 1 && !is_clippy {
         return Err(Refusal::Named("workspace-wrapper"));
+    }
+    if environment::value(&request.environment, FIXING).is_some() {
+        return Err(Refusal::Named("cargo-fix"));
     }
     let cwd = PathBuf::from(text(&request.cwd)?);
     let invocation = args::parse(arguments, &cwd).map_err(Refusal::Arguments)?;
@@ -232,9 +259,13 @@ pub fn prepare(
     let out_dir = Ino(request.token.1);
     let roots = find_roots(request, &invocation, &view, out_dir, &cwd)?;
 
+    let around = mode::around(roots.path(Root::View));
+    let configured = [around, &cwd, service.storage.dir.root()];
+    let mode = mode::mode(&request.environment, &configured)?;
+
     let tools = find_tools(
         service,
-        Path::new(compiler),
+        &programs,
         &invocation,
         &view,
         &roots,
@@ -257,10 +288,12 @@ pub fn prepare(
             .collect(),
         source: roots.template(invocation.source.as_os_str().as_bytes()),
         remaps_cwd: !roots.in_cargo_home(),
+        mode,
     };
 
     let externs = Externs::collect(service, &invocation, &view, &roots, &cwd)?;
     let opaque = externs.proc_macro
+        || is_clippy
         || tools.compiler.behind_shim
         || tools.linker.as_ref().is_some_and(|linker| linker.is_script);
     let scrubbed = if opaque {
@@ -327,7 +360,9 @@ pub fn prepare(
         under_way,
         hidden_roots,
         opaque,
-        program: PathBuf::from(compiler),
+        programs,
+        is_clippy,
+        mode,
         tools: (compiler_digest, linker_digest),
         linker_search: tools.linker.iter().flat_map(search_directories).collect(),
     };
@@ -410,7 +445,7 @@ pub(super) fn in_view(service: &Service, roots: &Roots, path: &Path) -> bool {
 /// The compiler, and the linker if one will run.
 fn find_tools(
     service: &Service,
-    program: &Path,
+    programs: &[PathBuf],
     invocation: &args::Invocation,
     view: &Arc<View>,
     roots: &Roots,
@@ -425,7 +460,7 @@ fn find_tools(
     let toolchains = &service.toolchains;
     let (sysroot, target) = (invocation.sysroot.as_deref(), invocation.target.as_deref());
     let compiler = toolchains
-        .compiler(program, sysroot, target, &caller)
+        .compiler_behind(programs, sysroot, target, &caller)
         .map_err(|_| Refusal::Named("unknown-compiler"))?;
     let linker = invocation
         .runs_linker()
@@ -444,7 +479,7 @@ fn find_tools(
 pub fn same_tools(service: &Service, before: &Prepared) -> bool {
     find_tools(
         service,
-        &before.program,
+        &before.programs,
         &before.invocation,
         &before.view,
         &before.roots,

@@ -20,10 +20,12 @@ use wrapper::artifacts;
 use wrapper::depinfo::{self, DepInfo};
 use wrapper::environment;
 use wrapper::key::{self, Sources};
+use wrapper::mode::Mode;
 use wrapper::protocol::{Outcome, Verdict};
 use wrapper::roots::Roots;
 
 use super::Service;
+use super::clippy;
 use super::files::changed_at;
 use super::lookup::{current_sources, module_twin};
 use super::observed::{self, Inputs, Program, Untold};
@@ -62,6 +64,9 @@ pub enum NotStored {
     /// What it was seen to do does not tell what it made.
     #[error(transparent)]
     Untold(#[from] Untold),
+    /// What clippy reads is known only from watching it.
+    #[error("clippy could not be watched")]
+    Unwatched,
     /// What an unwatched compiler may have read cannot be keyed.
     #[error("not watched, and its package is not keyed: {0:?}")]
     Package(Refusal),
@@ -236,7 +241,7 @@ pub fn record(
     bound.extend(taken.roots);
     bound.extend(prepared.hidden_roots);
     bound.extend(inputs.map(|inputs| inputs.bound).unwrap_or_default());
-    if !roots.is_plain() {
+    if !roots.is_plain() || prepared.mode == Mode::Exact {
         bound = RootSet::all();
     }
     let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
@@ -308,6 +313,9 @@ fn seen(
     started: Timestamp,
 ) -> Result<Option<Inputs>, NotStored> {
     let Some(observed) = &outcome.observed else {
+        if prepared.is_clippy {
+            return Err(NotStored::Unwatched);
+        }
         let (_, changed) = prepared.package(service).map_err(NotStored::Package)?;
         return if changed < started {
             Ok(None)
@@ -320,11 +328,28 @@ fn seen(
         .iter()
         .map(|path| prepared.cwd.join(path))
         .collect();
-    let is_known = |path: &Path| sources.contains(path) || prepared.linker_knows(path);
+    let configured = clippy_places(service, prepared)?;
+    let is_known = |path: &Path| {
+        sources.contains(path)
+            || configured.iter().any(|place| place == path)
+            || prepared.is_driver(path)
+            || prepared.linker_knows(path)
+    };
     let site = prepared.site(service);
     let scope = &prepared.scope;
     let inputs = observed::inputs(site, observed, scope, Program::Compiler, started, &is_known)?;
     Ok(Some(inputs))
+}
+
+/// Where clippy looks for its configuration; nothing where it does not run.
+fn clippy_places(service: &Service, prepared: &Prepared) -> Result<Vec<PathBuf>, NotStored> {
+    if !prepared.is_clippy {
+        return Ok(Vec::new());
+    }
+    let (environment, cwd, roots) = (&prepared.environment, &prepared.cwd, &prepared.roots);
+    clippy::configuration(&service.files, environment, cwd, roots)
+        .map(|found| found.places)
+        .map_err(|_| NotStored::Changed("clippy's configuration".into()))
 }
 
 fn input_record(prepared: &Prepared, info: &DepInfo, inputs: Option<&Inputs>) -> InputRecord {

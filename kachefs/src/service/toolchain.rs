@@ -177,6 +177,28 @@ impl Toolchains {
         }
     }
 
+    /// The identity of a compiler and of the driver that stands before it, if one does.
+    pub fn compiler_behind(
+        &self,
+        programs: &[PathBuf],
+        sysroot: Option<&Path>,
+        target: Option<&str>,
+        caller: &Caller,
+    ) -> io::Result<Compiler> {
+        let (first, others) = programs
+            .split_first()
+            .ok_or_else(|| io::Error::other("no compiler"))?;
+        let mut compiler = self.compiler(first, sysroot, target, caller)?;
+        for other in others {
+            let other = self.compiler(other, sysroot, target, caller)?;
+            let mut hasher = Hasher::new("kachefs driver");
+            hasher.digest(&compiler.digest).digest(&other.digest);
+            compiler.digest = hasher.finish();
+            compiler.behind_shim |= other.behind_shim;
+        }
+        Ok(compiler)
+    }
+
     /// The identity of the compiler cargo calls as `program`, for `target` (`None`: the host).
     pub fn compiler(
         &self,
@@ -221,6 +243,10 @@ impl Toolchains {
         for root in &roots {
             self.add_directory(&mut hasher, &root.join("lib"))?;
             self.add_file(&mut hasher, &root.join("bin/rustc"))?;
+            // What a proxy of another name leads to.
+            if let Some(name) = named.file_name() {
+                self.add_file(&mut hasher, &root.join("bin").join(name))?;
+            }
         }
         let mut scope = Scope::default();
         for root in roots.iter().map(PathBuf::as_path).chain(sysroot) {

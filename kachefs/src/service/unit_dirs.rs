@@ -150,6 +150,8 @@ pub(super) fn is_out_dir(view: &View, inside: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use wrapper::trace::Accesses;
+
     use super::*;
 
     const VALUE: &[u8] = b"/t/debug:/t/debug/build/a/0123456789abcdef/out:/lib";
@@ -184,7 +186,7 @@ mod tests {
     fn only_what_the_loader_misses_says_nothing() {
         let unit = Path::new("/t/debug/build/a/0123456789abcdef/out");
         let is_vain = |name: &str, absent| {
-            let accesses = wrapper::trace::Accesses::default();
+            let accesses = Accesses::default();
             of(VALUE).is_vain_search(&unit.join(name), Uses { accesses, absent })
         };
         assert!(is_vain("libc.so.6", true));

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use store::{Ino, InvocationDigest, Kind, ViewId};
 use wrapper::environment;
 use wrapper::key::ScriptInvocation;
+use wrapper::mode::Mode;
 use wrapper::protocol::ScriptRequest;
 use wrapper::roots::Roots;
 use wrapper::trace::Scope;
 
 use super::super::Service;
+use super::super::mode;
 use super::super::observed::Site;
 use super::super::prepare::{Refusal, cargo_home, in_view, scope_around, text};
 use super::super::toolchain;
@@ -42,6 +44,8 @@ pub struct Prepared {
     pub(in crate::service) environment: Vec<(Vec<u8>, Vec<u8>)>,
     /// Working directory: the package's.
     pub(in crate::service) cwd: PathBuf,
+    /// How far the result travels.
+    pub(in crate::service) mode: Mode,
     /// Who asks.
     pub(in crate::service) caller: Caller,
     /// What it need not be watched at.
@@ -98,6 +102,9 @@ pub(super) fn prepare(
 
     // Cargo tells which compiler it uses; scripts ask it what it can do, or have it compile.
     let compiler = variable(b"RUSTC").ok_or(Refusal::Named("unknown-compiler"))?;
+    let around = mode::around(view_path);
+    let configured = [around, workspace.as_path(), service.storage.dir.root()];
+    let mode = mode::mode(&request.environment, &configured)?;
     let unit_dirs = UnitDirs::of(&roots, &request.environment);
     let asking = toolchain::Caller {
         environment: &request.environment,
@@ -126,6 +133,7 @@ pub(super) fn prepare(
             .map(|(name, value)| (name.to_vec(), roots.template(&value)))
             .collect(),
         umask: request.umask,
+        mode,
     };
     let mut scope = scope_around(&compiler, &roots);
     scope.own.push(out_dir.to_vec());
@@ -141,6 +149,7 @@ pub(super) fn prepare(
         view,
         roots,
         cwd,
+        mode,
     })
 }
 

@@ -14,6 +14,7 @@ use store::{
 };
 use wrapper::artifacts;
 use wrapper::key;
+use wrapper::mode::Mode;
 use wrapper::protocol::Outcome;
 
 use super::super::Service;
@@ -162,7 +163,7 @@ pub(super) fn record(
     let (stdout, stderr) = (template(&outcome.stdout), template(&outcome.stderr));
     let taken = take_tree(prepared, held, &mut template)?;
     bound.extend(taken.roots);
-    if !roots.is_plain() {
+    if !roots.is_plain() || prepared.mode == Mode::Exact {
         bound = RootSet::all();
     }
     let now = lookup::look_again(site, &observations)
