@@ -11,6 +11,14 @@ use harness::flip::{Case, Noticed, State, lists, macro_package, macro_user};
 use harness::messages::Messages;
 use harness::{Cmd, Must, Project, Sandbox, Tree, samples, tree};
 
+/// Which directories are views.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Views {
+    Target,
+    Build,
+    Both,
+}
+
 /// Where cargo builds, and which of those directories are views.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
@@ -18,25 +26,20 @@ struct Layout {
     new: bool,
     /// The build directory lies outside the target.
     apart: bool,
-    /// The target is a view.
-    target: bool,
-    /// The build directory is a view, if it lies outside.
-    build: bool,
+    views: Views,
 }
 
 const TODAY: Layout = Layout {
     new: false,
     apart: false,
-    target: true,
-    build: false,
+    views: Views::Target,
 };
 
 const NEW: Layout = Layout { new: true, ..TODAY };
 
 const BUILD_APART: Layout = Layout {
     apart: true,
-    target: false,
-    build: true,
+    views: Views::Build,
     ..TODAY
 };
 
@@ -50,8 +53,8 @@ impl Layout {
     }
 
     fn views(self, project: &Project) -> Vec<PathBuf> {
-        let target = self.target.then(|| project.target());
-        let build = (self.apart && self.build).then(|| self.build_dir(project));
+        let target = (self.views != Views::Build).then(|| project.target());
+        let build = (self.views != Views::Target).then(|| self.build_dir(project));
         target.into_iter().chain(build).collect()
     }
 
@@ -227,7 +230,7 @@ fn a_build_directory_outside_the_target_is_cleaned() {
 #[test]
 fn views_on_target_and_build_directory() {
     let both = Layout {
-        target: true,
+        views: Views::Both,
         ..BUILD_APART
     };
     second_build_hits(both);
@@ -238,8 +241,7 @@ fn views_on_target_and_build_directory() {
 #[test]
 fn a_view_on_the_target_alone_is_a_plain_build() {
     let layout = Layout {
-        target: true,
-        build: false,
+        views: Views::Target,
         ..BUILD_APART
     };
     let sandbox = Sandbox::new();
