@@ -2,9 +2,10 @@
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
 //! `holders` says who uses a mount, `service` answers compilers, `explain` says why they ran, `daemon` holds all of it
-//! together, `damage` says what was wrong with a store, `keeper` starts the daemon and keeps its mounts when it dies, and `commands` is what a
+//! together, `damage` says what was wrong with a store, `archive` what an rlib holds, `keeper` starts the daemon and keeps its mounts when it dies, and `commands` is what a
 //! person types. The binary in `main.rs` only parses arguments.
 
+mod archive;
 pub mod clock;
 pub mod commands;
 pub mod daemon;

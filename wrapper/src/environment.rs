@@ -160,6 +160,11 @@ pub fn keyed_for_script(environment: &Environment) -> Vec<(&[u8], &[u8])> {
     keyed
 }
 
+/// Whether a variable names the jobserver.
+pub fn is_jobserver(name: &[u8]) -> bool {
+    is_any(name, UNKEYED)
+}
+
 /// Whether a linker would write files nobody announces.
 pub fn makes_linkers_write(environment: &Environment) -> bool {
     environment

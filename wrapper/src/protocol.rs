@@ -177,6 +177,13 @@ pub enum Control {
         /// Mountpoints, canonical.
         targets: Vec<Vec<u8>>,
     },
+    /// How compiles of the last build that hit can be made again.
+    PlanVerify {
+        /// Mountpoints, canonical.
+        targets: Vec<Vec<u8>>,
+        /// How many, chosen at random; `None` for all.
+        sample: Option<u64>,
+    },
     /// Unmount everything and exit; the next daemon mounts it again.
     Stop,
 }
@@ -194,6 +201,73 @@ pub enum Answer {
     Stats(String),
     /// What was asked about the last build, as JSON text.
     Report(String),
+    /// What to make again.
+    Plan(Plan),
+}
+
+/// Compiles to be made again.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Where the view is mounted.
+    pub view: String,
+    /// Which build it was.
+    pub build: u64,
+    /// How many compiles hit in it.
+    pub hits: u64,
+    /// The compiles.
+    pub compiles: Vec<PlannedCompile>,
+    /// Those that cannot be compared.
+    pub skipped: Vec<Skipped>,
+}
+
+/// One compile to be made again.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PlannedCompile {
+    /// What it makes.
+    pub unit: PlannedUnit,
+    /// The compiler.
+    pub program: Vec<u8>,
+    /// Its arguments, with the directories cargo chose.
+    pub arguments: Vec<Vec<u8>>,
+    /// Its environment.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Its working directory.
+    pub cwd: Vec<u8>,
+    /// What was served.
+    pub files: Vec<PlannedFile>,
+}
+
+/// A file that was served.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PlannedFile {
+    /// Its name in the out-dir.
+    pub name: String,
+    /// What it holds.
+    pub digest: store::Digest,
+    /// Its length.
+    pub size: u64,
+}
+
+/// A compile that hit, but cannot be compared.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Skipped {
+    /// What it makes.
+    pub unit: PlannedUnit,
+    /// Why.
+    pub why: String,
+}
+
+/// What a compile makes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlannedUnit {
+    /// The package.
+    pub package: String,
+    /// Its version.
+    pub version: String,
+    /// The crate.
+    pub crate_name: String,
+    /// What is made of it.
+    pub kind: String,
 }
 
 /// Sent instead of any expected message when the conversation cannot go on.

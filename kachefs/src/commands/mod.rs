@@ -9,6 +9,7 @@ mod last_build;
 mod mount;
 mod stats;
 mod unmount;
+mod verify;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,8 @@ enum Command {
     Stats(stats::Stats),
     /// Show why the last build compiled what it did
     Explain(explain::Explain),
+    /// Compile some of the last build's hits again, and compare
+    Verify(verify::Verify),
     /// Look after the daemon
     Daemon(daemon::Daemon),
     /// Check that everything kachefs needs is there
@@ -59,6 +62,7 @@ impl Cli {
             Command::Unmount(command) => command.run(&store),
             Command::Stats(command) => command.run(&store),
             Command::Explain(command) => command.run(&store),
+            Command::Verify(command) => command.run(&store),
             Command::Daemon(command) => command.run(&store),
             Command::Doctor(command) => command.run(&store),
         }

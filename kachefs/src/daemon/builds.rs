@@ -7,12 +7,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use store::Digest;
 use store::builds::{LoggedAction, LoggedEnd};
+use wrapper::protocol::Plan;
 
 use super::Daemon;
 use super::stats::HitCostStats;
+use crate::clock;
 use crate::explain::report::{Build, UnitName};
 use crate::explain::{self, Logged};
+use crate::fs::Caller;
 use crate::service::builds::SCRIPT_RUN;
 use crate::service::hit_cost::percentiles_of;
 
@@ -110,6 +114,43 @@ pub fn explain(daemon: &Daemon, targets: &[PathBuf]) -> Result<String> {
 pub fn last_build(daemon: &Daemon, targets: &[PathBuf]) -> Result<String> {
     let logged = logged(daemon, targets)?;
     Ok(serde_json::to_string_pretty(&summary(&logged))?)
+}
+
+/// How the compiles of the last build that hit can be made again: all, or as many of them by chance.
+pub fn plan(
+    daemon: &Daemon,
+    targets: &[PathBuf],
+    sample: Option<u64>,
+    caller: Caller,
+) -> Result<Plan> {
+    let logged = logged(daemon, targets)?;
+    let index = &daemon.storage.index;
+    let mut requests = index.build_requests(logged.id, logged.build)?;
+    if requests.is_empty() {
+        bail!("nothing hit in the last build of {}", logged.view);
+    }
+    let mut plan = Plan {
+        view: logged.view,
+        build: logged.build.0,
+        hits: requests.len() as u64,
+        compiles: Vec::new(),
+        skipped: Vec::new(),
+    };
+    if let Some(sample) = sample {
+        let chance = clock::now_ms().to_le_bytes();
+        requests.sort_by_cached_key(|kept| {
+            let key = kept.key.0;
+            Digest::of(&[key.as_bytes().as_slice(), &chance].concat())
+        });
+        requests.truncate(usize::try_from(sample)?);
+    }
+    for kept in &requests {
+        match daemon.service.plan(kept, caller) {
+            Ok(compile) => plan.compiles.push(compile),
+            Err(skipped) => plan.skipped.push(skipped),
+        }
+    }
+    Ok(plan)
 }
 
 fn summary(logged: &Logged) -> LastBuild {

@@ -35,6 +35,7 @@ pub fn ask(dir: &StoreDir, control: Control) -> Result<Option<Answer>> {
             | Control::Stats { .. }
             | Control::Explain { .. }
             | Control::LastBuild { .. }
+            | Control::PlanVerify { .. }
     );
     let request = Request::Control(control);
     let deadline = Instant::now() + START;

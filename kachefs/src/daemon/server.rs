@@ -90,7 +90,7 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
         Request::Compile(request) => daemon.service.compile(stream, request, caller),
         Request::Script(request) => daemon.service.script(stream, &request, caller),
         Request::Probe(request) => daemon.service.probe(stream, &request),
-        Request::Control(control) => control_answer(daemon, stream, control, ended),
+        Request::Control(control) => control_answer(daemon, stream, control, caller, ended),
     }
 }
 
@@ -110,6 +110,7 @@ fn control_answer(
     daemon: &Daemon,
     stream: &UnixStream,
     control: Control,
+    caller: Caller,
     ended: &AtomicBool,
 ) -> Result<(), ProtocolError> {
     // Mounting imports, unmounting waits for the last results: both may take their time.
@@ -131,6 +132,12 @@ fn control_answer(
         },
         Control::Explain { targets } => report(builds::explain(daemon, &paths(targets))),
         Control::LastBuild { targets } => report(builds::last_build(daemon, &paths(targets))),
+        Control::PlanVerify { targets, sample } => {
+            match builds::plan(daemon, &paths(targets), sample, caller) {
+                Ok(plan) => Answer::Plan(plan),
+                Err(error) => Answer::Failed(format!("{error:#}")),
+            }
+        }
         Control::Stop => stop(daemon, ended),
     };
     protocol::send(stream, &answer)?;

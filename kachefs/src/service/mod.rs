@@ -17,6 +17,7 @@ mod observed;
 mod out_dir;
 mod package;
 mod parts;
+mod plan;
 pub mod prepare;
 mod probes;
 mod programs;

@@ -1,0 +1,65 @@
+//! How the compiles of the last build that hit can be made again, for `kachefs verify`.
+//!
+//! Only a compile that would get the very same result now can be compared with it: each request is
+//! prepared and looked up anew, nothing is bound.
+
+use store::builds::KeptRequest;
+use store::{ActionResult, OutputContent};
+use wrapper::protocol::{CompileRequest, PlannedCompile, PlannedFile, PlannedUnit, Skipped};
+
+use super::prepare::{Prepared, prepare};
+use super::{Service, lookup, run_of};
+use crate::fs::Caller;
+
+impl Service {
+    /// What to run, and what to compare it with; or why not.
+    pub fn plan(&self, kept: &KeptRequest, caller: Caller) -> Result<PlannedCompile, Skipped> {
+        let skip = |why: &str| Skipped {
+            unit: unit_of(kept),
+            why: why.to_owned(),
+        };
+        let request = CompileRequest {
+            token: kept.out_dir,
+            argv: kept.argv.clone(),
+            environment: kept.environment.clone(),
+            cwd: kept.cwd.clone(),
+            umask: kept.umask,
+            parent: 0,
+        };
+        let prepared = prepare(self, &request, caller)
+            .map_err(|_| skip("its inputs are not there any more"))?;
+        match lookup::find(self, &prepared) {
+            Some(found) if found.key == kept.key => Ok(planned(kept, prepared, &found.result)),
+            _ => Err(skip("its inputs changed since the build")),
+        }
+    }
+}
+
+fn planned(kept: &KeptRequest, prepared: Prepared, result: &ActionResult) -> PlannedCompile {
+    let file = |output: &store::Output| match &output.content {
+        OutputContent::Blob { digest, size } => Some(PlannedFile {
+            name: output.name.clone(),
+            digest: *digest,
+            size: *size,
+        }),
+        // Dep-info names the directory it was written for.
+        OutputContent::Template(_) => None,
+    };
+    PlannedCompile {
+        unit: unit_of(kept),
+        program: kept.argv[0].clone(),
+        arguments: [&run_of(&prepared).arguments[..], &kept.argv[1..]].concat(),
+        environment: prepared.environment,
+        cwd: kept.cwd.clone(),
+        files: result.outputs.iter().filter_map(file).collect(),
+    }
+}
+
+fn unit_of(kept: &KeptRequest) -> PlannedUnit {
+    PlannedUnit {
+        package: kept.unit.package.clone(),
+        version: kept.version.clone(),
+        crate_name: kept.unit.crate_name.clone(),
+        kind: kept.unit.kind.clone(),
+    }
+}
