@@ -22,6 +22,10 @@ pub struct Counters {
     pub script_hits: u64,
     /// Build scripts that ran.
     pub script_misses: u64,
+    /// Objects of C compilers answered from the store.
+    pub cc_hits: u64,
+    /// C compiles that ran.
+    pub cc_misses: u64,
     /// Why actions were uncacheable.
     pub reasons: BTreeMap<String, u64>,
     /// Bytes of blobs bound into views by hits.
@@ -55,6 +59,8 @@ impl Counters {
             failed: number("/actions/failed"),
             script_hits: number("/scripts/hits"),
             script_misses: number("/scripts/misses"),
+            cc_hits: number("/cc/hits"),
+            cc_misses: number("/cc/misses"),
             reasons: reasons
                 .iter()
                 .map(|(name, count)| (name.clone(), count.as_u64().must("a reason is a count")))
@@ -110,6 +116,8 @@ impl Sub<&Counters> for Counters {
             failed: less(self.failed, earlier.failed),
             script_hits: less(self.script_hits, earlier.script_hits),
             script_misses: less(self.script_misses, earlier.script_misses),
+            cc_hits: less(self.cc_hits, earlier.cc_hits),
+            cc_misses: less(self.cc_misses, earlier.cc_misses),
             reasons: self
                 .reasons
                 .into_iter()

@@ -88,7 +88,7 @@ impl Sandbox {
             toolchain::copy_to(&sandbox.path("toolchain"));
             path[0] = sandbox.path("toolchain/bin");
             let bin = sandbox.make_dir("bin");
-            for name in ["kachefs", "kachefs-rustc"] {
+            for name in ["kachefs", "kachefs-rustc", "kachefs-cc"] {
                 fs::copy(sandbox.bin_dir.join(name), bin.join(name)).must(name);
             }
             sandbox.bin_dir = bin;

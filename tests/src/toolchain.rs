@@ -38,7 +38,7 @@ pub fn bin_dir() -> PathBuf {
         },
         PathBuf::from,
     );
-    for name in ["kachefs", "kachefs-rustc"] {
+    for name in ["kachefs", "kachefs-rustc", "kachefs-cc"] {
         assert!(
             dir.join(name).is_file(),
             "{} is missing. Run `cargo build` first (with the same profile), or set \

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use store::StoreDir;
 
 use crate::artifacts;
+use crate::cc;
 use crate::drivers;
 use crate::launcher;
 use crate::managed;
@@ -161,6 +162,15 @@ impl Call<'_> {
                 Decision::Wait => {}
                 Decision::Plain => return Ok((self.become_it)()),
                 Decision::Hit { stdout, stderr } => return Ok(replay(&stdout, &stderr)),
+                Decision::WatchedHit {
+                    looked,
+                    wrote,
+                    stdout,
+                    stderr,
+                } => {
+                    cc::act(&looked, &wrote);
+                    return Ok(replay(&stdout, &stderr));
+                }
                 Decision::Run(run) => return Ok((self.run)(&run, &stream)),
             }
         }

@@ -11,7 +11,7 @@ use crate::roots::Roots;
 
 /// Grows with every change of what is hashed below, and of what counts as an input or binds a result
 /// to its paths: what was stored under a weaker key is never met again.
-const KEY_FORMAT: u64 = 4;
+pub(crate) const KEY_FORMAT: u64 = 4;
 
 /// What is known of an action before a source is read. Texts are templates.
 #[derive(Clone, Debug)]
@@ -210,7 +210,7 @@ pub fn action_key(
     ActionKey(hasher.finish())
 }
 
-fn add_observed(hasher: &mut Hasher, observed: &[(Observation, Digest)]) {
+pub(crate) fn add_observed(hasher: &mut Hasher, observed: &[(Observation, Digest)]) {
     hasher.number(observed.len() as u64);
     for (observation, digest) in observed {
         hasher

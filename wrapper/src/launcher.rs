@@ -15,6 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use crate::cc::WATCHED;
 use crate::client::{self, CANNOT_RUN, Call, DISABLE};
 use crate::protocol::{self, Outcome, Request, Run, ScriptRequest, Token, Verdict};
 use crate::run;
@@ -133,10 +134,10 @@ impl Script {
 
     fn run(&self, run: &Run, stream: &UnixStream) -> ExitCode {
         // What a compiler started by the script reads must be seen, which it is not where the compile
-        // hits.
+        // hits. Only `kachefs-cc` sees to that itself.
         let command = || {
             let mut command = self.command();
-            command.env(DISABLE, "1");
+            command.env(DISABLE, "1").env(WATCHED, "1");
             command
         };
         let ended = match run::streamed(command, &run.remaps, &run.scope) {

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use store::Look;
 
 use crate::trace::{Observed, Scope};
 
@@ -31,6 +32,8 @@ pub enum Request {
     Script(ScriptRequest),
     /// A question to a compiler.
     Probe(ProbeRequest),
+    /// A run of a C compiler.
+    Cc(CcRequest),
     /// A command of the `kachefs` binary.
     Control(Control),
 }
@@ -84,6 +87,25 @@ pub struct ScriptRequest {
     pub parent: u32,
 }
 
+/// A run of a C compiler as `kachefs-cc` sees it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CcRequest {
+    /// View and inode of the directory the object goes to, or of `OUT_DIR` where that is in no view.
+    pub token: (u32, u64),
+    /// The path of that directory, absolute.
+    pub directory: Vec<u8>,
+    /// The compiler and its arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// The whole environment.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Working directory.
+    pub cwd: Vec<u8>,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// Whether a build script's watch sees all that this process does.
+    pub watched: bool,
+}
+
 /// What the daemon decides about a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Decision {
@@ -93,6 +115,18 @@ pub enum Decision {
     Plain,
     /// The outputs are in place: replay this and succeed.
     Hit {
+        /// Standard output.
+        stdout: Vec<u8>,
+        /// Standard error.
+        stderr: Vec<u8>,
+    },
+    /// The outputs are in place: do before the watch what the program would have been seen to do,
+    /// then replay this and succeed.
+    WatchedHit {
+        /// Where it looked.
+        looked: Vec<(Look, Vec<u8>)>,
+        /// What it wrote.
+        wrote: Vec<Vec<u8>>,
         /// Standard output.
         stdout: Vec<u8>,
         /// Standard error.

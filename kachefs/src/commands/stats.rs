@@ -65,6 +65,10 @@ fn table(stats: &stats::Stats) -> String {
     let scripts = &stats.scripts;
     let runs = scripts.hits + scripts.misses;
     row("build scripts", format!("{} of {runs} hit", scripts.hits));
+    let objects = stats.cc.hits + stats.cc.misses;
+    if objects > 0 {
+        row("C objects", format!("{} of {objects} hit", stats.cc.hits));
+    }
     row("failed", actions.failed.to_string());
     row("uncacheable", actions.uncacheable.to_string());
     for (reason, count) in &actions.uncacheable_reasons {

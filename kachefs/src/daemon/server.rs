@@ -71,11 +71,18 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
     match protocol::receive(stream)? {
         Request::Compile(request) if !sees_our_files(peer.pid()) => {
             let asked = Asked::compile(&request);
-            daemon.service.refuse(stream, &asked, "other-namespace")
+            daemon
+                .service
+                .refuse(stream, Some(&asked), "other-namespace")
         }
         Request::Script(request) if !sees_our_files(peer.pid()) => {
             let asked = Asked::script(&request);
-            daemon.service.refuse(stream, &asked, "other-namespace")
+            daemon
+                .service
+                .refuse(stream, Some(&asked), "other-namespace")
+        }
+        Request::Cc(_) if !sees_our_files(peer.pid()) => {
+            daemon.service.refuse(stream, None, "other-namespace")
         }
         Request::Probe(_) if !sees_our_files(peer.pid()) => {
             protocol::send(stream, &protocol::Decision::Plain)
@@ -90,6 +97,7 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
         Request::Compile(request) => daemon.service.compile(stream, request, caller),
         Request::Script(request) => daemon.service.script(stream, &request, caller),
         Request::Probe(request) => daemon.service.probe(stream, &request),
+        Request::Cc(request) => daemon.service.cc(stream, &request, caller),
         Request::Control(control) => control_answer(daemon, stream, control, caller, ended),
     }
 }

@@ -25,6 +25,9 @@ pub struct Stats {
     /// Runs of build scripts, over the life of the store.
     #[serde(default)]
     pub scripts: Scripts,
+    /// C compiles, over the life of the store.
+    #[serde(default)]
+    pub cc: CcCompiles,
     /// Bytes, over the life of the store.
     pub bytes: Bytes,
     /// Mounted views.
@@ -81,6 +84,15 @@ pub struct Actions {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Scripts {
     /// Served without running the script.
+    pub hits: u64,
+    /// Ran and succeeded.
+    pub misses: u64,
+}
+
+/// C compiles of build scripts. Those that are not cached count among the uncacheable actions.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct CcCompiles {
+    /// Served without running the compiler.
     pub hits: u64,
     /// Ran and succeeded.
     pub misses: u64,
@@ -182,6 +194,10 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
         scripts: Scripts {
             hits: number(Counter::ScriptHits),
             misses: number(Counter::ScriptMisses),
+        },
+        cc: CcCompiles {
+            hits: number(Counter::CcHits),
+            misses: number(Counter::CcMisses),
         },
         bytes: Bytes {
             referenced: number(Counter::BytesReferenced),

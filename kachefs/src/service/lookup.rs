@@ -175,7 +175,7 @@ pub fn source_digest(service: &Service, prepared: &Prepared, path: &Path) -> Opt
 }
 
 /// Whether every blob of a result is on this disk.
-fn is_whole(service: &Service, result: &ActionResult) -> bool {
+pub(super) fn is_whole(service: &Service, result: &ActionResult) -> bool {
     result.outputs.iter().all(|output| match &output.content {
         OutputContent::Blob { digest, size } => service.storage.cas.has(digest, *size),
         OutputContent::Template(_) => true,

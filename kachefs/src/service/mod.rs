@@ -5,6 +5,7 @@
 //! origins, `flight` keeps two processes from compiling the same.
 
 pub mod builds;
+pub mod cc;
 mod clippy;
 mod externs;
 pub mod files;
@@ -42,6 +43,7 @@ use store::{ActionEntry, ActionKey, Counter, Ino, Timestamp};
 use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
 use self::builds::{Asked, Builds};
+use self::cc::dates::Dates;
 use self::files::FileDigests;
 use self::flight::{Flight, Flights};
 use self::hit_cost::{HitCost, Percentiles, Stopwatch};
@@ -81,6 +83,7 @@ pub struct Service {
     pub builds: Arc<Builds>,
     launchers: Launchers,
     probes: Probes,
+    dates: Dates,
 }
 
 /// Numbers of the results being recorded, so that a daemon about to end can wait for them.
@@ -104,6 +107,7 @@ impl Service {
             hit_cost: HitCost::default(),
             builds: Arc::new(Builds::new(Arc::clone(&storage))),
             launchers: Launchers::new(Arc::clone(&storage)),
+            dates: Dates::default(),
             storage,
             mounts,
             files,
@@ -119,7 +123,7 @@ impl Service {
     ) -> Result<(), ProtocolError> {
         let mut asked = Asked::compile(&request);
         let prepare = || prepare(self, &request, caller);
-        let Some(prepared) = self.prepared(stream, &asked, prepare)? else {
+        let Some(prepared) = self.prepared(stream, Some(&asked), prepare)? else {
             return Ok(());
         };
         let action = Compile {
@@ -140,7 +144,7 @@ impl Service {
     fn prepared<P>(
         &self,
         stream: &UnixStream,
-        asked: &Asked,
+        asked: Option<&Asked>,
         prepare: impl FnOnce() -> Result<P, Refusal>,
     ) -> Result<Option<P>, ProtocolError> {
         match Pulse::during(stream, prepare)? {
@@ -157,7 +161,7 @@ impl Service {
     pub fn refuse(
         &self,
         stream: &UnixStream,
-        asked: &Asked,
+        asked: Option<&Asked>,
         reason: &'static str,
     ) -> Result<(), ProtocolError> {
         self.refused(&Refusal::Named(reason), asked);
@@ -242,7 +246,7 @@ impl Service {
         let _recording = self.recording.begin();
         let verdict = record::verdict(prepared, &outcome);
         if verdict == Verdict::Redo {
-            self.refused(&Refusal::Named("reads-terminal-variable"), &asked);
+            self.refused(&Refusal::Named("reads-terminal-variable"), Some(&asked));
             return protocol::send(stream, &verdict);
         }
         let elapsed = clock.elapsed();
@@ -296,7 +300,7 @@ impl Service {
         incremental.into_iter().chain([prepared.out_dir]).collect()
     }
 
-    fn refused(&self, refusal: &Refusal, asked: &Asked) {
+    fn refused(&self, refusal: &Refusal, asked: Option<&Asked>) {
         let Some(reason) = refusal.reason() else {
             return;
         };
@@ -306,7 +310,9 @@ impl Service {
             reason: reason.to_owned(),
             detail: refusal.detail(),
         };
-        self.builds.note(asked, end, None);
+        if let Some(asked) = asked {
+            self.builds.note(asked, end, None);
+        }
     }
 
     fn count(&self, add: &[(Counter, u64)], uncacheable: Option<&str>) {

@@ -502,7 +502,7 @@ fn take_outputs(
     Ok(taken)
 }
 
-fn read_whole(view: &View, node: &Node) -> Result<Vec<u8>, NotStored> {
+pub(super) fn read_whole(view: &View, node: &Node) -> Result<Vec<u8>, NotStored> {
     let size = view.getattr(node.ino)?.size;
     let size = usize::try_from(size).map_err(|_| Errno::EFBIG)?;
     let mut bytes = vec![0; size];

@@ -42,6 +42,10 @@ pub enum Counter {
     ScriptHits,
     /// Build scripts that ran and could have been served.
     ScriptMisses,
+    /// Objects of C compilers served without running them.
+    CcHits,
+    /// C compiles that ran and could have been served.
+    CcMisses,
 }
 
 impl Index {

@@ -18,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use super::calls::{self, Directory, Does, Meaning, Named};
+use super::part::Parts;
 use super::{Access, Observed, Scope, Unseen, Uses, memory};
 
 /// How long processes may take to end after the program that started them.
@@ -174,6 +175,7 @@ struct Notes {
     scope: Scope,
     paths: HashMap<Vec<u8>, Uses>,
     unseen: BTreeSet<Unseen>,
+    parts: Parts,
 }
 
 impl Notes {
@@ -182,6 +184,7 @@ impl Notes {
             scope,
             paths: HashMap::new(),
             unseen: BTreeSet::new(),
+            parts: Parts::default(),
         }
     }
 
@@ -197,15 +200,21 @@ impl Notes {
         let noted = self.try_note(call);
         // A caller that died has not done what it was about to.
         if noted.is_err() && is_waiting() {
-            self.unseen.insert(Unseen::Memory);
+            self.unseen(Unseen::Memory);
         }
+    }
+
+    fn unseen(&mut self, unseen: Unseen) {
+        self.unseen.insert(unseen);
+        self.parts.unseen(unseen);
     }
 
     fn try_note(&mut self, call: &libc::seccomp_notif) -> io::Result<()> {
         let pid = Pid::from_raw(i32::try_from(call.pid).map_err(io::Error::other)?);
+        self.parts.enter(pid);
         let data = &call.data;
         if !super::filter::is_native(data.arch, data.nr) {
-            self.unseen.insert(Unseen::Calls);
+            self.unseen(Unseen::Calls);
             return Ok(());
         }
         match calls::meaning(data.nr.into(), &data.args) {
@@ -243,7 +252,7 @@ impl Notes {
                 self.socket(pid, false, address, length)
             }
             Meaning::Unseen(unseen) => {
-                self.unseen.insert(unseen);
+                self.unseen(unseen);
                 Ok(())
             }
         }
@@ -254,7 +263,7 @@ impl Notes {
             return Ok(());
         };
         // An empty one names what is open already.
-        if path.is_empty() {
+        if path.is_empty() || self.parts.is_word(pid, &path) {
             return Ok(());
         }
         self.access(pid, named.does, named.directory, &path)
@@ -269,7 +278,7 @@ impl Notes {
     ) -> io::Result<()> {
         let path = resolve(pid, directory, path)?;
         if leads_through_process(&path) {
-            self.unseen.insert(Unseen::Calls);
+            self.unseen(Unseen::Calls);
         } else if !is_no_file(&path) {
             self.add(does, path);
         }
@@ -278,16 +287,22 @@ impl Notes {
 
     fn add(&mut self, does: Does, path: Vec<u8>) {
         let reads = matches!(does, Does::Open | Does::Status | Does::Link);
-        if self.scope.owns(&path) || (reads && self.scope.knows(&path)) {
+        let known = self.scope.owns(&path) || (reads && self.scope.knows(&path));
+        if known && !self.parts.is_inside() {
             return;
         }
         let exists = exists(&path);
+        let access = comes_to(does, exists);
+        self.parts.add(&path, access, exists);
+        if known {
+            return;
+        }
         // What it finds absent after it has made or removed something there is its own doing.
         let uses = self.paths.entry(path).or_insert_with(|| Uses {
             absent: !exists,
             ..Uses::default()
         });
-        uses.accesses.insert(comes_to(does, exists));
+        uses.accesses.insert(access);
     }
 
     /// Another process in this machine is spoken to by a path (unix(7)); where there is nobody, this
@@ -309,8 +324,11 @@ impl Notes {
         if path.is_empty() {
             // Listening at a name the kernel chooses disturbs nobody.
             if !listens {
-                self.unseen.insert(Unseen::Network);
+                self.unseen(Unseen::Network);
             }
+            return Ok(());
+        }
+        if !listens && self.scope.unnoted.iter().any(|name| name == path) {
             return Ok(());
         }
         if listens {
@@ -318,7 +336,7 @@ impl Notes {
         }
         self.access(pid, Does::Status, Directory::Working, path)?;
         if exists(&resolve(pid, Directory::Working, path)?) {
-            self.unseen.insert(Unseen::Network);
+            self.unseen(Unseen::Network);
         }
         Ok(())
     }

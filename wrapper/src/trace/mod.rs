@@ -10,6 +10,7 @@ mod calls;
 mod filter;
 mod listener;
 mod memory;
+mod part;
 mod scope;
 mod watcher;
 
@@ -20,6 +21,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::part::Part;
 pub use self::scope::Scope;
 
 use self::watcher::Watcher;

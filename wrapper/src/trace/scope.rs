@@ -11,6 +11,8 @@ pub struct Scope {
     pub unknown: Vec<Vec<u8>>,
     /// The program's own: it may read, make and change there what it likes.
     pub own: Vec<Vec<u8>>,
+    /// Names of sockets: what is said there is nobody's input.
+    pub unnoted: Vec<Vec<u8>>,
 }
 
 impl Scope {
@@ -73,7 +75,7 @@ mod tests {
         let scope = Scope {
             known: vec![b"/a".to_vec(), b"/a/lib/x".to_vec()],
             unknown: vec![b"/a/lib".to_vec()],
-            own: Vec::new(),
+            ..Scope::default()
         };
         assert!(scope.knows(b"/a/b"));
         assert!(!scope.knows(b"/a/lib/y"));

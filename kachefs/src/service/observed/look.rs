@@ -50,7 +50,7 @@ impl Site<'_> {
         UnitDirs::of(self.roots, self.environment)
     }
 
-    pub(super) fn locate(&self, path: &Path) -> Place {
+    pub fn locate(&self, path: &Path) -> Place {
         locate(self.service, self.view, self.roots, self.cwd, path)
     }
 

@@ -5,7 +5,7 @@
 //! request into what is keyed beforehand, `record` stores a run, `launcher` puts launchers in place.
 
 pub mod launcher;
-mod prepare;
+pub(super) mod prepare;
 mod record;
 
 use std::os::unix::net::UnixStream;
@@ -36,7 +36,7 @@ impl Service {
     ) -> Result<(), ProtocolError> {
         let mut asked = Asked::script(request);
         let prepare = || prepare::prepare(self, request, caller);
-        let Some(prepared) = self.prepared(stream, &asked, prepare)? else {
+        let Some(prepared) = self.prepared(stream, Some(&asked), prepare)? else {
             return Ok(());
         };
         let action = ScriptAction {
@@ -47,7 +47,7 @@ impl Service {
             Decided::Hit(replay) => self.answer(stream, replay, asked, |_| None),
             // What an earlier run left may get into what this one makes.
             Decided::Run(_) if !prepared.starts_empty() => {
-                self.refused(&Refusal::Named("out-dir-in-use"), &asked);
+                self.refused(&Refusal::Named("out-dir-in-use"), Some(&asked));
                 protocol::send(stream, &Decision::Plain)
             }
             Decided::Run(flight) => self.run_script(stream, &prepared, flight, asked),

@@ -84,7 +84,7 @@ pub(super) fn prepare(
         .ok_or(Refusal::Named("view-not-mounted"))?;
     let variable = |name: &[u8]| environment::value(&request.environment, name);
     let cwd = PathBuf::from(text(&request.cwd)?);
-    let view_path = view_root(request, &view)?;
+    let view_path = view_root(&request.directory, Ino(request.token.1), &view)?;
     let home = cargo_home(&request.environment)?;
     let workspace = workspace_root(Path::new(view_path), &cwd, Path::new(&home));
     let roots = Roots::new(text(workspace.as_os_str().as_bytes())?, &home, view_path);
@@ -137,6 +137,11 @@ pub(super) fn prepare(
     };
     let mut scope = scope_around(&compiler, &roots);
     scope.own.push(out_dir.to_vec());
+    // What C compilers it starts ask of us.
+    let socket = service.storage.dir.socket();
+    scope
+        .unnoted
+        .push(wrapper::cc::unnoted_socket(socket.as_os_str().as_bytes()));
     let package = variable(b"CARGO_PKG_NAME").unwrap_or_default();
     Ok(Prepared {
         package: String::from_utf8_lossy(package).into_owned(),
@@ -157,15 +162,21 @@ fn templates(roots: &Roots, texts: &[Vec<u8>]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| roots.template(text)).collect()
 }
 
-/// The mountpoint as cargo spells it: the script's directory without its path in the view.
-fn view_root<'a>(request: &'a ScriptRequest, view: &View) -> Result<&'a str, Refusal> {
+/// The mountpoint as cargo spells it: a directory's path without its path in the view.
+pub(in crate::service) fn view_root<'a>(
+    directory: &'a [u8],
+    ino: Ino,
+    view: &View,
+) -> Result<&'a str, Refusal> {
     let relative = view
-        .path_of(Ino(request.token.1))
-        .map_err(|_| Refusal::Named("script-unreadable"))?;
-    let root = request
-        .directory
+        .path_of(ino)
+        .map_err(|_| Refusal::Named("out-dir-gone"))?;
+    let root = directory
         .strip_suffix(relative.as_slice())
-        .and_then(|root| root.strip_suffix(b"/"))
+        .and_then(|root| match relative.as_slice() {
+            b"" => Some(root),
+            _ => root.strip_suffix(b"/"),
+        })
         .ok_or(Refusal::Named("out-dir-mismatch"))?;
     text(root)
 }
@@ -173,7 +184,7 @@ fn view_root<'a>(request: &'a ScriptRequest, view: &View) -> Result<&'a str, Ref
 /// The workspace a script belongs to: what its target lies in, if that is a workspace and the script
 /// belongs to it or to one of its dependencies; else what holds its package and cargo's lock file; else
 /// its package.
-fn workspace_root(view: &Path, cwd: &Path, cargo_home: &Path) -> PathBuf {
+pub(in crate::service) fn workspace_root(view: &Path, cwd: &Path, cargo_home: &Path) -> PathBuf {
     let is_dependency = cargo_home.is_absolute() && cwd.starts_with(cargo_home);
     let around = view.parent().filter(|parent| {
         let belongs = cwd.starts_with(parent) || is_dependency;
