@@ -615,3 +615,29 @@ fn other_languages() {
         case.project.write("two/b.h", "#define B 1\n");
     }
 }
+
+#[test]
+fn a_directory_that_becomes_another_name_of_one() {
+    let case = Case::new();
+    case.project.write("two/a.h", "#define A 1\n#define A 2\n");
+    let sys = case.project.path("sys");
+    for compiler in COMPILERS {
+        let _ = fs::remove_file(&sys);
+        fs::create_dir_all(&sys).must("mkdir");
+        let flags = "-Itwo -isystem sys -c a.c -o";
+        let line = format!("{compiler} {flags} target/out/a.o");
+        let warned = |outcome: &Outcome| outcome.stderr.contains("redefined");
+        let (_, apart) = case.compile_by(case.cc(&line));
+        assert!(warned(&apart), "{apart}");
+        // The same files by the same names, but compilers look into each directory once, and say less
+        // of what is the system's.
+        fs::remove_dir(&sys).must("remove");
+        symlink("two", &sys).must("link");
+        let plain = case.sandbox.command(compiler).args(flags.split(' '));
+        let plain = plain
+            .arg(case.sandbox.path("plain.o"))
+            .in_dir(&case.project);
+        let (_, together) = case.compile_by(case.cc(&line));
+        assert_eq!(together.stderr, plain.ok().stderr, "{compiler}");
+    }
+}

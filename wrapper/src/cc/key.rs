@@ -53,11 +53,40 @@ impl CcInvocation {
     }
 }
 
-/// The key of a compile that read this.
-pub fn cc_key(invocation: &InvocationDigest, observed: &[(Observation, Digest)]) -> ActionKey {
+/// That something observed is like something observed before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alike {
+    /// The place of that among the observations.
+    pub first: u64,
+    /// In which way.
+    pub kind: Likeness,
+}
+
+/// How two paths are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// Like nothing before it.
+    None,
+    /// The same file or directory.
+    Same,
+    /// Of the same content and time, by which gcc tells files.
+    Twin,
+}
+
+/// The key of a compile that read this. `alike` says which of it are one file by several names, and
+/// which may be taken for it: compilers look into a directory once, and include a file once.
+pub fn cc_key(
+    invocation: &InvocationDigest,
+    observed: &[(Observation, Digest)],
+    alike: &[Alike],
+) -> ActionKey {
     let mut hasher = Hasher::new("kachefs C action");
     hasher.number(KEY_FORMAT).digest(&invocation.0);
     add_observed(&mut hasher, observed);
+    hasher.number(alike.len() as u64);
+    for Alike { first, kind } in alike {
+        hasher.number(*first).number(*kind as u64);
+    }
     ActionKey(hasher.finish())
 }
 
@@ -126,7 +155,7 @@ mod tests {
         ];
         for invocation in &changed {
             assert!(
-                keys.insert(cc_key(&invocation.digest(), &[])),
+                keys.insert(cc_key(&invocation.digest(), &[], &[])),
                 "{invocation:?}"
             );
         }
@@ -137,9 +166,15 @@ mod tests {
             };
             let observed = [(observation, Digest::of(seen.as_bytes()))];
             assert!(
-                keys.insert(cc_key(&base.digest(), &observed)),
+                keys.insert(cc_key(&base.digest(), &observed, &[])),
                 "{look:?} {seen}"
             );
+        }
+        for kind in [Likeness::None, Likeness::Same, Likeness::Twin] {
+            for first in [0, 1] {
+                let key = cc_key(&base.digest(), &[], &[Alike { first, kind }]);
+                assert!(keys.insert(key), "{first} {kind:?}");
+            }
         }
     }
 }

@@ -3,8 +3,9 @@
 //! `kachefs-cc` asks here. As with build scripts, what a compile read is known from watching it: its
 //! headers, where it looked for them in vain, and the programs the driver runs. `prepare` turns a
 //! request into what is keyed beforehand, `record` stores a compile, `dates` tells which texts make an
-//! object depend on the clock.
+//! object depend on the clock, `alike` which names lead to one file.
 
+mod alike;
 pub mod dates;
 mod prepare;
 mod record;
@@ -160,8 +161,10 @@ impl Action for CcAction<'_> {
 
 /// The key of a compile that read this, as it is now.
 fn key_now(service: &Service, prepared: &Prepared, observed: &[Observation]) -> Option<ActionKey> {
-    let seen = lookup::look_again(prepared.site(service), observed)?;
-    Some(cc_key(&prepared.digest, &seen))
+    let site = prepared.site(service);
+    let seen = lookup::look_again(site, observed)?;
+    let alike = alike::of(site, &seen)?;
+    Some(cc_key(&prepared.digest, &seen, &alike))
 }
 
 /// The first result whose recorded inputs are what they were.

@@ -221,7 +221,10 @@ fn look_in_view(view: &View, look: Look, path: &[u8]) -> Option<Found> {
 }
 
 /// What a path in a view names; an error where a link is on the way, which nobody here follows.
-pub(super) fn find_in_view(view: &View, path: &[u8]) -> Result<Option<Arc<Node>>, Errno> {
+pub(in crate::service) fn find_in_view(
+    view: &View,
+    path: &[u8],
+) -> Result<Option<Arc<Node>>, Errno> {
     let mut node = view.node(Ino::ROOT)?;
     for name in path.split(|byte| *byte == b'/') {
         let next = match name {

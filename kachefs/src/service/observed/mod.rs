@@ -21,7 +21,9 @@ use wrapper::trace::{Access, Accesses, Observed, Scope, Unseen, Uses};
 
 pub use self::look::Site;
 
-use self::look::{Found, find_in_view};
+pub(super) use self::look::find_in_view;
+
+use self::look::Found;
 use self::ways::Ways;
 use super::files::changed_at;
 use super::prepare::Place;
