@@ -24,6 +24,7 @@ mod probes;
 mod programs;
 pub mod record;
 mod script;
+mod sidecars;
 mod swapped;
 pub mod toolchain;
 mod unit_dirs;
@@ -257,7 +258,7 @@ impl Service {
             self.builds.note(&asked, LoggedEnd::Failed { ran_ms }, None);
             return sent;
         }
-        let held = record::hold(prepared, &outcome);
+        let held = record::hold(prepared, &outcome, started);
         if held.is_ok()
             && let Err(error) = self.launchers.stand_in(prepared)
         {

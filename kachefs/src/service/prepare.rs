@@ -30,6 +30,7 @@ use super::named::{
 use super::observed::Site;
 use super::package::package_digest;
 use super::programs::Environment;
+use super::sidecars;
 use super::toolchain::{self, Compiler, Linker, Tools};
 use super::unit_dirs::is_out_dir;
 use super::units::UnderWay;
@@ -366,6 +367,9 @@ pub fn prepare(
         tools: (compiler_digest, linker_digest),
         linker_search: tools.linker.iter().flat_map(search_directories).collect(),
     };
+    if !sidecars::are_found(&prepared) {
+        return Err(Refusal::Arguments(Uncacheable::SplitDebuginfo));
+    }
     prepared.dependencies.closure = closure_digests(service, &prepared, &externs.closure)?;
     prepared.dependencies.named = named_digests(service, &prepared)?;
     let unit_dirs = prepared.site(service).unit_dirs();

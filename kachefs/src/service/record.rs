@@ -31,6 +31,7 @@ use super::lookup::{current_sources, module_twin};
 use super::observed::{self, Inputs, Program, Untold};
 use super::out_dir;
 use super::prepare::{Place, Prepared, Refusal, dependencies_again, same_tools};
+use super::sidecars::sidecars;
 use super::swapped::Swapped;
 use crate::clock;
 use crate::fs::{Errno, Node, View};
@@ -127,8 +128,12 @@ fn dep_info_name(prepared: &Prepared) -> Option<String> {
         .then(|| format!("{}.d", prepared.invocation.stem()))
 }
 
-/// Finds the announced outputs and holds on to them.
-pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, NotStored> {
+/// Finds the announced outputs, and what lies beside them, and holds on to all.
+pub fn hold<'a>(
+    prepared: &'a Prepared,
+    outcome: &Outcome,
+    started: Timestamp,
+) -> Result<Held<'a>, NotStored> {
     let mut held = Held {
         view: &prepared.view,
         outputs: Vec::new(),
@@ -137,6 +142,7 @@ pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, N
     if let Some(path) = &outcome.unsettled {
         return Err(NotStored::Unsettled(path.clone()));
     }
+    let mut linked = Vec::new();
     for note in artifacts::announced(&outcome.stderr) {
         let path = Path::new(note.artifact.as_ref());
         let name = path
@@ -144,6 +150,25 @@ pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, N
             .filter(|_| path.parent() == Some(&prepared.invocation.out_dir))
             .and_then(|name| name.to_str())
             .ok_or_else(|| NotStored::OutputElsewhere(note.artifact.clone().into_owned()))?;
+        let at = held.take(prepared, name)?;
+        match note.emit.as_ref() {
+            "dep-info" => held.dep_info = at,
+            "link" => linked.push(name.to_owned()),
+            _ => {}
+        }
+    }
+    if held.dep_info == usize::MAX {
+        return Err(NotStored::DepInfo("not announced".into()));
+    }
+    for name in sidecars(prepared, &linked, started)? {
+        held.take(prepared, &name)?;
+    }
+    Ok(held)
+}
+
+impl Held<'_> {
+    /// Takes hold of the output of this name, once. Returns where it is in the list.
+    fn take(&mut self, prepared: &Prepared, name: &str) -> Result<usize, NotStored> {
         let failed = |errno| NotStored::Output {
             name: name.to_owned(),
             errno,
@@ -155,8 +180,8 @@ pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, N
         if node.kind != Kind::File {
             return Err(failed(Errno::EINVAL));
         }
-        if held.outputs.iter().any(|(known, _)| known == name) {
-            continue;
+        if let Some(at) = self.outputs.iter().position(|(known, _)| known == name) {
+            return Ok(at);
         }
         match prepared
             .view
@@ -166,15 +191,9 @@ pub fn hold<'a>(prepared: &'a Prepared, outcome: &Outcome) -> Result<Held<'a>, N
             settled => settled.map_err(failed)?,
         }
         prepared.view.pin(&node);
-        if note.emit == "dep-info" {
-            held.dep_info = held.outputs.len();
-        }
-        held.outputs.push((name.to_owned(), node));
+        self.outputs.push((name.to_owned(), node));
+        Ok(self.outputs.len() - 1)
     }
-    if held.dep_info == usize::MAX {
-        return Err(NotStored::DepInfo("not announced".into()));
-    }
-    Ok(held)
 }
 
 /// What was stored.

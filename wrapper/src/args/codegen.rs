@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use super::{Uncacheable, absolute, parser::Parser};
+use super::{SplitDebuginfo, Uncacheable, absolute, parser::Parser};
 
 /// Options that change the output in a way their text says completely.
 ///
@@ -145,8 +145,9 @@ pub(super) fn take(parser: &mut Parser<'_>, text: &str) -> Result<(), Uncacheabl
         "save-temps" if switch(value) == Some(false) => {}
         "save-temps" => return Err(Uncacheable::SaveTemps),
         "split-debuginfo" => match value {
-            Some("off") => {}
-            Some("packed" | "unpacked") => return Err(Uncacheable::SplitDebuginfo),
+            Some("off") => run.split_debuginfo = SplitDebuginfo::Off,
+            Some("packed") => run.split_debuginfo = SplitDebuginfo::Packed,
+            Some("unpacked") => run.split_debuginfo = SplitDebuginfo::Unpacked,
             _ => return Err(unknown()),
         },
         "llvm-args" if words(value).all(is_known_llvm_arg) => {}

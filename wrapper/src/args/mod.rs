@@ -63,6 +63,8 @@ pub struct Invocation {
     pub target: Option<String>,
     /// `--sysroot`, absolute.
     pub sysroot: Option<PathBuf>,
+    /// `-C split-debuginfo`: which files lie beside the outputs.
+    pub split_debuginfo: SplitDebuginfo,
     /// The output depends on the CPU of this machine.
     pub native_cpu: bool,
     /// Files named by flags whose content matters: target specification, profile, LTO plugin.
@@ -142,6 +144,18 @@ pub struct Emit {
     pub metadata: bool,
     /// `link`: the library or program.
     pub link: bool,
+}
+
+/// A value of `-C split-debuginfo`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SplitDebuginfo {
+    /// All is in the output.
+    #[default]
+    Off,
+    /// In one file beside it.
+    Packed,
+    /// In a file for each object.
+    Unpacked,
 }
 
 /// An `--extern`.

@@ -7,7 +7,9 @@
 use std::path::{Path, PathBuf};
 
 use super::getopt::{self, Token};
-use super::{CrateType, Emit, Extern, Invocation, Search, SearchKind, Uncacheable, absolute};
+use super::{
+    CrateType, Emit, Extern, Invocation, Search, SearchKind, SplitDebuginfo, Uncacheable, absolute,
+};
 use super::{codegen, link};
 
 /// Crates of the toolchain that may be named without a file.
@@ -73,6 +75,7 @@ impl<'a> Parser<'a> {
             link_args: Vec::new(),
             target: None,
             sysroot: None,
+            split_debuginfo: SplitDebuginfo::Off,
             native_cpu: false,
             input_files: Vec::new(),
             user_remaps: Vec::new(),

@@ -99,6 +99,7 @@ fn library_in_the_dev_profile() {
         link_args: Vec::new(),
         target: None,
         sysroot: None,
+        split_debuginfo: SplitDebuginfo::Off,
         native_cpu: false,
         input_files: Vec::new(),
         user_remaps: Vec::new(),
@@ -280,8 +281,6 @@ fn reasons() {
             &["--extern=priv:serde"],
             U::ExternWithoutPath(owned("serde")),
         ),
-        (&["-Csplit-debuginfo=packed"], U::SplitDebuginfo),
-        (&["-Csplit-debuginfo=unpacked"], U::SplitDebuginfo),
         (&["-Csave-temps"], U::SaveTemps),
         (&["-C", "save_temps=yes"], U::SaveTemps),
         (&["other.rs"], U::SeveralSources),
@@ -364,7 +363,7 @@ fn every_codegen_option() {
         no-stack-check no-vectorize-loops no-vectorize-slp opt-level=3 overflow-checks=on \
         panic=abort passes=sancov-module prefer-dynamic profile-generate=/p \
         profile-use=/p relocation-model=pic relro-level=full remark=all rpath save-temps=no \
-        soft-float split-debuginfo=off strip=symbols symbol-mangling-version=v0 \
+        soft-float split-debuginfo=off split-debuginfo=packed split-debuginfo=unpacked strip=symbols symbol-mangling-version=v0 \
         target-cpu=znver4 target-feature=+avx2 unsafe-allow-abi-mismatch=x";
     for option in plain.split_whitespace() {
         let found = with(&["-C", option]).unwrap_or_else(|reason| panic!("{option}: {reason}"));
