@@ -244,6 +244,11 @@ pub fn prepare(
     if searches_elsewhere(&invocation.link_args) {
         return Err(Refusal::Named("linker-search"));
     }
+    let searched = environment::value(&request.environment, b"RUST_TARGET_PATH");
+    if invocation.target.is_some() && searched.is_some_and(|path| !path.is_empty()) {
+        // A specification may lie there that no argument names.
+        return Err(Refusal::Named("target-path"));
+    }
     if invocation.runs_linker() {
         if invocation.linker.is_none() && invocation.linker_flavor.is_some() {
             // It decides which program that is, by rules of rustc's own.

@@ -301,13 +301,24 @@ impl Toolchains {
         rustlib: &Path,
         target: Option<&str>,
     ) -> io::Result<Vec<PathBuf>> {
+        // The libraries of a target with a specification of its own go by its name.
+        let target = target.map(Path::new).and_then(|target| {
+            let is_file = target
+                .extension()
+                .is_some_and(|extension| extension == "json");
+            if is_file {
+                target.file_stem()
+            } else {
+                target.file_name()
+            }
+        });
         let mut triples: Vec<PathBuf> = match fs::read_dir(rustlib) {
             Ok(entries) => entries
                 .filter_map(|entry| Some(entry.ok()?.path()))
                 // Tools live below the host's triple only.
                 .filter(|path| {
                     path.join("bin").is_dir()
-                        || target.is_some_and(|t| path.file_name() == Some(OsStr::new(t)))
+                        || target.is_some_and(|t| path.file_name() == Some(t))
                         || (target.is_none() && path.join("lib").is_dir())
                 })
                 .collect(),
@@ -317,6 +328,7 @@ impl Toolchains {
         triples.sort();
         for triple in &triples {
             hasher.field(triple.file_name().unwrap_or_default().as_bytes());
+            self.add_file(hasher, &triple.join("target.json"))?;
             for part in [
                 "lib",
                 "bin",

@@ -129,6 +129,8 @@ impl<'a> Parser<'a> {
             "-C" => return codegen::take(self, value),
             "-L" => return self.search(value),
             "--extern" => return self.external(value),
+            // It only lets others be understood, each of which is looked at by itself.
+            "-Z" if value == "unstable-options" => {}
             "-Z" | "--env-set" => return Err(Uncacheable::UnstableFlag(spelled)),
             "-o" => return Err(Uncacheable::NoOutDir),
             "--out-dir" => {

@@ -256,8 +256,8 @@ fn reasons() {
         (&["--extern=a="], flag("--extern=a=")),
         (&["--", "--odd.rs"], flag("--odd.rs")),
         (
-            &["-Zunstable-options"],
-            U::UnstableFlag(owned("-Zunstable-options")),
+            &["-Zunstable-options", "-Zbuild-std"],
+            U::UnstableFlag(owned("-Zbuild-std")),
         ),
         (&["-Z", "threads=8"], U::UnstableFlag(owned("-Zthreads=8"))),
         (&["--env-set=A=b"], U::UnstableFlag(owned("--env-set=A=b"))),
