@@ -31,7 +31,8 @@ pub(super) fn sidecars(
             let names = rows.iter();
             names
                 .filter_map(|row| std::str::from_utf8(&row.name).ok())
-                .filter(|name| name.starts_with(&start) && name.ends_with(".dwo"))
+                .filter(|name| name.starts_with(&start))
+                .filter(|name| Path::new(name).extension().is_some_and(|ext| ext == "dwo"))
                 .map(str::to_owned)
                 .collect()
         }
