@@ -409,3 +409,25 @@ fn a_linker_upgraded_in_its_place() {
     let upgraded = build().seen;
     assert_eq!((upgraded.hits, upgraded.misses), (2, 1), "{upgraded:?}");
 }
+
+#[test]
+fn another_runner_of_tests() {
+    let sandbox = Sandbox::new();
+    let project = samples::whole(sandbox.path("project"));
+    sandbox.mount(project.target());
+    let asked = sandbox.cargo(&project, "nextest --version").run();
+    if !asked.stdout.contains("cargo-nextest") {
+        eprintln!("skipped: no cargo-nextest");
+        return;
+    }
+    let run = || {
+        sandbox.empty_view(project.target());
+        sandbox.during(|| sandbox.cargo(&project, "nextest run --workspace").ok())
+    };
+    let (cold, ran) = run();
+    assert!(ran.stderr.contains("2 tests run: 2 passed"), "{ran}");
+    assert!(cold.misses > 0, "{cold:?}");
+    let (warm, ran) = run();
+    assert!(ran.stderr.contains("2 tests run: 2 passed"), "{ran}");
+    warm.assert_no_miss();
+}
