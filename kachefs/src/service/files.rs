@@ -5,7 +5,7 @@
 //! would leave all six as they were (what git calls a racy entry). Nor is one kept while somebody
 //! has the file open for writing: through a shared mapping, a second store to a page moves no time.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
@@ -19,16 +19,11 @@ use parking_lot::Mutex;
 use store::{Digest, FileMemo, Hasher, Timestamp};
 use wrapper::lease;
 
-use crate::clock;
+use super::listings::{Identity, Listings, Opened, Wanted};
 use crate::storage::Storage;
 
 /// Memos kept in memory; all are kept in the index.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
-
-/// Longer than any tick of a file system that counts nanoseconds.
-const RESTED_MS: i64 = 50;
-/// Longer than the tick of one that does not.
-const COARSE_MS: i64 = 2_500;
 
 /// Above this many files a directory of the system is known by names, sizes and times.
 const HASHED_FILES: usize = 512;
@@ -51,6 +46,7 @@ pub(super) fn is_system(path: &Path) -> bool {
 pub struct FileDigests {
     storage: Arc<Storage>,
     memos: Mutex<LruCache<PathBuf, FileMemo>>,
+    listings: Listings,
 }
 
 /// When a file last changed, in a form to compare.
@@ -67,6 +63,7 @@ impl FileDigests {
         Self {
             storage,
             memos: Mutex::new(LruCache::new(REMEMBERED)),
+            listings: Listings::default(),
         }
     }
 
@@ -92,9 +89,11 @@ impl FileDigests {
         // store to each page.
         let written = lease::is_written(&file);
         let before = file.metadata()?;
+        // As of now: a change while it is read must leave another time than the last one before.
+        let rested = Identity::from(&before).rested();
         let (digest, _) = store::digest::hash_reader(&file, |_| ())?;
         let memo = memo_of(&before, digest);
-        if !written && memo_of(&file.metadata()?, digest) == memo && rested(&memo) {
+        if !written && memo_of(&file.metadata()?, digest) == memo && rested {
             self.remember(path, memo);
         }
         Ok(digest)
@@ -133,41 +132,65 @@ impl FileDigests {
     /// its subdirectories. Large directories of the system (`/usr`, `/lib`) are known by the
     /// files' names, sizes and times instead.
     pub fn search_directory(&self, path: &Path) -> io::Result<Digest> {
-        self.files_in(path, |_| true)
+        self.files_in(path, Wanted::All)
     }
 
     /// The same of its shared libraries alone.
     pub fn shared_libraries(&self, path: &Path) -> io::Result<Digest> {
-        self.files_in(path, |name| {
-            name.as_bytes().windows(3).any(|part| part == b".so")
-        })
+        self.files_in(path, Wanted::Shared)
     }
 
-    fn files_in(&self, path: &Path, is_wanted: impl Fn(&OsStr) -> bool) -> io::Result<Digest> {
-        let mut files = Vec::new();
+    fn files_in(&self, path: &Path, wanted: Wanted) -> io::Result<Digest> {
+        if let Some(digest) = self.listings.get(path, wanted) {
+            return Ok(digest);
+        }
+        let opened = Opened::at(path)?;
+        let directory = opened.identity()?;
+        // Before it is listed: a change from here on leaves another time.
+        let tells = directory.rested() && opened.tells_of_names();
+        let mut names = Vec::new();
         for entry in fs::read_dir(path)? {
-            let entry = entry?;
-            // A dangling link is no library.
-            if is_wanted(&entry.file_name())
-                && let Ok(meta) = fs::metadata(entry.path())
-                && meta.is_file()
-            {
-                files.push((entry.file_name(), meta));
+            let name = entry?.file_name();
+            if wanted.holds(&name) {
+                // A dangling link is no library.
+                let meta = fs::metadata(path.join(&name)).ok();
+                names.push((name, meta.filter(Metadata::is_file)));
             }
         }
-        files.sort_by(|a, b| a.0.cmp(&b.0));
-        let by_attributes = files.len() > HASHED_FILES && is_system(path);
+        names.sort_by(|a, b| a.0.cmp(&b.0));
+        let (digest, known) = self.digest_files(path, &names)?;
+        if tells && known {
+            self.listings.put(path, wanted, directory, &names, digest)?;
+        }
+        Ok(digest)
+    }
+
+    /// The digest of some files of a directory, and whether what it is made of is known by their
+    /// attributes from now on.
+    fn digest_files(
+        &self,
+        path: &Path,
+        names: &[(OsString, Option<Metadata>)],
+    ) -> io::Result<(Digest, bool)> {
+        let files = names
+            .iter()
+            .filter_map(|(name, meta)| Some((name, meta.as_ref()?)));
+        let by_attributes = files.clone().count() > HASHED_FILES && is_system(path);
         let mut hasher = Hasher::new("kachefs search directory");
-        for (name, meta) in &files {
+        let mut known = true;
+        for (name, meta) in files {
             hasher.field(name.as_bytes());
             if by_attributes {
                 hasher.number(meta.len()).field(&meta.mtime().to_le_bytes());
                 hasher.field(&meta.mtime_nsec().to_le_bytes());
             } else {
-                hasher.digest(&self.known_file(&path.join(name), meta)?);
+                let path = path.join(name);
+                let digest = self.known_file(&path, meta)?;
+                hasher.digest(&digest);
+                known = known && self.remembered(&path, meta) == Some(digest);
             }
         }
-        Ok(hasher.finish())
+        Ok((hasher.finish(), known))
     }
 
     /// The digest of everything below a directory, except what `skip` says. Links are followed:
@@ -308,20 +331,6 @@ fn memo_of(meta: &Metadata, digest: Digest) -> FileMemo {
         ctime: changed_at(meta),
         digest,
     }
-}
-
-/// Whether a change after the last one would have left another time.
-fn rested(memo: &FileMemo) -> bool {
-    // Without nanoseconds the file system may count in seconds, FAT in pairs of them.
-    let tick = if memo.ctime.nanos == 0 && memo.mtime.nanos == 0 {
-        COARSE_MS
-    } else {
-        RESTED_MS
-    };
-    let now = clock::now();
-    let age = (now.secs - memo.ctime.secs).saturating_mul(1000)
-        + (i64::from(now.nanos) - i64::from(memo.ctime.nanos)) / 1_000_000;
-    age > tick
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod externs;
 pub mod files;
 pub mod flight;
 pub mod hit_cost;
+pub mod listings;
 pub mod lookup;
 mod mode;
 mod named;

@@ -314,7 +314,10 @@ impl Toolchains {
         });
         let mut triples: Vec<PathBuf> = match fs::read_dir(rustlib) {
             Ok(entries) => entries
-                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter_map(Result::ok)
+                // Nothing lies below a file; a link may lead to a directory.
+                .filter(|entry| !entry.file_type().is_ok_and(|kind| kind.is_file()))
+                .map(|entry| entry.path())
                 // Tools live below the host's triple only.
                 .filter(|path| {
                     path.join("bin").is_dir()
@@ -502,11 +505,11 @@ fn add_found(hasher: &mut Hasher, found: io::Result<Digest>) -> io::Result<()> {
     Ok(())
 }
 
-/// The toolchains these programs are of.
-fn roots_of(programs: [&PathBuf; 2]) -> Vec<PathBuf> {
-    programs
+/// The toolchains these programs are of, which are mostly one.
+fn roots_of([path, named]: [&PathBuf; 2]) -> Vec<PathBuf> {
+    [Some(path), Some(named).filter(|named| *named != path)]
         .into_iter()
-        .filter_map(|path| path.parent()?.parent())
+        .filter_map(|path| path?.parent()?.parent())
         .filter(|root| has_driver(&root.join("lib")))
         .map(Path::to_owned)
         .collect()
