@@ -160,6 +160,22 @@ fn what_changed_since_is_skipped() {
 }
 
 #[test]
+fn nobody_runs_what_another_users_store_says() {
+    let sandbox = Sandbox::unprivileged();
+    if sandbox.user_prefix().is_empty() {
+        // Without privileges there is no other user to be.
+        return;
+    }
+    sandbox.make_dir("store");
+    let kachefs = sandbox.bin_dir().join("kachefs");
+    let outcome = sandbox.privileged(kachefs).arg("verify").fails();
+    assert!(
+        outcome.stderr.contains("belongs to another user"),
+        "{outcome}"
+    );
+}
+
+#[test]
 fn bad_questions_get_one_line() {
     let sandbox = Sandbox::new();
     let project = Project::new(

@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -109,6 +110,7 @@ impl Verify {
         if !self.all && self.sample == 0 {
             bail!("--sample 0 looks at nothing");
         }
+        refuse_strangers(dir)?;
         let sample = (!self.all).then_some(self.sample as u64);
         let targets = targets(self.view.as_deref())?;
         let plan = match client::ask(dir, Control::PlanVerify { targets, sample })? {
@@ -129,6 +131,21 @@ impl Verify {
         } else {
             ExitCode::FAILURE
         })
+    }
+}
+
+/// What is run comes out of the store: with another user's, that user would choose what we run.
+fn refuse_strangers(dir: &StoreDir) -> Result<()> {
+    match fs::metadata(dir.root()) {
+        Ok(meta) if meta.uid() != nix::unistd::geteuid().as_raw() => {
+            bail!("{} belongs to another user", dir.root().display())
+        }
+        Ok(_) => Ok(()),
+        // Then there is no daemon either.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot look at {}", dir.root().display()))
+        }
     }
 }
 
