@@ -1,0 +1,268 @@
+//! One build, and what can be seen of it from outside: whether it succeeded, what the compiler said,
+//! what the programs print.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use harness::{Cmd, Must, Outcome, Sandbox};
+use serde_json::Value as Json;
+
+use crate::checkout::Checkout;
+use crate::steps::COMMANDS;
+use crate::world::World;
+
+/// What a build showed. Equal for equal inputs, wherever the target directory is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    pub success: bool,
+    /// Diagnostics as people read them.
+    pub diagnostics: BTreeSet<String>,
+    /// What programs printed, by path below the target directory.
+    pub programs: BTreeMap<String, String>,
+}
+
+/// A finished build.
+pub struct Build {
+    pub seen: Seen,
+    /// Names of what cargo did not find fresh.
+    pub stale: Vec<String>,
+    pub outcome: Outcome,
+}
+
+/// How a workspace is built.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Way {
+    /// In the view, with the wrapper.
+    View,
+    /// In a directory of the disk, by cargo alone.
+    Plain,
+}
+
+/// Builds a checkout.
+#[track_caller]
+pub fn build(
+    sandbox: &Sandbox,
+    loader: &Path,
+    checkout: &Checkout,
+    world: &World,
+    way: Way,
+) -> Build {
+    let words = COMMANDS[world.command];
+    let target = match way {
+        Way::View => checkout.target(),
+        Way::Plain => checkout.plain(),
+    };
+    let command = match way {
+        Way::View => sandbox.cargo(&checkout.root, words),
+        Way::Plain => sandbox
+            .plain_cargo(&checkout.root, words)
+            .arg("--target-dir")
+            .arg(&target),
+    };
+    let going = keeps_going(words).then_some("--keep-going");
+    let command = command.arg("--message-format=json").args(going);
+    let outcome = environment(command, world).run();
+    let mut build = read(words, &target, outcome);
+    if build.seen.success {
+        for path in programs(&build.outcome) {
+            let name = path
+                .strip_prefix(&target)
+                .must("below the target directory");
+            let said = run(sandbox, checkout, loader, &path);
+            build.seen.programs.insert(name.display().to_string(), said);
+        }
+    }
+    build
+}
+
+/// `cargo test` does not know the option.
+fn keeps_going(words: &str) -> bool {
+    !words.starts_with("test")
+}
+
+/// What both builds see. In the mode where outputs are byte for byte those of plain cargo
+/// (`KACHEFS_MODE=exact`), this is where it is asked for, and [`Seen`] what would hold the digests.
+fn environment(command: Cmd, world: &World) -> Cmd {
+    let mut command = command;
+    for (name, value) in &world.env {
+        if let Some(value) = value {
+            command = command.env(name, format!("v{value}"));
+        }
+    }
+    let settings = &world.settings;
+    if let Some(flags) = &settings.flags {
+        command = command.env("RUSTFLAGS", flags);
+    }
+    if let Some(incremental) = settings.incremental {
+        command = command.env("CARGO_INCREMENTAL", if incremental { "1" } else { "0" });
+    }
+    command
+}
+
+/// What cargo said.
+fn read(words: &str, target: &Path, outcome: Outcome) -> Build {
+    let here = target.display().to_string();
+    let mut diagnostics = BTreeSet::new();
+    let mut stale = Vec::new();
+    for message in messages(&outcome) {
+        match message["reason"].as_str() {
+            Some("compiler-message") => {
+                let text = message["message"]["rendered"].as_str().unwrap_or_default();
+                let of = &message["target"]["name"];
+                diagnostics.insert(format!("{of} {text}").replace(&here, "<target>"));
+            }
+            Some("compiler-artifact" | "build-script-executed") if message["fresh"] == false => {
+                stale.push(message["target"]["name"].to_string());
+            }
+            _ => {}
+        }
+    }
+    let success = outcome.status.success();
+    // Of cargo's own words those that are about the build, not about its progress.
+    let said = outcome.stderr.lines().map(str::trim);
+    let told = said.filter(|line| {
+        line.contains("the script fails")
+            || line.starts_with("warning: k")
+            || line.starts_with("error")
+    });
+    diagnostics.extend(told.map(|line| line.replace(&here, "<target>")));
+    // Without `--keep-going` it is a race which errors are seen.
+    if !success && !keeps_going(words) {
+        diagnostics.clear();
+    }
+    Build {
+        seen: Seen {
+            success,
+            diagnostics,
+            programs: BTreeMap::new(),
+        },
+        stale,
+        outcome,
+    }
+}
+
+#[track_caller]
+fn messages(outcome: &Outcome) -> Vec<Json> {
+    let lines = outcome.stdout.lines();
+    let messages = lines.map(|line| serde_json::from_str(line).must("a message of cargo"));
+    messages.collect()
+}
+
+/// Programs, and libraries that a program can load.
+fn programs(outcome: &Outcome) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for message in messages(outcome) {
+        if let Some(path) = message["executable"].as_str() {
+            all.push(PathBuf::from(path));
+        }
+        let is_cdylib = message["target"]["crate_types"]
+            .as_array()
+            .is_some_and(|types| types.iter().any(|name| name == "cdylib"));
+        let files = message["filenames"].as_array().into_iter().flatten();
+        let names = files.filter_map(Json::as_str);
+        let libraries = names.filter(|name| is_cdylib && is_library(name));
+        all.extend(libraries.map(PathBuf::from));
+    }
+    all
+}
+
+fn is_library(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ext| ext == "so")
+}
+
+/// Runs a program, or has a library say its part.
+#[track_caller]
+fn run(sandbox: &Sandbox, checkout: &Checkout, loader: &Path, path: &Path) -> String {
+    let command = if is_library(&path.to_string_lossy()) {
+        let name = path.file_stem().must("a name").to_string_lossy();
+        let name = name.trim_start_matches("lib").to_owned();
+        let name = name.split('-').next().unwrap_or_default().to_owned();
+        let command = sandbox.command(loader);
+        command.arg(path).arg(format!("{name}_print"))
+    } else {
+        sandbox.command(path)
+    };
+    let outcome = command.in_dir(&checkout.root).run();
+    // Unit tests say how long they took.
+    let mut text: String = outcome
+        .said()
+        .lines()
+        .filter(|line| !line.contains("finished in"))
+        .fold(String::new(), |text, line| text + line + "\n");
+    if !outcome.status.success() {
+        let _ = write!(text, "{}", outcome.status);
+    }
+    text
+}
+
+/// A program that loads a library and calls a function of it.
+#[track_caller]
+pub fn make_loader(sandbox: &Sandbox) -> PathBuf {
+    let (source, program) = (sandbox.path("loader.rs"), sandbox.path("loader"));
+    fs::write(&source, LOADER).must("loader.rs");
+    let compile = sandbox
+        .command("rustc")
+        .arg(&source)
+        .arg("-o")
+        .arg(&program);
+    let _ = compile.ok();
+    program
+}
+
+const LOADER: &str = r#"
+use std::ffi::{CString, c_char, c_int, c_void};
+extern "C" {
+    fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+fn main() {
+    let args: Vec<_> = std::env::args().map(|arg| CString::new(arg).unwrap()).collect();
+    // SAFETY: the library is one of ours, and its function takes and gives nothing.
+    unsafe {
+        let library = dlopen(args[1].as_ptr(), 2);
+        assert!(!library.is_null());
+        let symbol = dlsym(library, args[2].as_ptr());
+        assert!(!symbol.is_null());
+        let print: extern "C" fn() = std::mem::transmute(symbol);
+        print();
+    }
+}
+"#;
+
+/// Where two builds differ, for people; `None` if nowhere.
+pub fn difference(one: &Seen, other: &Seen) -> Option<String> {
+    let mut text = String::new();
+    if one.success != other.success {
+        let _ = writeln!(text, "success: {} / {}", one.success, other.success);
+    }
+    for (mark, from, without) in [('<', one, other), ('>', other, one)] {
+        for line in from.diagnostics.difference(&without.diagnostics) {
+            let _ = writeln!(text, "{mark} {line}");
+        }
+    }
+    let names: BTreeSet<_> = one.programs.keys().chain(other.programs.keys()).collect();
+    for name in names {
+        let (one, other) = (one.programs.get(name), other.programs.get(name));
+        if one != other {
+            let _ = writeln!(text, "{name}:\n{}", lines_apart(one, other));
+        }
+    }
+    (one != other).then_some(text)
+}
+
+fn lines_apart(one: Option<&String>, other: Option<&String>) -> String {
+    let (Some(one), Some(other)) = (one, other) else {
+        return format!("  {} / {}", one.is_some(), other.is_some());
+    };
+    let mut text = String::new();
+    let (first, second): (Vec<_>, Vec<_>) = (one.lines().collect(), other.lines().collect());
+    for index in 0..first.len().max(second.len()) {
+        let (a, b) = (first.get(index), second.get(index));
+        if a != b {
+            let _ = writeln!(text, "  < {}\n  > {}", a.unwrap_or(&""), b.unwrap_or(&""));
+        }
+    }
+    text
+}

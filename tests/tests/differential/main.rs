@@ -1,0 +1,100 @@
+//! Random workspaces changed at random, built in a view and by cargo alone: after each step both
+//! builds must succeed or fail alike, say the same, and make programs that print the same.
+//!
+//! 60 steps, or 2,000 with `KACHEFS_TEST_LONG=1`. A failure prints its seed and its steps;
+//! `KACHEFS_FUZZ_SEED` (with `KACHEFS_FUZZ_STEPS`, a number) runs that plan again,
+//! `KACHEFS_FUZZ_ONLY=1,4,7` only these steps of it, and `KACHEFS_FUZZ_TRACE=1` tells each step.
+
+mod builds;
+mod checkout;
+mod grow;
+mod pieces;
+mod render;
+mod run;
+mod scripts;
+mod steps;
+mod world;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use harness::{Chance, Must};
+use run::{Failure, Report, Run, describe};
+use steps::{Step, plan};
+use world::World;
+
+const SEEDS: usize = 5;
+const STEPS: usize = 12;
+const LONG_SEEDS: usize = 50;
+const LONG_STEPS: usize = 40;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().must(format!("{name} is a number")))
+}
+
+fn long() -> bool {
+    std::env::var_os("KACHEFS_TEST_LONG").is_some_and(|value| value == "1")
+}
+
+/// The steps that `KACHEFS_FUZZ_ONLY` leaves.
+fn chosen(steps: Vec<Step>) -> Vec<Step> {
+    let Ok(only) = std::env::var("KACHEFS_FUZZ_ONLY") else {
+        return steps;
+    };
+    let only: Vec<usize> = only
+        .split(',')
+        .map(|number| number.parse().must("KACHEFS_FUZZ_ONLY: numbers"))
+        .collect();
+    let numbered = steps.into_iter().enumerate();
+    let left = numbered.filter(|(number, _)| only.contains(&(number + 1)));
+    left.map(|(_, step)| step).collect()
+}
+
+fn carry_out(world: &World, steps: &[Step]) -> Result<Report, Failure> {
+    let limit = Duration::from_secs(120 + 30 * steps.len() as u64);
+    Run::new(world, limit).all(steps)
+}
+
+#[test]
+fn random_workspaces_build_as_without_kachefs() {
+    let given = number("KACHEFS_FUZZ_SEED");
+    let (count, length) = if long() {
+        (LONG_SEEDS, LONG_STEPS)
+    } else {
+        (SEEDS, STEPS)
+    };
+    let length = number("KACHEFS_FUZZ_STEPS")
+        .map_or(length, |steps| usize::try_from(steps).must("few steps"));
+    let seeds = given.map_or_else(
+        || {
+            let mut chance = Chance::new();
+            (0..count).map(|_| chance.number() >> 32).collect()
+        },
+        |seed| vec![seed],
+    );
+    println!("seeds: {seeds:?}, {length} steps each");
+    let mut total = Report::default();
+    for seed in seeds {
+        let (world, steps) = plan(seed, length);
+        let steps = chosen(steps);
+        match carry_out(&world, &steps) {
+            Ok(report) => total += &report,
+            Err(Failure { step, what }) => {
+                let mut list = String::new();
+                for (number, step) in steps.iter().enumerate().take(step) {
+                    let _ = writeln!(list, "  {}: {}", number + 1, describe(step));
+                }
+                panic!(
+                    "KACHEFS_FUZZ_SEED={seed} KACHEFS_FUZZ_STEPS={length}, after step {step}:\n\
+                     {what}\n--- steps\n{list}"
+                );
+            }
+        }
+    }
+    println!("no difference: {total:?}");
+    assert!(
+        total.programs > 0 || given.is_some(),
+        "programs ran: {total:?}"
+    );
+}

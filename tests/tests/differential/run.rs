@@ -1,0 +1,271 @@
+//! A plan carried out: after each step both builds, compared; where they differ, a third one from
+//! nothing says who is right.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use harness::{Must, Sandbox};
+
+use crate::builds::{Build, Way, build, difference, make_loader};
+use crate::checkout::Checkout;
+use crate::steps::{COMMANDS, DELETIONS, Step, after};
+use crate::world::World;
+
+/// After so many steps a build must find nothing to do.
+const NOTHING_TO_DO: usize = 4;
+
+/// What was wrong, and after which step.
+#[derive(Debug)]
+pub struct Failure {
+    pub step: usize,
+    pub what: String,
+}
+
+/// What a plan that went well did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub steps: usize,
+    pub failed_builds: usize,
+    pub programs: usize,
+    /// Differences where plain cargo was behind.
+    pub cargo_behind: usize,
+    pub hits: u64,
+    pub misses: u64,
+    pub uncacheable: u64,
+    pub script_hits: u64,
+    pub script_misses: u64,
+}
+
+impl std::ops::AddAssign<&Report> for Report {
+    fn add_assign(&mut self, other: &Report) {
+        self.steps += other.steps;
+        self.failed_builds += other.failed_builds;
+        self.programs += other.programs;
+        self.cargo_behind += other.cargo_behind;
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.uncacheable += other.uncacheable;
+        self.script_hits += other.script_hits;
+        self.script_misses += other.script_misses;
+    }
+}
+
+/// One plan under way.
+pub struct Run {
+    pub sandbox: Sandbox,
+    loader: PathBuf,
+    checkouts: Vec<Checkout>,
+    current: usize,
+    world: World,
+    report: Report,
+}
+
+impl Run {
+    /// Writes the first world, mounts its view.
+    #[track_caller]
+    pub fn new(world: &World, limit: Duration) -> Self {
+        let sandbox = Sandbox::with_limit(limit);
+        let loader = make_loader(&sandbox);
+        let first = Checkout::new(sandbox.path("checkout"), world);
+        sandbox.mount(first.target());
+        Self {
+            sandbox,
+            loader,
+            checkouts: vec![first],
+            current: 0,
+            world: world.clone(),
+            report: Report::default(),
+        }
+    }
+
+    /// Carries out all steps.
+    pub fn all(mut self, steps: &[Step]) -> Result<Report, Failure> {
+        self.compare(0)?;
+        for (number, step) in steps.iter().enumerate() {
+            let number = number + 1;
+            let began = Instant::now();
+            self.take(step);
+            self.compare(number)?;
+            if number % NOTHING_TO_DO == 0 {
+                self.nothing_to_do(number)?;
+            }
+            self.report.steps += 1;
+            if std::env::var_os("KACHEFS_FUZZ_TRACE").is_some() {
+                eprintln!(
+                    "step {number}, {:?}: {} {}",
+                    began.elapsed(),
+                    COMMANDS[self.world.command],
+                    describe(step)
+                );
+            }
+        }
+        let counters = self.sandbox.counters();
+        self.report.hits = counters.hits;
+        self.report.misses = counters.misses;
+        self.report.uncacheable = counters.uncacheable;
+        self.report.script_hits = counters.script_hits;
+        self.report.script_misses = counters.script_misses;
+        Ok(self.report)
+    }
+
+    fn checkout(&self) -> &Checkout {
+        &self.checkouts[self.current]
+    }
+
+    /// Does what a step says, without building.
+    #[track_caller]
+    pub fn take(&mut self, step: &Step) {
+        self.world = after(&self.world, step);
+        match step {
+            Step::Copy => {
+                // Of different lengths, so that no path can hide in another.
+                let name = format!("copy/{}/checkout", "x".repeat(self.checkouts.len()));
+                let copy = self.checkout().copy(self.sandbox.path(&name));
+                self.sandbox.mount(copy.target());
+                self.current = self.checkouts.len();
+                self.checkouts.push(copy);
+            }
+            Step::Return(number) => self.current = (*number).min(self.checkouts.len() - 1),
+            _ => {}
+        }
+        let checkout = &mut self.checkouts[self.current];
+        checkout.show(&self.world);
+        let checkout = self.checkout();
+        match step {
+            Step::Touch(name) => checkout.touch_package(name),
+            Step::CleanPackage(name) => self.clean(&format!("clean -p {name}")),
+            Step::CleanAll => self.clean("clean"),
+            // After `cargo clean` it is mounted by the next build only.
+            Step::EmptyView if self.sandbox.is_mounted(&checkout.target()) => {
+                self.sandbox.empty_view(checkout.target());
+            }
+            Step::Delete(number) => {
+                for target in [checkout.target(), checkout.plain()] {
+                    delete(&target, DELETIONS[*number]);
+                }
+            }
+            Step::Remount if self.sandbox.is_mounted(&checkout.target()) => {
+                self.sandbox.unmount(checkout.target());
+                self.sandbox.mount(checkout.target());
+            }
+            _ => {}
+        }
+    }
+
+    #[track_caller]
+    fn clean(&self, words: &str) {
+        let checkout = self.checkout();
+        // A package that is not there is an error in both.
+        let _ = self.sandbox.cargo(&checkout.root, words).run();
+        let plain = self.sandbox.plain_cargo(&checkout.root, words);
+        let _ = plain.arg("--target-dir").arg(checkout.plain()).run();
+    }
+
+    #[track_caller]
+    pub fn build(&self, way: Way) -> Build {
+        build(
+            &self.sandbox,
+            &self.loader,
+            self.checkout(),
+            &self.world,
+            way,
+        )
+    }
+
+    /// Both builds, compared.
+    pub fn compare(&mut self, step: usize) -> Result<(), Failure> {
+        let view = self.build(Way::View);
+        let plain = self.build(Way::Plain);
+        self.report.failed_builds += usize::from(!view.seen.success);
+        self.report.programs += view.seen.programs.len();
+        if view.seen == plain.seen {
+            return Ok(());
+        }
+        // Cargo goes by times, and may be behind; what it builds from nothing is the truth.
+        let plain_dir = self.checkout().plain();
+        fs::remove_dir_all(&plain_dir).must(plain_dir.display());
+        let truth = self.build(Way::Plain);
+        let Some(difference) = difference(&view.seen, &truth.seen) else {
+            self.report.cargo_behind += 1;
+            return Ok(());
+        };
+        let mut what = format!("< in the view, > by cargo alone, from nothing:\n{difference}");
+        what.push_str(&self.again(&truth));
+        let _ = write!(
+            what,
+            "--- in the view\n{}\n--- by cargo alone\n{}",
+            view.outcome.stderr, plain.outcome.stderr
+        );
+        Err(Failure { step, what })
+    }
+
+    /// Tells a wrong hit from outputs that cargo did not look at again.
+    fn again(&self, truth: &Build) -> String {
+        let target = self.checkout().target();
+        if !self.sandbox.is_mounted(&target) {
+            return "(the view is not mounted)\n".to_owned();
+        }
+        self.sandbox.empty_view(target);
+        match difference(&self.build(Way::View).seen, &truth.seen) {
+            Some(_) => "built again in the emptied view: still different\n".to_owned(),
+            None => "built again in the emptied view: right\n".to_owned(),
+        }
+    }
+
+    /// A second build compiles nothing and asks for nothing.
+    fn nothing_to_do(&mut self, step: usize) -> Result<(), Failure> {
+        let before = self.sandbox.counters();
+        let again = self.build(Way::View);
+        if !again.seen.success {
+            return Ok(());
+        }
+        let counters = self.sandbox.counters() - &before;
+        let asked = counters.hits + counters.misses + counters.uncacheable;
+        let asked = asked + counters.script_hits + counters.script_misses;
+        if again.stale.is_empty() && asked == 0 {
+            return Ok(());
+        }
+        // A script that declares a file that is not there runs each time.
+        let mut plain = self.build(Way::Plain);
+        plain.stale.sort();
+        let mut stale = again.stale.clone();
+        stale.sort();
+        if stale == plain.stale {
+            return Ok(());
+        }
+        let what = format!(
+            "a build with nothing to do found stale {stale:?}, by cargo alone {:?}; {counters:?}\n{}",
+            plain.stale, again.outcome.stderr
+        );
+        Err(Failure { step, what })
+    }
+}
+
+/// Removes what begins with a name.
+fn delete(target: &std::path::Path, (dir, prefix): (&str, &str)) {
+    let Ok(entries) = fs::read_dir(target.join(dir)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with(prefix) {
+            let path = entry.path();
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            removed.must(path.display());
+        }
+    }
+}
+
+/// A step in few words.
+pub fn describe(step: &Step) -> String {
+    match step {
+        Step::Become(_) => "Become(an earlier state)".to_owned(),
+        step => format!("{step:?}"),
+    }
+}
