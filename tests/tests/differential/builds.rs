@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use harness::{Cmd, Must, Outcome, Sandbox};
+use harness::{Cmd, Must, Outcome, Sandbox, toolchain};
 use serde_json::Value as Json;
 
 use crate::checkout::Checkout;
@@ -44,7 +44,7 @@ pub enum Way {
 #[track_caller]
 pub fn build(
     sandbox: &Sandbox,
-    loader: &Path,
+    tools: &Tools,
     checkout: &Checkout,
     world: &World,
     way: Way,
@@ -70,7 +70,7 @@ pub fn build(
             let name = path
                 .strip_prefix(&target)
                 .must("below the target directory");
-            let said = run(sandbox, checkout, loader, &path);
+            let said = run(sandbox, checkout, tools, &path);
             build.seen.programs.insert(name.display().to_string(), said);
         }
     }
@@ -174,16 +174,18 @@ fn is_library(name: &str) -> bool {
 
 /// Runs a program, or has a library say its part.
 #[track_caller]
-fn run(sandbox: &Sandbox, checkout: &Checkout, loader: &Path, path: &Path) -> String {
+fn run(sandbox: &Sandbox, checkout: &Checkout, tools: &Tools, path: &Path) -> String {
     let command = if is_library(&path.to_string_lossy()) {
         let name = path.file_stem().must("a name").to_string_lossy();
         let name = name.trim_start_matches("lib").to_owned();
         let name = name.split('-').next().unwrap_or_default().to_owned();
-        let command = sandbox.command(loader);
+        let command = sandbox.command(&tools.loader);
         command.arg(path).arg(format!("{name}_print"))
     } else {
         sandbox.command(path)
     };
+    // The unit tests of proc macros are linked against the compiler's libraries.
+    let command = command.env("LD_LIBRARY_PATH", &tools.libraries);
     let outcome = command.in_dir(&checkout.root).run();
     // Unit tests say how long they took.
     let mut text: String = outcome
@@ -191,24 +193,43 @@ fn run(sandbox: &Sandbox, checkout: &Checkout, loader: &Path, path: &Path) -> St
         .lines()
         .filter(|line| !line.contains("finished in"))
         .fold(String::new(), |text, line| text + line + "\n");
+    let target = if path.starts_with(checkout.target()) {
+        checkout.target()
+    } else {
+        checkout.plain()
+    };
+    text = text.replace(&target.display().to_string(), "<target>");
     if !outcome.status.success() {
         let _ = write!(text, "{}", outcome.status);
     }
     text
 }
 
-/// A program that loads a library and calls a function of it.
-#[track_caller]
-pub fn make_loader(sandbox: &Sandbox) -> PathBuf {
-    let (source, program) = (sandbox.path("loader.rs"), sandbox.path("loader"));
-    fs::write(&source, LOADER).must("loader.rs");
-    let compile = sandbox
-        .command("rustc")
-        .arg(&source)
-        .arg("-o")
-        .arg(&program);
-    let _ = compile.ok();
-    program
+/// What it takes to run what was built.
+pub struct Tools {
+    /// A program that loads a library and calls a function of it.
+    loader: PathBuf,
+    /// The libraries of the compiler.
+    libraries: PathBuf,
+}
+
+impl Tools {
+    #[track_caller]
+    pub fn new(sandbox: &Sandbox) -> Self {
+        let (source, program) = (sandbox.path("loader.rs"), sandbox.path("loader"));
+        fs::write(&source, LOADER).must("loader.rs");
+        let compile = sandbox
+            .command("rustc")
+            .arg(&source)
+            .arg("-o")
+            .arg(&program);
+        let _ = compile.ok();
+        let libraries = format!("lib/rustlib/{}/lib", toolchain::host());
+        Self {
+            loader: program,
+            libraries: toolchain::sysroot().join(libraries),
+        }
+    }
 }
 
 const LOADER: &str = r#"

@@ -183,6 +183,6 @@ fn write(path: &Path, entry: &Entry) {
 
 #[track_caller]
 fn touch(path: &Path) {
-    let file = File::options().append(true).open(path).must(path.display());
+    let file = File::open(path).must(path.display());
     file.set_modified(SystemTime::now()).must(path.display());
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use harness::Chance;
 
+use crate::gaps;
 use crate::world::{
     Ask, Declares, Dep, DepKind, Files, How, Krate, ModuleStyle, Part, Read, Script, Settings,
     Style, Target, TargetKind, VALUES, Value, World,
@@ -48,6 +49,7 @@ pub fn world(chance: &mut Chance) -> World {
         crates: Vec::new(),
         shared: files(chance, &SHARED),
         listed: some_of(chance, 50),
+        current: value(chance),
         env: BTreeMap::new(),
         settings: Settings::default(),
         command: chance.below(crate::steps::COMMANDS.len()),
@@ -193,7 +195,9 @@ pub fn part(chance: &mut Chance, krate: &Krate) -> Part {
     {
         return Part::Macro(name.clone(), ask(chance));
     }
-    match chance.below(13) {
+    match chance.below(15) {
+        13 => Part::IncludeCurrent,
+        14 => Part::Program,
         0 | 1 => Part::Literal(style(chance), value(chance)),
         2 | 3 => {
             let name = one_of(
@@ -249,7 +253,17 @@ pub fn style(chance: &mut Chance) -> Style {
 
 fn ask(chance: &mut Chance) -> Ask {
     let file = one_of(chance, &["one.txt", "two.txt", "probe.txt", "probe.txt"]).to_owned();
-    match chance.below(9) {
+    if let Some((ask, _)) = chance.pick(gaps::wanted())
+        && chance.percent(20)
+    {
+        return ask.clone();
+    }
+    match chance.below(14) {
+        9 => Ask::Variables,
+        10 => Ask::Length(file),
+        11 => Ask::Link,
+        12 => Ask::Current,
+        13 => Ask::Generated,
         0 | 1 => Ask::Read(file),
         2 => Ask::ReadFromHere(file),
         3 => Ask::ReadShared(one_of(chance, &["s0.txt", "probe.txt"]).to_owned()),
@@ -280,7 +294,11 @@ pub fn script(chance: &mut Chance) -> Script {
 }
 
 fn read(chance: &mut Chance) -> Read {
-    match chance.below(8) {
+    match chance.below(12) {
+        8 => Read::Variables,
+        9 => Read::ByCommand(one_of(chance, &["one.txt", "probe.txt"]).to_owned()),
+        10 => Read::Link,
+        11 => Read::Metadata,
         0 | 1 => Read::File(one_of(chance, &["one.txt", "two.txt", "probe.txt"]).to_owned()),
         2 => Read::Shared(one_of(chance, &["s0.txt", "s1.txt", "probe.txt"]).to_owned()),
         3 => Read::List,

@@ -7,11 +7,13 @@
 
 mod builds;
 mod checkout;
+mod gaps;
 mod grow;
 mod pieces;
 mod render;
 mod run;
 mod scripts;
+mod self_check;
 mod steps;
 mod world;
 

@@ -47,6 +47,22 @@ pub fn render(code: &mut Piece, krate: &Krate, target: &Target, number: usize, p
             let path = format!("\"{back}{}shared/{name}\"", up(&krate.dir));
             code.say(&label, &include(How::Text, &path));
         }
+        Part::IncludeCurrent => {
+            let path = format!("\"{back}{}shared/current/here.txt\"", up(&krate.dir));
+            code.say(&label, &include(How::Text, &path));
+        }
+        Part::Program => {
+            let programs = krate.targets.iter();
+            let bin = programs.rev().find(|other| other.kind == TargetKind::Bin);
+            let name = bin.map(|bin| bin.name.clone()).unwrap_or_default();
+            code.say(
+                &label,
+                &format!(
+                    "String::from_utf8_lossy(&std::process::Command::new(env!(\"CARGO_BIN_EXE_{name}\"))\
+                     .output().unwrap().stdout).replace('\\n', \" \")"
+                ),
+            );
+        }
         Part::Module(style, value) => {
             module(code, target, *style, number, &format!("v{value}"));
             code.say(&label, &format!("mod{number}::tell()"));
@@ -179,6 +195,12 @@ fn ask_macro(code: &mut Piece, krate: &Krate, label: &str, name: &str, ask: &Ask
         Ask::ListShared => format!("list!(\"{}shared/list\")", up(&krate.dir)),
         Ask::Climb(file) => format!("climb!(\"data/{file}\")"),
         Ask::Variable(name) => format!("variable!(\"{name}\")"),
+        Ask::Variables => "variables!(\"KF_\")".to_owned(),
+        Ask::Length(file) => format!("length!(\"data/{file}\")"),
+        Ask::Link => "link!(\"data/link.txt\")".to_owned(),
+        Ask::Current => format!("read!(\"{}shared/current/here.txt\")", up(&krate.dir)),
+        Ask::Generated => "generated!(\"sub/gen.txt\")".to_owned(),
+        Ask::DirectoryName => "directory_name!(\"\")".to_owned(),
         Ask::Tag => "tag!(\"\")".to_owned(),
         Ask::Fail(value) => format!("fail!(\"v{value}\")"),
     };

@@ -8,7 +8,9 @@ use std::fmt::Write as _;
 
 use crate::pieces::{self, Piece};
 use crate::scripts;
-use crate::world::{Dep, DepKind, Files, Krate, Part, Settings, Target, TargetKind, Value, World};
+use crate::world::{
+    Ask, Dep, DepKind, Files, Krate, Part, Settings, Target, TargetKind, Value, World,
+};
 
 /// A file or a symbolic link.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +40,15 @@ pub fn render(world: &World) -> Picture {
             String::new(),
         );
     }
+    for value in 0..3 {
+        put(
+            &mut picture,
+            format!("shared/v{value}/here.txt"),
+            format!("here{value}"),
+        );
+    }
+    let to = format!("v{}", world.current);
+    picture.insert("shared/current".to_owned(), Entry::Link(to));
     for krate in &world.crates {
         package(&mut picture, world, krate);
     }
@@ -118,7 +129,13 @@ fn package(picture: &mut Picture, world: &World, krate: &Krate) {
     }
     put(picture, format!("{dir}/list/always"), String::new());
     for number in &krate.listed {
-        put(picture, format!("{dir}/list/n{number}"), String::new());
+        // One of them below another directory.
+        let below = ["", "sub/"][usize::from(*number) % 2];
+        put(
+            picture,
+            format!("{dir}/list/{below}n{number}"),
+            String::new(),
+        );
     }
     if let Some(script) = &krate.script {
         put(
@@ -141,8 +158,12 @@ fn manifest(world: &World, krate: &Krate) -> String {
     let Krate { name, version, .. } = krate;
     let mut text = format!(
         "[package]\nname = \"{name}\"\nversion = \"0.1.{version}\"\nedition = \"2021\"\n\
-         description = \"about {version}\"\n\n[features]\n"
+         description = \"about {version}\"\n"
     );
+    if krate.script.is_some() {
+        let _ = writeln!(text, "links = \"{name}\"");
+    }
+    text.push_str("\n[features]\n");
     let defaults: Vec<_> = krate
         .defaults
         .iter()
@@ -214,7 +235,7 @@ pub fn up(dir: &str) -> String {
 fn source(picture: &mut Picture, world: &World, krate: &Krate, target: &Target) -> String {
     let mut all = Piece::default();
     for (number, part) in target.parts.iter().enumerate() {
-        if is_possible(krate, part) {
+        if is_possible(krate, target, part) {
             pieces::render(&mut all, krate, target, number, part);
         }
     }
@@ -270,10 +291,19 @@ fn is_cdylib(world: &World, krate: &Krate) -> bool {
 }
 
 /// Whether the package has what the part needs; other edits may have taken it away.
-fn is_possible(krate: &Krate, part: &Part) -> bool {
+fn is_possible(krate: &Krate, target: &Target, part: &Part) -> bool {
     match part {
         Part::Scripted => krate.script.is_some(),
+        Part::Macro(_, Ask::Link) if krate.link.is_none() => false,
+        Part::Macro(_, Ask::Generated) if krate.script.is_none() => false,
         Part::Macro(name, _) => krate.depends_on(name),
+        Part::Program => {
+            target.kind == TargetKind::Test
+                && krate
+                    .targets
+                    .iter()
+                    .any(|other| other.kind == TargetKind::Bin)
+        }
         _ => true,
     }
 }

@@ -3,18 +3,21 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use harness::{Must, Sandbox};
 
-use crate::builds::{Build, Way, build, difference, make_loader};
+use crate::builds::{Build, Tools, Way, build, difference};
 use crate::checkout::Checkout;
 use crate::steps::{COMMANDS, DELETIONS, Step, after};
 use crate::world::World;
 
 /// After so many steps a build must find nothing to do.
 const NOTHING_TO_DO: usize = 4;
+
+/// Where copies of a checkout go: of different lengths, so that no path can hide in another, and not
+/// all of them simple.
+const COPIES: [&str; 3] = ["copy/checkout", "a copy/of it ($1)", "c/ä.{2}"];
 
 /// What was wrong, and after which step.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ impl std::ops::AddAssign<&Report> for Report {
 /// One plan under way.
 pub struct Run {
     pub sandbox: Sandbox,
-    loader: PathBuf,
+    tools: Tools,
     checkouts: Vec<Checkout>,
     current: usize,
     world: World,
@@ -67,12 +70,12 @@ impl Run {
     #[track_caller]
     pub fn new(world: &World, limit: Duration) -> Self {
         let sandbox = Sandbox::with_limit(limit);
-        let loader = make_loader(&sandbox);
+        let tools = Tools::new(&sandbox);
         let first = Checkout::new(sandbox.path("checkout"), world);
         sandbox.mount(first.target());
         Self {
             sandbox,
-            loader,
+            tools,
             checkouts: vec![first],
             current: 0,
             world: world.clone(),
@@ -83,6 +86,7 @@ impl Run {
     /// Carries out all steps.
     pub fn all(mut self, steps: &[Step]) -> Result<Report, Failure> {
         self.compare(0)?;
+        assert_eq!(self.report.failed_builds, 0, "the first state compiles");
         for (number, step) in steps.iter().enumerate() {
             let number = number + 1;
             let began = Instant::now();
@@ -92,7 +96,7 @@ impl Run {
                 self.nothing_to_do(number)?;
             }
             self.report.steps += 1;
-            if std::env::var_os("KACHEFS_FUZZ_TRACE").is_some() {
+            if tells() {
                 eprintln!(
                     "step {number}, {:?}: {} {}",
                     began.elapsed(),
@@ -120,9 +124,8 @@ impl Run {
         self.world = after(&self.world, step);
         match step {
             Step::Copy => {
-                // Of different lengths, so that no path can hide in another.
-                let name = format!("copy/{}/checkout", "x".repeat(self.checkouts.len()));
-                let copy = self.checkout().copy(self.sandbox.path(&name));
+                let name = COPIES[(self.checkouts.len() - 1) % COPIES.len()];
+                let copy = self.checkout().copy(self.sandbox.path(name));
                 self.sandbox.mount(copy.target());
                 self.current = self.checkouts.len();
                 self.checkouts.push(copy);
@@ -146,6 +149,7 @@ impl Run {
                     delete(&target, DELETIONS[*number]);
                 }
             }
+            Step::KillDaemon => self.sandbox.kill_daemon(),
             Step::Remount if self.sandbox.is_mounted(&checkout.target()) => {
                 self.sandbox.unmount(checkout.target());
                 self.sandbox.mount(checkout.target());
@@ -167,7 +171,7 @@ impl Run {
     pub fn build(&self, way: Way) -> Build {
         build(
             &self.sandbox,
-            &self.loader,
+            &self.tools,
             self.checkout(),
             &self.world,
             way,
@@ -177,10 +181,18 @@ impl Run {
     /// Both builds, compared.
     pub fn compare(&mut self, step: usize) -> Result<(), Failure> {
         let view = self.build(Way::View);
+        self.judge(step, &view)
+    }
+
+    /// Builds without kachefs what was built in the view.
+    pub fn judge(&mut self, step: usize, view: &Build) -> Result<(), Failure> {
         let plain = self.build(Way::Plain);
         self.report.failed_builds += usize::from(!view.seen.success);
         self.report.programs += view.seen.programs.len();
         if view.seen == plain.seen {
+            if tells() && !view.seen.success {
+                eprintln!("both fail: {}", view.outcome);
+            }
             return Ok(());
         }
         // Cargo goes by times, and may be behind; what it builds from nothing is the truth.
@@ -241,6 +253,11 @@ impl Run {
         );
         Err(Failure { step, what })
     }
+}
+
+/// Whether to tell each step.
+fn tells() -> bool {
+    std::env::var_os("KACHEFS_FUZZ_TRACE").is_some()
 }
 
 /// Removes what begins with a name.

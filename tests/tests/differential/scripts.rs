@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::render::up;
-use crate::world::{Declares, DepKind, Krate, Read, Script};
+use crate::world::{Declares, Dep, DepKind, Krate, Read, Script};
 
 /// What scripts and macros share.
 const HELPERS: &str = r#"
@@ -13,10 +13,25 @@ fn read_file(path: &std::path::Path) -> String {
 fn list_dir(path: &std::path::Path) -> String {
     let Ok(entries) = std::fs::read_dir(path) else { return "no directory".to_owned() };
     let mut names: Vec<_> = entries
-        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .map(|entry| {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            if path.is_dir() { format!("{name}({})", list_dir(&path)) } else { name }
+        })
         .collect();
     names.sort();
     names.join(",")
+}
+fn all_variables(prefix: &str) -> String {
+    let ours = std::env::vars().filter(|(name, _)| name.starts_with(prefix));
+    let mut all: Vec<_> = ours.map(|(name, value)| format!("{name}={value}")).collect();
+    all.sort();
+    all.join(",")
+}
+fn leads_to(path: &std::path::Path) -> String {
+    let (text, whole) = (std::fs::read_link(path), std::fs::canonicalize(path));
+    let whole = whole.map(|path| path.file_name().expect("a name").to_owned());
+    format!("{text:?} {whole:?}").replace('"', "")
 }
 "#;
 
@@ -54,6 +69,32 @@ pub fn variable(input: TokenStream) -> TokenStream {
     text(std::env::var(asked(input)).unwrap_or("unset".to_owned()))
 }
 #[proc_macro]
+pub fn variables(input: TokenStream) -> TokenStream {
+    text(all_variables(&asked(input)))
+}
+#[proc_macro]
+pub fn length(input: TokenStream) -> TokenStream {
+    let meta = std::fs::metadata(package().join(asked(input)));
+    text(meta.map_or("absent".to_owned(), |meta| meta.len().to_string()))
+}
+#[proc_macro]
+pub fn link(input: TokenStream) -> TokenStream {
+    text(leads_to(&package().join(asked(input))))
+}
+#[proc_macro]
+pub fn generated(input: TokenStream) -> TokenStream {
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR").expect("a build script"));
+    text(read_file(&out.join(asked(input))))
+}
+#[proc_macro]
+pub fn directory_name(_: TokenStream) -> TokenStream {
+    let mut above = package();
+    while !above.join("Cargo.lock").exists() {
+        assert!(above.pop(), "there is one");
+    }
+    text(above.parent().expect("a directory").file_name().expect("a name").to_string_lossy().into())
+}
+#[proc_macro]
 pub fn fail(input: TokenStream) -> TokenStream {
     panic!("the macro fails: {}", asked(input));
 }
@@ -62,13 +103,14 @@ pub fn fail(input: TokenStream) -> TokenStream {
 /// The library of a proc macro package.
 pub fn macros(krate: &Krate) -> String {
     let mut deps = String::new();
-    for dep in krate.deps.iter().filter(|dep| dep.kind == DepKind::Normal) {
+    let is_library = |dep: &&Dep| dep.kind == DepKind::Normal && !dep.on.starts_with('m');
+    for dep in krate.deps.iter().filter(is_library) {
         let _ = writeln!(deps, "    said.push_str(&{}::digest());", dep.alias());
     }
     let features = "cfg!(feature = \"f0\"), cfg!(feature = \"f1\")";
     // The version, so that an edit of the macro is an edit of its code.
     format!(
-        "extern crate proc_macro;\n{HELPERS}{MACROS}\n#[proc_macro]\n\
+        "#![allow(unused_mut)]\nextern crate proc_macro;\n{HELPERS}{MACROS}\n#[proc_macro]\n\
          pub fn tag(_: TokenStream) -> TokenStream {{\n    \
          let mut said = format!(\"tag{} {{:?}} {{}}\", [{features}], env!(\"CARGO_PKG_VERSION\"));\n\
          {deps}    text(said.replace(';', \" \"))\n}}\n",
@@ -97,6 +139,7 @@ pub fn render(krate: &Krate, script: &Script) -> String {
         "    println!(\"cargo::rustc-cfg=kf_script=\\\"v{}\\\"\");",
         script.value
     );
+    body.push_str("    println!(\"cargo::metadata=text={text}\");\n");
     if script.warns {
         body.push_str("    println!(\"cargo::warning={text}\");\n");
     }
@@ -120,6 +163,11 @@ pub fn render(krate: &Krate, script: &Script) -> String {
 }
 
 const NATIVE: &str = r#"
+fn by_command(path: &str) -> String {
+    let command = format!("if [ -e {path} ]; then cat {path}; else echo absent; fi");
+    let output = std::process::Command::new("sh").arg("-c").arg(command).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
 fn native(out: &std::path::Path, name: &str, value: u8) {
     std::fs::write(out.join("n.c"), format!("int {name}(void) {{ return {value}; }}")).unwrap();
     let run = |program: &str, args: &[&str]| {
@@ -135,16 +183,18 @@ fn native(out: &std::path::Path, name: &str, value: u8) {
 
 fn read_lines(krate: &Krate, script: &Script, read: &Read) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut path = |path: String, function: &str| {
-        lines.push(format!("text += &{function}(\"{path}\".as_ref());"));
-        (script.declares == Declares::Everything)
-            .then(|| lines.push(format!("println!(\"cargo::rerun-if-changed={path}\");")));
+    let path = |path: String, function: &str| {
+        let mut lines = vec![format!("text += &{function}(\"{path}\".as_ref());")];
+        if script.declares == Declares::Everything {
+            lines.push(format!("println!(\"cargo::rerun-if-changed={path}\");"));
+        }
+        lines
     };
     match read {
-        Read::File(name) => path(format!("data/{name}"), "read_file"),
-        Read::Shared(name) => path(format!("{}shared/{name}", up(&krate.dir)), "read_file"),
-        Read::List => path("list".to_owned(), "list_dir"),
-        Read::ListShared => path(format!("{}shared/list", up(&krate.dir)), "list_dir"),
+        Read::File(name) => lines = path(format!("data/{name}"), "read_file"),
+        Read::Shared(name) => lines = path(format!("{}shared/{name}", up(&krate.dir)), "read_file"),
+        Read::List => lines = path("list".to_owned(), "list_dir"),
+        Read::ListShared => lines = path(format!("{}shared/list", up(&krate.dir)), "list_dir"),
         Read::Variable(name) => {
             if script.declares == Declares::Everything {
                 lines.push(format!("println!(\"cargo::rerun-if-env-changed={name}\");"));
@@ -156,6 +206,18 @@ fn read_lines(krate: &Krate, script: &Script, read: &Read) -> Vec<String> {
         Read::Cargo(name) => lines.push(format!(
             "text += &std::env::var(\"{name}\").unwrap_or(\"unset\".to_owned());"
         )),
+        Read::Variables => lines.push("text += &all_variables(\"KF_\");".to_owned()),
+        Read::ByCommand(name) => {
+            lines.push(format!("text += &by_command(\"data/{name}\");"));
+            if script.declares == Declares::Everything {
+                lines.push(format!(
+                    "println!(\"cargo::rerun-if-changed=data/{name}\");"
+                ));
+            }
+        }
+        Read::Link if krate.link.is_some() => lines = path("data/link.txt".to_owned(), "leads_to"),
+        Read::Link => {}
+        Read::Metadata => lines.push("text += &all_variables(\"DEP_\");".to_owned()),
         Read::Deps => {
             for dep in krate.deps.iter().filter(|dep| dep.kind == DepKind::Build) {
                 lines.push(format!(

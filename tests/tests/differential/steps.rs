@@ -11,8 +11,9 @@ use crate::grow;
 use crate::world::{Ask, Dep, Krate, Part, Script, Settings, Target, TargetKind, Value, World};
 
 /// The commands, as words for cargo.
-pub const COMMANDS: [&str; 7] = [
+pub const COMMANDS: [&str; 8] = [
     "build",
+    "build --all-targets",
     "build --all-targets",
     "test --no-run",
     "check --all-targets",
@@ -44,6 +45,8 @@ pub enum Step {
     EmptyView,
     Delete(usize),
     Remount,
+    /// `kill -9`.
+    KillDaemon,
     /// Go on in a copy of the checkout, under another path.
     Copy,
     /// Go back to an earlier checkout.
@@ -55,6 +58,7 @@ pub enum Step {
 pub enum Edit {
     Shared(String, Option<Value>),
     SharedListed(u8),
+    Current(Value),
     Env(String, Option<Value>),
     Settings(Settings),
     Command(usize),
@@ -113,6 +117,7 @@ fn apply(world: &mut World, edit: &Edit) -> Option<()> {
     match edit.clone() {
         Edit::Shared(name, value) => drop(world.shared.insert(name, value)),
         Edit::SharedListed(number) => flip(&mut world.listed, number),
+        Edit::Current(value) => world.current = value,
         Edit::Env(name, value) => drop(world.env.insert(name, value)),
         Edit::Settings(settings) => world.settings = settings,
         Edit::Command(command) => world.command = command,
@@ -178,6 +183,7 @@ fn choose(chance: &mut Chance, world: &World, history: &[World], copies: &mut us
         15 => Step::CleanAll,
         16..=21 => Step::EmptyView,
         22..=24 => Step::Delete(chance.below(DELETIONS.len())),
+        25 if chance.percent(50) => Step::KillDaemon,
         25 => Step::Remount,
         26..=28 if *copies < 3 => {
             *copies += 1;
@@ -226,7 +232,9 @@ fn edit_input(chance: &mut Chance, world: &World, krate: &Krate) -> Edit {
         let names: Vec<_> = files.keys().cloned().collect();
         chance.pick(&names).cloned().unwrap_or_default()
     };
-    match chance.below(10) {
+    match chance.below(12) {
+        10 => Edit::Current(grow::value(chance)),
+        11 => Edit::Env("KF_NEW".to_owned(), maybe(chance)),
         0 => Edit::Shared("probe.txt".to_owned(), maybe(chance)),
         1 => Edit::Shared(name(chance, &world.shared), Some(grow::value(chance))),
         2 => Edit::SharedListed(u8::from(chance.percent(50))),

@@ -24,6 +24,8 @@ pub struct World {
     pub shared: Files,
     /// Numbers of the files in `shared/list/`.
     pub listed: BTreeSet<u8>,
+    /// Where the link `shared/current` leads: to one of the directories `shared/v0`...
+    pub current: Value,
     /// Variables the build sees.
     pub env: BTreeMap<String, Option<Value>>,
     pub settings: Settings,
@@ -113,6 +115,8 @@ pub enum Part {
     /// A file of the package, by a path that begins with `CARGO_MANIFEST_DIR` or a relative one.
     Include(How, String, bool),
     IncludeShared(String),
+    /// A file behind a link to a directory.
+    IncludeCurrent,
     Module(ModuleStyle, Value),
     /// `env!` or `option_env!`.
     Variable(String, bool),
@@ -124,6 +128,8 @@ pub enum Part {
     Scripted,
     Macro(String, Ask),
     Place,
+    /// What a program of the package prints, started by a test.
+    Program,
     Warning(Value),
     Broken(Value),
 }
@@ -164,6 +170,18 @@ pub enum Ask {
     /// A file looked for in the package's directory and in each one above.
     Climb(String),
     Variable(String),
+    /// All variables whose names begin with `KF_`.
+    Variables,
+    /// Only the length of a file, without opening it.
+    Length(String),
+    /// The text of a link, and the path it leads to.
+    Link,
+    /// A file behind a link to a directory.
+    Current,
+    /// A file the build script made.
+    Generated,
+    /// A known gap: the name of the checkout's directory.
+    DirectoryName,
     /// The macro's own code and that of its dependencies.
     Tag,
     Fail(Value),
@@ -196,6 +214,13 @@ pub enum Read {
     List,
     ListShared,
     Variable(String),
+    /// All variables whose names begin with `KF_`.
+    Variables,
+    /// A file, read by a program the script starts.
+    ByCommand(String),
+    Link,
+    /// What the scripts of dependencies tell (`DEP_…`).
+    Metadata,
     /// A variable cargo sets.
     Cargo(&'static str),
     /// The script's own dependencies.
@@ -216,9 +241,12 @@ impl World {
     pub fn unseen_by_target(&self, krate: &Krate, target: &Target) -> String {
         let mut seen = String::new();
         for part in &target.parts {
+            if *part == Part::IncludeCurrent {
+                seen.push_str(&self.current.to_string());
+            }
             if let Part::Macro(_, ask) = part {
                 let value = match ask {
-                    Ask::Read(name) | Ask::ReadFromHere(name) => {
+                    Ask::Read(name) | Ask::ReadFromHere(name) | Ask::Length(name) => {
                         format!("{:?}", krate.files.get(name))
                     }
                     Ask::ReadShared(name) | Ask::Climb(name) => {
@@ -227,7 +255,14 @@ impl World {
                     Ask::List => format!("{:?}", krate.listed),
                     Ask::ListShared => format!("{:?}", self.listed),
                     Ask::Variable(name) => self.variable(name),
-                    Ask::Tag | Ask::Fail(_) => String::new(),
+                    Ask::Variables => format!("{:?}{:?}", self.env, self.settings.config_env),
+                    Ask::Link => format!("{:?}", krate.link),
+                    Ask::Current => self.current.to_string(),
+                    // Of another script the files are other ones.
+                    Ask::Generated => {
+                        format!("{:?}{}", krate.script, self.unseen_by_script(krate))
+                    }
+                    Ask::Tag | Ask::Fail(_) | Ask::DirectoryName => String::new(),
                 };
                 seen.push_str(&value);
                 seen.push('\n');
@@ -243,13 +278,18 @@ impl World {
         };
         let mut seen = String::new();
         for read in &script.reads {
-            let value = match (script.declares, read) {
-                (Declares::Everything, _) | (_, Read::Cargo(_) | Read::Deps) => continue,
-                (_, Read::File(name)) => format!("{:?}", krate.files.get(name)),
-                (_, Read::List) => format!("{:?}", krate.listed),
-                (_, Read::Shared(name)) => format!("{:?}", self.shared.get(name)),
-                (_, Read::ListShared) => format!("{:?}", self.listed),
-                (_, Read::Variable(name)) => self.variable(name),
+            // Nobody can declare variables by the beginning of their names.
+            let declared = script.declares == Declares::Everything && *read != Read::Variables;
+            let value = match read {
+                _ if declared => continue,
+                Read::Cargo(_) | Read::Deps | Read::Metadata => continue,
+                Read::Variables => format!("{:?}{:?}", self.env, self.settings.config_env),
+                Read::Link => format!("{:?}", krate.link),
+                Read::File(name) | Read::ByCommand(name) => format!("{:?}", krate.files.get(name)),
+                Read::List => format!("{:?}", krate.listed),
+                Read::Shared(name) => format!("{:?}", self.shared.get(name)),
+                Read::ListShared => format!("{:?}", self.listed),
+                Read::Variable(name) => self.variable(name),
             };
             seen.push_str(&value);
             seen.push('\n');
