@@ -52,7 +52,7 @@ pub fn world(chance: &mut Chance) -> World {
         current: value(chance),
         env: BTreeMap::new(),
         settings: Settings::default(),
-        command: chance.below(crate::steps::COMMANDS.len()),
+        command: chance.below(3),
     };
     for name in ["KF_A", "KF_B"] {
         let value = chance.percent(70).then(|| value(chance));
@@ -145,6 +145,10 @@ fn krate(chance: &mut Chance, world: &World, name: &str, is_macro: bool, is_top:
             TargetKind::Test,
             &format!("try_{name}"),
         ));
+    }
+    if name == "k1" {
+        let shown = target(chance, &krate, TargetKind::Example, "shows");
+        krate.targets.push(shown);
     }
     krate
 }

@@ -9,6 +9,7 @@ mod builds;
 mod checkout;
 mod gaps;
 mod grow;
+mod inputs;
 mod pieces;
 mod render;
 mod run;

@@ -71,7 +71,8 @@ fn input(name: &str, value: Value) -> String {
     if name == "code.rs" {
         format!("\"{name}:v{value}\"")
     } else {
-        format!("{name}:v{value}")
+        // Of different lengths.
+        format!("{name}:v{value}{}", "+".repeat(usize::from(value)))
     }
 }
 

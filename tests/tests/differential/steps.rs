@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use harness::Chance;
 
 use crate::grow;
+use crate::inputs;
 use crate::world::{Ask, Dep, Krate, Part, Script, Settings, Target, TargetKind, Value, World};
 
 /// The commands, as words for cargo.
@@ -19,7 +20,7 @@ pub const COMMANDS: [&str; 8] = [
     "check --all-targets",
     "build --release",
     "check",
-    "build -p k1",
+    "build -p k1 --examples",
 ];
 
 /// What may be deleted from a target directory: the beginning of a name, in a directory.
@@ -169,6 +170,10 @@ fn choose(chance: &mut Chance, world: &World, history: &[World], copies: &mut us
     {
         return mended;
     }
+    // Checks make no programs, and programs are what tells most.
+    if COMMANDS[world.command].starts_with("check") && chance.percent(30) {
+        return Step::Edit(Edit::Command(chance.below(2)));
+    }
     let Some(krate) = chance.pick(&world.crates).cloned() else {
         return Step::EmptyView;
     };
@@ -192,7 +197,7 @@ fn choose(chance: &mut Chance, world: &World, history: &[World], copies: &mut us
         29..=30 if *copies > 0 => Step::Return(chance.below(*copies + 1)),
         31..=36 => Step::Edit(Edit::Command(chance.below(COMMANDS.len()))),
         37..=41 => Step::Edit(settings(chance, world)),
-        42..=61 => Step::Edit(edit_input(chance, world, &krate)),
+        42..=61 => Step::Edit(inputs::edit(chance, world)),
         62..=66 => Step::Edit(edit_script(chance, &krate)),
         67..=80 => Step::Edit(edit_package(chance, world, krate)),
         _ => Step::Edit(edit_parts(chance, &krate)),
@@ -224,32 +229,6 @@ fn mend(world: &World) -> Option<Step> {
 
 fn maybe(chance: &mut Chance) -> Option<Value> {
     chance.percent(75).then(|| grow::value(chance))
-}
-
-/// An edit of something that is read.
-fn edit_input(chance: &mut Chance, world: &World, krate: &Krate) -> Edit {
-    let name = |chance: &mut Chance, files: &crate::world::Files| {
-        let names: Vec<_> = files.keys().cloned().collect();
-        chance.pick(&names).cloned().unwrap_or_default()
-    };
-    match chance.below(12) {
-        10 => Edit::Current(grow::value(chance)),
-        11 => Edit::Env("KF_NEW".to_owned(), maybe(chance)),
-        0 => Edit::Shared("probe.txt".to_owned(), maybe(chance)),
-        1 => Edit::Shared(name(chance, &world.shared), Some(grow::value(chance))),
-        2 => Edit::SharedListed(u8::from(chance.percent(50))),
-        3 => Edit::Listed(krate.name.clone(), u8::from(chance.percent(50))),
-        4 => {
-            let variable = if chance.percent(50) { "KF_A" } else { "KF_B" };
-            Edit::Env(variable.to_owned(), maybe(chance))
-        }
-        5 if krate.link.is_some() => Edit::Link(krate.name.clone(), grow::value(chance)),
-        6 => Edit::File(krate.name.clone(), "probe.txt".to_owned(), maybe(chance)),
-        _ => {
-            let file = name(chance, &krate.files);
-            Edit::File(krate.name.clone(), file, Some(grow::value(chance)))
-        }
-    }
 }
 
 fn edit_script(chance: &mut Chance, krate: &Krate) -> Edit {
