@@ -3,7 +3,8 @@
 //!
 //! 60 steps, or 2,000 with `KACHEFS_TEST_LONG=1`. A failure prints its seed and its steps;
 //! `KACHEFS_FUZZ_SEED` (with `KACHEFS_FUZZ_STEPS`, a number) runs that plan again,
-//! `KACHEFS_FUZZ_ONLY=1,4,7` only these steps of it, and `KACHEFS_FUZZ_TRACE=1` tells each step.
+//! `KACHEFS_FUZZ_ONLY=1,4,7` only these steps of it, and `KACHEFS_FUZZ_TRACE=1` tells each step,
+//! and `KACHEFS_FUZZ_MINIMISE=1` leaves out of a failing plan whatever it does not need.
 
 mod builds;
 mod checkout;
@@ -59,6 +60,28 @@ fn carry_out(world: &World, steps: &[Step]) -> Result<Report, Failure> {
     Run::new(world, limit).all(steps)
 }
 
+/// Leaves out every step without which something is still wrong, and tells what is left.
+fn minimise(world: &World, mut steps: Vec<Step>) {
+    for place in (0..steps.len()).rev() {
+        if place >= steps.len() {
+            continue;
+        }
+        let mut fewer = steps.clone();
+        let left_out = fewer.remove(place);
+        match carry_out(world, &fewer) {
+            Ok(_) => eprintln!("needed: {}", describe(&left_out)),
+            Err(Failure { step, .. }) => {
+                fewer.truncate(step);
+                steps = fewer;
+            }
+        }
+    }
+    eprintln!("{world:#?}");
+    for step in &steps {
+        eprintln!("  {step:?}");
+    }
+}
+
 #[test]
 fn random_workspaces_build_as_without_kachefs() {
     let given = number("KACHEFS_FUZZ_SEED");
@@ -84,6 +107,9 @@ fn random_workspaces_build_as_without_kachefs() {
         match carry_out(&world, &steps) {
             Ok(report) => total += &report,
             Err(Failure { step, what }) => {
+                if std::env::var_os("KACHEFS_FUZZ_MINIMISE").is_some() {
+                    minimise(&world, steps[..step].to_vec());
+                }
                 let mut list = String::new();
                 for (number, step) in steps.iter().enumerate().take(step) {
                     let _ = writeln!(list, "  {}: {}", number + 1, describe(step));

@@ -62,6 +62,8 @@ pub struct Run {
     checkouts: Vec<Checkout>,
     current: usize,
     world: World,
+    /// Whether the last build in the view did.
+    succeeded: bool,
     report: Report,
 }
 
@@ -79,6 +81,7 @@ impl Run {
             checkouts: vec![first],
             current: 0,
             world: world.clone(),
+            succeeded: false,
             report: Report::default(),
         }
     }
@@ -91,7 +94,10 @@ impl Run {
             let number = number + 1;
             let began = Instant::now();
             self.take(step);
-            self.compare(number)?;
+            match step {
+                Step::Copy => self.copied(number)?,
+                _ => self.compare(number)?,
+            }
             if number % NOTHING_TO_DO == 0 {
                 self.nothing_to_do(number)?;
             }
@@ -181,7 +187,21 @@ impl Run {
     /// Both builds, compared.
     pub fn compare(&mut self, step: usize) -> Result<(), Failure> {
         let view = self.build(Way::View);
+        self.succeeded = view.seen.success;
         self.judge(step, &view)
+    }
+
+    /// The first build of a copy finds what the first checkout built.
+    fn copied(&mut self, step: usize) -> Result<(), Failure> {
+        let built_before = self.succeeded && !COMMANDS[self.world.command].contains("-p ");
+        let before = self.sandbox.counters();
+        self.compare(step)?;
+        let counters = self.sandbox.counters() - &before;
+        if built_before && self.world.has_portable_package() && counters.hits == 0 {
+            let what = format!("a copy that was built before hits nothing: {counters:?}");
+            return Err(Failure { step, what });
+        }
+        Ok(())
     }
 
     /// Builds without kachefs what was built in the view.
@@ -191,7 +211,7 @@ impl Run {
         self.report.programs += view.seen.programs.len();
         if view.seen == plain.seen {
             if tells() && !view.seen.success {
-                eprintln!("both fail: {}", view.outcome);
+                eprintln!("both fail:\n{}", view.outcome.stderr);
             }
             return Ok(());
         }

@@ -297,6 +297,22 @@ impl World {
         seen
     }
 
+    /// Whether something in it surely is the same in every checkout: nothing names the path, and no
+    /// macro could.
+    pub fn has_portable_package(&self) -> bool {
+        let names_path = |part: &Part| match part {
+            Part::Include(_, _, absolute) => *absolute,
+            Part::Variable(name, _) => name == "CARGO_MANIFEST_DIR",
+            Part::Scripted => true,
+            _ => false,
+        };
+        self.crates.iter().any(|krate| {
+            let library = krate.targets.first();
+            let parts = library.map(|target| &target.parts).into_iter().flatten();
+            krate.deps.is_empty() && krate.script.is_none() && !parts.into_iter().any(names_path)
+        })
+    }
+
     fn variable(&self, name: &str) -> String {
         match name {
             "KF_CONFIG" => format!("{:?}", self.settings.config_env),
