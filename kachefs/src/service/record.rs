@@ -315,7 +315,11 @@ pub fn put_entry(
     let stored_under = if bound.is_empty() {
         *key
     } else {
-        batch.put_action(key, &ActionEntry::PathBound(bound))?;
+        // Roots that are not plain bind everything: who has such ones needs no entry to say so, and
+        // it would be in the way of a result for all others.
+        if roots.is_plain() {
+            batch.put_action(key, &ActionEntry::PathBound(bound))?;
+        }
         key::bound_key(key, bound, roots)
     };
     batch.put_action(&stored_under, entry)?;
