@@ -127,6 +127,9 @@ fn read(words: &str, target: &Path, outcome: Outcome) -> Build {
             || line.starts_with("warning: k")
             || line.starts_with("error")
     });
+    // Not how many errors: what fails in a macro is compiled twice, and says so twice
+    // (`docs/design.md`, "The key").
+    let told = told.map(|line| line.split(" due to ").next().unwrap_or(line));
     diagnostics.extend(told.map(|line| line.replace(&here, "<target>")));
     // Without `--keep-going` it is a race which errors are seen.
     if !success && !keeps_going(words) {
