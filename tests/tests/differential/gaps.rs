@@ -6,7 +6,7 @@
 use crate::world::Ask;
 
 /// Each with the reason.
-const KNOWN: &[(Ask, &str)] = &[(
+pub const KNOWN: &[(Ask, &str)] = &[(
     Ask::DirectoryName,
     "a part of a path in the output, not the path itself: another checkout has the first one's",
 )];

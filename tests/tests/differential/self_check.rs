@@ -7,6 +7,7 @@ use std::time::Duration;
 use harness::Must;
 
 use crate::builds::{Way, difference};
+use crate::gaps;
 use crate::run::Run;
 use crate::steps::{COMMANDS, Edit, Step};
 use crate::world::{
@@ -217,5 +218,21 @@ fn a_hidden_edit_is_reported() {
     assert_eq!(failure.step, 7);
     for part in ["two.txt:v0", "two.txt:v1", "in the emptied view: right"] {
         assert!(failure.what.contains(part), "{part:?}: {}", failure.what);
+    }
+}
+
+/// A real wrong hit is found, and whoever closes a gap hears that the list is out of date.
+#[test]
+fn known_gaps_are_found_where_they_are_generated() {
+    for (ask, reason) in gaps::KNOWN {
+        let mut world = world();
+        let app = world.krate_mut("k1").must("the program's package");
+        app.targets[0].parts = vec![Part::Macro("m0".to_owned(), ask.clone())];
+        let mut run = Run::new(&world, LIMIT);
+        run.compare(0).map_err(|failure| failure.what).must("alike");
+        run.take(&Step::Copy);
+        let failure = run.compare(1).err();
+        let failure = failure.must(format!("{ask:?} is no gap any more: {reason}"));
+        assert!(failure.what.contains("still different"), "{}", failure.what);
     }
 }
