@@ -170,6 +170,15 @@ fn choose(chance: &mut Chance, world: &World, history: &[World], copies: &mut us
     {
         return mended;
     }
+    if world
+        .settings
+        .profile
+        .get("lto")
+        .is_some_and(|lto| lto.contains("thin"))
+    {
+        let settings = Settings::default();
+        return Step::Edit(Edit::Settings(settings));
+    }
     // Checks make no programs, and programs are what tells most.
     if COMMANDS[world.command].starts_with("check") && chance.percent(30) {
         return Step::Edit(Edit::Command(chance.below(2)));
@@ -382,7 +391,7 @@ fn settings(chance: &mut Chance, world: &World) -> Edit {
                 ("overflow-checks", "false"),
                 ("panic", "\"abort\""),
                 ("codegen-units", "1"),
-                ("lto", "\"thin\""),
+                ("lto", "\"off\""),
                 ("strip", "true"),
             ];
             let mut profile = BTreeMap::new();
@@ -390,6 +399,10 @@ fn settings(chance: &mut Chance, world: &World) -> Edit {
                 && chance.percent(60)
             {
                 profile.insert((*name).to_owned(), (*value).to_owned());
+            }
+            // Rarely: it takes the standard library in, for each program.
+            if chance.percent(3) {
+                profile.insert("lto".to_owned(), "\"thin\"".to_owned());
             }
             settings.profile = profile;
         }
