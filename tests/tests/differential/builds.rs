@@ -21,6 +21,8 @@ pub struct Seen {
     pub diagnostics: BTreeSet<String>,
     /// What programs printed, by path below the target directory.
     pub programs: BTreeMap<String, String>,
+    /// In exact mode: what the outputs hold, by path below the target directory.
+    pub outputs: BTreeMap<String, blake3::Hash>,
 }
 
 /// A finished build.
@@ -40,19 +42,28 @@ pub enum Way {
     Plain,
 }
 
-/// Builds a checkout.
+/// What is to be the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    /// What is said and done.
+    Portable,
+    /// Every byte: cargo alone builds at the view's own path.
+    Exact,
+}
+
+/// Builds a checkout. In exact mode the target directory lies where the view does, for either way.
 #[track_caller]
 pub fn build(
     sandbox: &Sandbox,
     tools: &Tools,
     checkout: &Checkout,
     world: &World,
-    way: Way,
+    (way, mode): (Way, Mode),
 ) -> Build {
     let words = COMMANDS[world.command];
-    let target = match way {
-        Way::View => checkout.target(),
-        Way::Plain => checkout.plain(),
+    let target = match (way, mode) {
+        (Way::View, _) | (_, Mode::Exact) => checkout.target(),
+        (Way::Plain, Mode::Portable) => checkout.plain(),
     };
     let command = match way {
         Way::View => sandbox.cargo(&checkout.root, words),
@@ -63,9 +74,18 @@ pub fn build(
     };
     let going = keeps_going(words).then_some("--keep-going");
     let command = command.arg("--message-format=json").args(going);
-    let outcome = environment(command, world).run();
+    let mut command = environment(command, world);
+    if mode == Mode::Exact {
+        // Where it compiles incrementally, rustc names objects after the run.
+        command = command.env("CARGO_INCREMENTAL", "0");
+        command = command.env("KACHEFS_MODE", "exact");
+    }
+    let outcome = command.run();
     let mut build = read(words, &target, outcome);
     if build.seen.success {
+        if mode == Mode::Exact {
+            build.seen.outputs = outputs(&build.outcome, &target);
+        }
         for path in programs(&build.outcome) {
             let name = path
                 .strip_prefix(&target)
@@ -82,8 +102,7 @@ fn keeps_going(words: &str) -> bool {
     !words.starts_with("test")
 }
 
-/// What both builds see. In the mode where outputs are byte for byte those of plain cargo
-/// (`KACHEFS_MODE=exact`), this is where it is asked for, and [`Seen`] what would hold the digests.
+/// What both builds see.
 fn environment(command: Cmd, world: &World) -> Cmd {
     let mut command = command;
     for (name, value) in &world.env {
@@ -140,6 +159,7 @@ fn read(words: &str, target: &Path, outcome: Outcome) -> Build {
             success,
             diagnostics,
             programs: BTreeMap::new(),
+            outputs: BTreeMap::new(),
         },
         stale,
         outcome,
@@ -151,6 +171,28 @@ fn messages(outcome: &Outcome) -> Vec<Json> {
     let lines = outcome.stdout.lines();
     let messages = lines.map(|line| serde_json::from_str(line).must("a message of cargo"));
     messages.collect()
+}
+
+/// What a build names as its outputs, but for build scripts: in a view a launcher stands in for them.
+#[track_caller]
+fn outputs(outcome: &Outcome, target: &Path) -> BTreeMap<String, blake3::Hash> {
+    let mut all = BTreeMap::new();
+    for message in messages(outcome) {
+        let kinds = message["target"]["kind"].as_array();
+        if kinds.is_some_and(|kinds| kinds.iter().any(|kind| kind == "custom-build")) {
+            continue;
+        }
+        let files = message["filenames"].as_array().into_iter().flatten();
+        for path in files.filter_map(Json::as_str) {
+            let name = Path::new(path).strip_prefix(target);
+            let name = name
+                .must("below the target directory")
+                .display()
+                .to_string();
+            all.insert(name, blake3::hash(&fs::read(path).must(path)));
+        }
+    }
+    all
 }
 
 /// Programs, and libraries that a program can load.
@@ -271,6 +313,16 @@ pub fn difference(one: &Seen, other: &Seen) -> Option<String> {
         let (one, other) = (one.programs.get(name), other.programs.get(name));
         if one != other {
             let _ = writeln!(text, "{name}:\n{}", lines_apart(one, other));
+        }
+    }
+    for (mark, from, without) in [
+        ('<', &one.outputs, &other.outputs),
+        ('>', &other.outputs, &one.outputs),
+    ] {
+        for (name, hash) in from {
+            if without.get(name) != Some(hash) {
+                let _ = writeln!(text, "{mark} {name}: {hash}");
+            }
         }
     }
     (one != other).then_some(text)

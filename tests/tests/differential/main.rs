@@ -22,6 +22,7 @@ mod world;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use builds::Mode;
 use harness::{Chance, Must};
 use run::{Failure, Report, Run, describe};
 use steps::{Step, plan};
@@ -55,20 +56,20 @@ fn chosen(steps: Vec<Step>) -> Vec<Step> {
     left.map(|(_, step)| step).collect()
 }
 
-fn carry_out(world: &World, steps: &[Step]) -> Result<Report, Failure> {
-    let limit = Duration::from_secs(120 + 30 * steps.len() as u64);
-    Run::new(world, limit).all(steps)
+fn carry_out(world: &World, mode: Mode, steps: &[Step]) -> Result<Report, Failure> {
+    let limit = Duration::from_secs(120 + 40 * steps.len() as u64);
+    Run::new(world, mode, limit).all(steps)
 }
 
 /// Leaves out every step without which something is still wrong, and tells what is left.
-fn minimise(world: &World, mut steps: Vec<Step>) {
+fn minimise(world: &World, mode: Mode, mut steps: Vec<Step>) {
     for place in (0..steps.len()).rev() {
         if place >= steps.len() {
             continue;
         }
         let mut fewer = steps.clone();
         let left_out = fewer.remove(place);
-        match carry_out(world, &fewer) {
+        match carry_out(world, mode, &fewer) {
             Ok(_) => eprintln!("needed: {}", describe(&left_out)),
             Err(Failure { step, .. }) => {
                 fewer.truncate(step);
@@ -84,12 +85,20 @@ fn minimise(world: &World, mut steps: Vec<Step>) {
 
 #[test]
 fn random_workspaces_build_as_without_kachefs() {
+    let seeds = if long() { LONG_SEEDS } else { SEEDS };
+    compare_many(Mode::Portable, seeds);
+}
+
+/// In exact mode, at one path in turn.
+#[test]
+fn random_workspaces_are_byte_for_byte_plain_cargos() {
+    let seeds = if long() { LONG_SEEDS } else { SEEDS };
+    compare_many(Mode::Exact, seeds / 5);
+}
+
+fn compare_many(mode: Mode, count: usize) {
     let given = number("KACHEFS_FUZZ_SEED");
-    let (count, length) = if long() {
-        (LONG_SEEDS, LONG_STEPS)
-    } else {
-        (SEEDS, STEPS)
-    };
+    let length = if long() { LONG_STEPS } else { STEPS };
     let length = number("KACHEFS_FUZZ_STEPS")
         .map_or(length, |steps| usize::try_from(steps).must("few steps"));
     let seeds = given.map_or_else(
@@ -99,16 +108,16 @@ fn random_workspaces_build_as_without_kachefs() {
         },
         |seed| vec![seed],
     );
-    println!("seeds: {seeds:?}, {length} steps each");
+    println!("{mode:?}, seeds: {seeds:?}, {length} steps each");
     let mut total = Report::default();
     for seed in seeds {
         let (world, steps) = plan(seed, length);
         let steps = chosen(steps);
-        match carry_out(&world, &steps) {
+        match carry_out(&world, mode, &steps) {
             Ok(report) => total += &report,
             Err(Failure { step, what }) => {
                 if std::env::var_os("KACHEFS_FUZZ_MINIMISE").is_some() {
-                    minimise(&world, steps[..step].to_vec());
+                    minimise(&world, mode, steps[..step].to_vec());
                 }
                 let mut list = String::new();
                 for (number, step) in steps.iter().enumerate().take(step) {

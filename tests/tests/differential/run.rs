@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use harness::{Must, Sandbox};
 
-use crate::builds::{Build, Tools, Way, build, difference};
+use crate::builds::{Build, Mode, Tools, Way, build, difference};
 use crate::checkout::Checkout;
 use crate::steps::{COMMANDS, DELETIONS, Step, after};
 use crate::world::World;
@@ -58,6 +58,7 @@ impl std::ops::AddAssign<&Report> for Report {
 /// One plan under way.
 pub struct Run {
     pub sandbox: Sandbox,
+    mode: Mode,
     tools: Tools,
     checkouts: Vec<Checkout>,
     current: usize,
@@ -70,13 +71,14 @@ pub struct Run {
 impl Run {
     /// Writes the first world, mounts its view.
     #[track_caller]
-    pub fn new(world: &World, limit: Duration) -> Self {
+    pub fn new(world: &World, mode: Mode, limit: Duration) -> Self {
         let sandbox = Sandbox::with_limit(limit);
         let tools = Tools::new(&sandbox);
         let first = Checkout::new(sandbox.path("checkout"), world);
         sandbox.mount(first.target());
         Self {
             sandbox,
+            mode,
             tools,
             checkouts: vec![first],
             current: 0,
@@ -175,13 +177,39 @@ impl Run {
 
     #[track_caller]
     pub fn build(&self, way: Way) -> Build {
-        build(
-            &self.sandbox,
-            &self.tools,
-            self.checkout(),
-            &self.world,
-            way,
-        )
+        let both = (way, self.mode);
+        let build = || {
+            build(
+                &self.sandbox,
+                &self.tools,
+                self.checkout(),
+                &self.world,
+                both,
+            )
+        };
+        if both == (Way::Plain, Mode::Exact) {
+            self.in_place_of_the_view(build)
+        } else {
+            build()
+        }
+    }
+
+    /// Has the target directory of plain cargo lie where the view does, for one build.
+    #[track_caller]
+    fn in_place_of_the_view(&self, build: impl FnOnce() -> Build) -> Build {
+        let (target, plain) = (self.checkout().target(), self.checkout().plain());
+        if self.sandbox.is_mounted(&target) {
+            self.sandbox.unmount(&target);
+        }
+        if target.exists() {
+            fs::remove_dir(&target).must("the mountpoint is empty");
+        }
+        fs::create_dir_all(&plain).must(plain.display());
+        fs::rename(&plain, &target).must("the plain directory takes its place");
+        let build = build();
+        fs::rename(&target, &plain).must("and leaves it");
+        self.sandbox.mount(&target);
+        build
     }
 
     /// Both builds, compared.
@@ -199,7 +227,8 @@ impl Run {
         let before = self.sandbox.counters();
         self.compare(step)?;
         let counters = self.sandbox.counters() - &before;
-        if built_before && self.world.has_portable_package() && counters.hits == 0 {
+        let shares = self.mode == Mode::Portable && self.world.has_portable_package();
+        if built_before && shares && counters.hits == 0 {
             let what = format!("a copy that was built before hits nothing: {counters:?}");
             return Err(Failure { step, what });
         }
@@ -219,7 +248,9 @@ impl Run {
         }
         // Cargo goes by times, and may be behind; what it builds from nothing is the truth.
         let plain_dir = self.checkout().plain();
-        fs::remove_dir_all(&plain_dir).must(plain_dir.display());
+        if plain_dir.exists() {
+            fs::remove_dir_all(&plain_dir).must(plain_dir.display());
+        }
         let truth = self.build(Way::Plain);
         let Some(difference) = difference(&view.seen, &truth.seen) else {
             self.report.cargo_behind += 1;

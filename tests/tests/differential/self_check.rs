@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::Must;
 
-use crate::builds::{Way, difference};
+use crate::builds::{Mode, Way, difference};
 use crate::gaps;
 use crate::run::Run;
 use crate::steps::{COMMANDS, Edit, Step};
@@ -188,7 +188,7 @@ fn edits(world: &World) -> Vec<Edit> {
 #[test]
 fn every_input_reaches_what_is_compared() {
     let world = world();
-    let mut run = Run::new(&world, LIMIT);
+    let mut run = Run::new(&world, Mode::Portable, LIMIT);
     let first = run.build(Way::Plain);
     assert!(first.seen.success, "{}", first.outcome);
     assert_eq!(first.seen.programs.len(), 1, "{}", first.outcome);
@@ -208,7 +208,7 @@ fn every_input_reaches_what_is_compared() {
 #[test]
 fn a_hidden_edit_is_reported() {
     let world = world();
-    let mut run = Run::new(&world, LIMIT);
+    let mut run = Run::new(&world, Mode::Portable, LIMIT);
     run.compare(0).map_err(|failure| failure.what).must("alike");
     let view = run.build(Way::View);
     let edit = Edit::File("k1".to_owned(), "two.txt".to_owned(), Some(1));
@@ -228,7 +228,7 @@ fn known_gaps_are_found_where_they_are_generated() {
         let mut world = world();
         let app = world.krate_mut("k1").must("the program's package");
         app.targets[0].parts = vec![Part::Macro("m0".to_owned(), ask.clone())];
-        let mut run = Run::new(&world, LIMIT);
+        let mut run = Run::new(&world, Mode::Portable, LIMIT);
         run.compare(0).map_err(|failure| failure.what).must("alike");
         run.take(&Step::Copy);
         let failure = run.compare(1).err();
