@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,18 @@ fn names(pid: i32, file: &str, root: &Path) -> bool {
     let root = root.as_os_str().as_bytes();
     fs::read(format!("/proc/{pid}/{file}"))
         .is_ok_and(|text| text.windows(root.len()).any(|window| window == root))
+}
+
+/// The program a process runs.
+pub fn program(pid: Pid) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+/// Who started a process.
+pub fn parent(pid: Pid) -> Option<Pid> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok().map(Pid::from_raw)
 }
 
 /// Waits until no process names `root`; false if some still do when the time is over.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use harness::flip::{Case, Noticed, State};
@@ -272,7 +273,7 @@ fn a_failing_script_fails_each_time() {
 fn what_a_script_has_started_outlives_a_killed_launcher() {
     let app = shell(
         "( until test -e go; do sleep 0.05; done; cp build.rs answer ) >/dev/null 2>&1 & \
-         echo > started; until test -e go; do sleep 0.05; done",
+         echo > started; until test -e end; do sleep 0.05; done",
     );
     let case = Case::new(&[app]);
     let at = |name: &str| case.project.path("crates/app").join(name);
@@ -283,6 +284,9 @@ fn what_a_script_has_started_outlives_a_killed_launcher() {
         signal::kill(launcher, Signal::SIGKILL).must("kill the launcher");
     }
     let _ = build.finish().failure();
+    fs::write(at("end"), "").must("write");
+    // The script ends; whoever answers has nobody left to tell.
+    thread::sleep(Duration::from_secs(1));
     fs::write(at("go"), "").must("write");
     let answered = processes::wait_for(PATIENCE, || {
         fs::read(at("answer")).ok() == fs::read(at("build.rs")).ok()
@@ -290,21 +294,13 @@ fn what_a_script_has_started_outlives_a_killed_launcher() {
     assert!(answered, "its calls fail");
 }
 
-/// The launchers that cargo runs below a directory.
+/// The launchers that cargo runs below a directory, but for what they start.
 fn launchers(target: &Path) -> Vec<Pid> {
-    let program = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let is_one = |pid: i32| {
-        program(pid)
-            .is_some_and(|exe| exe.starts_with(target) && exe.ends_with("build-script-build"))
+    let is_one = |pid: Pid| {
+        let exe = processes::program(pid);
+        exe.is_some_and(|exe| exe.starts_with(target) && exe.ends_with("build-script-build"))
     };
-    let parent = |pid: i32| -> Option<i32> {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
-        line.trim().parse().ok()
-    };
-    let all = fs::read_dir("/proc").must("list processes");
-    let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| is_one(*pid) && !parent(*pid).is_some_and(is_one))
-        .map(Pid::from_raw)
-        .collect()
+    let mut all = processes::naming(target);
+    all.retain(|pid| is_one(*pid) && !processes::parent(*pid).is_some_and(is_one));
+    all
 }

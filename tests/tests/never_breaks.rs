@@ -6,6 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::flip::{Case, macro_user, waiting_macro};
 use harness::messages::Messages;
 use harness::{Must, Package, Project, Sandbox, Tree, mounts, processes, samples};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -504,4 +505,22 @@ fn a_source_changed_while_the_compiler_runs_is_not_stored() {
         "new\n",
         "the torn result was stored"
     );
+}
+
+/// Without whoever answers them, all calls of a compiler fail.
+#[test]
+fn with_a_watcher_that_is_killed() {
+    let case = Case::new(&[waiting_macro(), macro_user()]);
+    case.build_meanwhile(case.waiting_cargo(), || {
+        let wrapper = case.sandbox.wrapper();
+        let is_wrapper = |pid| processes::program(pid).as_ref() == Some(&wrapper);
+        let mut watchers = processes::naming(case.sandbox.root());
+        watchers.retain(|pid| is_wrapper(*pid) && processes::parent(*pid).is_some_and(is_wrapper));
+        assert!(!watchers.is_empty());
+        for watcher in watchers {
+            kill(watcher, Signal::SIGKILL).must("kill the watcher");
+        }
+    });
+    let said = case.sandbox.output_of(case.project.program("app"));
+    assert_eq!(said, "\n");
 }

@@ -279,7 +279,7 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
     };
     let ended = match run::streamed(command, &run.remaps, &run.scope) {
         Ok(ended) => ended,
-        Err(run::Failed::NotStarted) => return become_compiler(argv),
+        Err(run::Failed::Again) => return become_compiler(argv),
         Err(run::Failed::Lost(error)) => {
             say(&format!("kachefs-rustc: lost the compiler: {error}"));
             return ExitCode::FAILURE;

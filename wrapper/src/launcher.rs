@@ -142,7 +142,7 @@ impl Script {
         };
         let ended = match run::streamed(command, &run.remaps, &run.scope) {
             Ok(ended) => ended,
-            Err(run::Failed::NotStarted) => return self.become_it(),
+            Err(run::Failed::Again) => return self.become_it(),
             Err(run::Failed::Lost(error)) => {
                 client::say(&format!("kachefs: lost the build script: {error}"));
                 return ExitCode::FAILURE;

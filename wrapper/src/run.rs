@@ -25,8 +25,8 @@ pub(crate) struct Ended {
 
 /// Why a program did not come to its end under our eyes.
 pub(crate) enum Failed {
-    /// It never ran.
-    NotStarted,
+    /// It never ran, or its watcher died and all its calls failed: to be run as it was called.
+    Again,
     /// It ran, but its end was not seen.
     Lost(io::Error),
 }
@@ -38,10 +38,10 @@ pub(crate) fn streamed(
     remaps: &[(String, String)],
     scope: &Scope,
 ) -> Result<Ended, Failed> {
-    let (pipes, piped) = Pipes::of(command()).map_err(|_| Failed::NotStarted)?;
+    let (pipes, piped) = Pipes::of(command()).map_err(|_| Failed::Again)?;
     if let Ok(watch) = Watch::start(piped, scope.clone()) {
         let (stdout, stderr) = pipes.pass_on(remaps).map_err(Failed::Lost)?;
-        let (status, observed) = watch.finish().map_err(Failed::Lost)?;
+        let (status, observed) = watch.finish().map_err(|_| Failed::Again)?;
         return Ok(Ended {
             status,
             stdout,
@@ -49,8 +49,8 @@ pub(crate) fn streamed(
             observed: Some(observed).filter(|observed| !is_blind(observed)),
         });
     }
-    let (pipes, mut piped) = Pipes::of(command()).map_err(|_| Failed::NotStarted)?;
-    let mut child = piped.spawn().map_err(|_| Failed::NotStarted)?;
+    let (pipes, mut piped) = Pipes::of(command()).map_err(|_| Failed::Again)?;
+    let mut child = piped.spawn().map_err(|_| Failed::Again)?;
     drop(piped);
     let (stdout, stderr) = pipes.pass_on(remaps).map_err(Failed::Lost)?;
     let status = child.wait().map_err(Failed::Lost)?;

@@ -261,6 +261,18 @@ mod tests {
     }
 
     #[test]
+    fn those_left_behind_are_answered_while_the_end_is_told() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        // More than a socket takes at once; and it holds the pipe that is read to its end before.
+        let script = "i=0; while [ $i -lt 9000 ]; do [ -e missing-$i ]; i=$((i+1)); done; \
+                      (sleep 1; [ -e missing ]; echo late) &";
+        let (status, observed, said) = observe(script, dir.path());
+        assert!(status.success());
+        assert_eq!(said, "late\n");
+        assert!(observed.unseen.contains(&Unseen::ProcessLeft));
+    }
+
+    #[test]
     fn programs_that_cannot_be_started_say_so() {
         let error = Watch::start(Command::new("/nowhere/program"), Scope::default()).err();
         let error = error.expect("nothing to start");

@@ -113,17 +113,13 @@ fn lost(error: ProtocolError) -> io::Error {
 /// What the other process does, to its end.
 fn be_watcher(command: Command, scope: Scope, stream: &UnixStream) -> ! {
     // Nobody is left to be told.
-    if let Ok(listener) = watch(command, scope, stream)
-        && !listener.is_over()
-    {
-        listener.serve_until_over();
-    }
+    let _ = watch(command, scope, stream);
     // SAFETY: ends this process without running what its parent registered.
     unsafe { libc::_exit(0) }
 }
 
-/// Runs the program and tells how it went.
-fn watch(command: Command, scope: Scope, stream: &UnixStream) -> Result<Listener, ProtocolError> {
+/// Runs the program, tells how it went, and stays with those that outlive it.
+fn watch(command: Command, scope: Scope, stream: &UnixStream) -> Result<(), ProtocolError> {
     let (mut told, tell) = io::pipe()?;
     let (ended, running) = io::pipe()?;
     let keep = [ended.as_raw_fd(), running.as_raw_fd(), stream.as_raw_fd()];
@@ -154,8 +150,12 @@ fn watch(command: Command, scope: Scope, stream: &UnixStream) -> Result<Listener
             observed.unseen.insert(Unseen::ProcessLeft);
         }
         let status = status.into_raw();
-        protocol::send(stream, &Ended { status, observed })?;
-        Ok(listener)
+        let ended = Ended { status, observed };
+        // Those that are left are answered meanwhile: the wrapper may read this only when they have
+        // closed its pipes. It may also be gone.
+        threads.spawn(move || protocol::send(stream, &ended));
+        listener.serve_until_over();
+        Ok(())
     })
 }
 
