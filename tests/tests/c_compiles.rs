@@ -380,6 +380,12 @@ fn dates_are_not_cached() {
                 assert_eq!(seen.cc_hits, 0, "{compiler} {name}: {seen:?}");
                 assert_eq!(seen.reason_names(), ["cc-date"], "{compiler} {name}");
             }
+            case.project.write("two/a.h", "#define A sizeof(WHEN)\n");
+            for _ in 0..2 {
+                let seen = case.compile(compiler, &format!("-DWHEN={name}"));
+                assert_eq!(seen.cc_hits, 0, "{compiler} -D {name}: {seen:?}");
+                assert_eq!(seen.reason_names(), ["cc-date"], "{compiler} -D {name}");
+            }
         }
     }
 }

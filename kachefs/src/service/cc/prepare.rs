@@ -23,6 +23,8 @@ use super::super::observed::Site;
 use super::super::prepare::{Refusal, cargo_home, cpu, in_view, text};
 use super::super::programs::{find_program, is_elf};
 use super::super::script::prepare::{view_root, workspace_root};
+use super::super::unit_dirs::UnitDirs;
+use super::dates;
 use crate::fs::{Caller, View};
 
 /// How the programs are called that take the arguments `args` knows.
@@ -87,6 +89,13 @@ pub(super) fn prepare(
         .collect::<Result<_, _>>()?;
     let (program, arguments) = argv.split_first().ok_or(Refusal::Named("cc-query"))?;
     let compile = args::parse(arguments).map_err(|reason| Refusal::Named(reason.name()))?;
+    if compile
+        .keyed
+        .iter()
+        .any(|arg| dates::in_text(arg.as_bytes()))
+    {
+        return Err(Refusal::Named("cc-date"));
+    }
     if environment::changes_the_run(&request.environment) {
         return Err(Refusal::Named("cc-environment"));
     }
@@ -103,9 +112,10 @@ pub(super) fn prepare(
     let roots = Roots::new(text(workspace.as_os_str().as_bytes())?, &home, view_path);
 
     let (named, driver) = driver(service, &roots, Path::new(program), request, &cwd)?;
+    let unit_dirs = UnitDirs::of(&roots, &request.environment);
     let keyed = |(name, value): (&[u8], &[u8])| {
         let value = if environment::is_searched(name) {
-            roots.template(value)
+            roots.template(&unit_dirs.keyed(name, value))
         } else {
             value.to_vec()
         };
