@@ -32,6 +32,19 @@ fn verify(sandbox: &Sandbox, project: &Project, words: &str) -> harness::Cmd {
 }
 
 #[test]
+fn what_clippy_left_is_checked_too() {
+    let sandbox = Sandbox::new();
+    let project = samples::whole(sandbox.path("project"));
+    sandbox.mount(project.target());
+    let _ = sandbox.cargo(&project, "clippy").ok();
+    sandbox.empty_view(project.target());
+    let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "clippy").ok());
+    assert_eq!(seen.misses, 0, "{seen:?}");
+    let report = json(&verify(&sandbox, &project, "--all --json").ok());
+    assert_eq!(report["same"], seen.hits, "{report:#}");
+}
+
+#[test]
 fn what_was_served_is_what_is_compiled() {
     let sandbox = Sandbox::new();
     let project = samples::whole(sandbox.path("project"));

@@ -3,8 +3,12 @@
 //! Only a compile that would get the very same result now can be compared with it: each request is
 //! prepared and looked up anew, nothing is bound.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use store::builds::KeptRequest;
 use store::{ActionResult, OutputContent};
+use wrapper::drivers;
 use wrapper::protocol::{CompileRequest, PlannedCompile, PlannedFile, PlannedUnit, Skipped};
 
 use super::prepare::{Prepared, prepare};
@@ -45,14 +49,19 @@ fn planned(kept: &KeptRequest, prepared: Prepared, result: &ActionResult) -> Pla
         // Dep-info names the directory it was written for.
         OutputContent::Template(_) => None,
     };
+    let (programs, arguments) = kept.argv.split_at(drivers::programs(&words(&kept.argv)));
     PlannedCompile {
         unit: unit_of(kept),
-        program: kept.argv[0].clone(),
-        arguments: [&run_of(&prepared).arguments[..], &kept.argv[1..]].concat(),
+        program: programs[0].clone(),
+        arguments: [&programs[1..], &run_of(&prepared).arguments, arguments].concat(),
         environment: prepared.environment,
         cwd: kept.cwd.clone(),
         files: result.outputs.iter().filter_map(file).collect(),
     }
+}
+
+fn words(argv: &[Vec<u8>]) -> Vec<&OsStr> {
+    argv.iter().map(|word| OsStr::from_bytes(word)).collect()
 }
 
 fn unit_of(kept: &KeptRequest) -> PlannedUnit {
