@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use harness::Sandbox;
 use harness::flip::{Case, Noticed, State, lists, macro_package, macro_user};
+use harness::{Sandbox, samples, toolchain};
 
 const UNWATCHED: &str = "KACHEFS_UNWATCHED";
 
@@ -20,6 +20,27 @@ fn whatever_a_proc_macro_may_read_of_its_package_counts() {
         &State::printing("[\"one\", \"two\"]")
             .env(UNWATCHED, "1")
             .after(|| case.project.write(added, "")),
+    );
+}
+
+/// Which program links for a target, only the compiler knows.
+#[test]
+fn what_is_linked_for_a_target_is_made_each_time() {
+    let sandbox = Sandbox::new();
+    let project = samples::plain(sandbox.path("project"));
+    sandbox.mount(project.target());
+    let words = format!("build --target {}", toolchain::host());
+    let build = || {
+        sandbox.empty_view(project.target());
+        let cargo = sandbox.cargo(&project, &words).env(UNWATCHED, "1");
+        sandbox.during(|| cargo.ok()).0
+    };
+    let first = build();
+    let again = build();
+    assert_eq!(
+        (again.hits, again.misses),
+        (first.misses - 1, 1),
+        "{again:?}"
     );
 }
 

@@ -6,6 +6,7 @@
 //! script, which would have to be run to tell which one is meant, and what `args::query` does not
 //! understand.
 
+use std::fs;
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -96,8 +97,12 @@ impl Service {
             .ok()?;
         let mut hasher = Hasher::new("kachefs probe");
         hasher.digest(&compiler.digest);
-        // The sysroot it prints goes by where it is.
-        for path in [Some(named.as_path()), sysroot].into_iter().flatten() {
+        // The sysroot it prints goes by where it is, and by where it is called.
+        let real = fs::canonicalize(&named).ok()?;
+        for path in [Some(named.as_path()), Some(&real), sysroot]
+            .into_iter()
+            .flatten()
+        {
             hasher.field(path.as_os_str().as_encoded_bytes());
         }
         hasher.number(arguments.len() as u64);

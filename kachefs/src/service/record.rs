@@ -65,8 +65,8 @@ pub enum NotStored {
     /// What it was seen to do does not tell what it made.
     #[error(transparent)]
     Untold(#[from] Untold),
-    /// What clippy reads is known only from watching it.
-    #[error("clippy could not be watched")]
+    /// What it reads or runs is known only from watching it.
+    #[error("it could not be watched")]
     Unwatched,
     /// What an unwatched compiler may have read cannot be keyed.
     #[error("not watched, and its package is not keyed: {0:?}")]
@@ -336,7 +336,11 @@ fn seen(
     started: Timestamp,
 ) -> Result<Option<Inputs>, NotStored> {
     let Some(observed) = &outcome.observed else {
-        if prepared.is_clippy {
+        // Which program links for a target, only the compiler knows: it is seen when it is run.
+        let invocation = &prepared.invocation;
+        let links_unknown =
+            invocation.runs_linker() && invocation.linker.is_none() && invocation.target.is_some();
+        if prepared.is_clippy || links_unknown {
             return Err(NotStored::Unwatched);
         }
         let (_, changed) = prepared.package(service).map_err(NotStored::Package)?;
