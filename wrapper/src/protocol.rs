@@ -149,6 +149,18 @@ pub struct Run {
     pub scope: Scope,
 }
 
+impl Run {
+    /// As it was called, watched but for what `scope` knows.
+    pub fn as_called(scope: Scope) -> Self {
+        Self {
+            arguments: Vec::new(),
+            remove_environment: Vec::new(),
+            remaps: Vec::new(),
+            scope,
+        }
+    }
+}
+
 /// How a run ended.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Outcome {

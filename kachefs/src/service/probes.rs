@@ -50,12 +50,7 @@ impl Service {
             let (stdout, stderr) = (answer.to_vec(), Vec::new());
             return protocol::send(stream, &Decision::Hit { stdout, stderr });
         }
-        let run = Run {
-            arguments: Vec::new(),
-            remove_environment: Vec::new(),
-            remaps: Vec::new(),
-            scope: Scope::default(),
-        };
+        let run = Run::as_called(Scope::default());
         protocol::send(stream, &Decision::Run(run))?;
         let said: Outcome = protocol::receive(stream)?;
         // Warnings are worded for a terminal or not, and the compiler may just have been replaced.

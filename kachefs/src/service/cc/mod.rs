@@ -74,12 +74,7 @@ impl Service {
         prepared: &Prepared,
         flight: Option<Flight>,
     ) -> Result<(), ProtocolError> {
-        let run = Run {
-            arguments: Vec::new(),
-            remove_environment: Vec::new(),
-            remaps: Vec::new(),
-            scope: prepared.scope.clone(),
-        };
+        let run = Run::as_called(prepared.scope.clone());
         let started: Timestamp = clock::now();
         let clock = Instant::now();
         // Compilers take as long as they take; the connection ends with the client's process.

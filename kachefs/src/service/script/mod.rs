@@ -61,12 +61,7 @@ impl Service {
         flight: Option<Flight>,
         mut asked: Asked,
     ) -> Result<(), ProtocolError> {
-        let run = Run {
-            arguments: Vec::new(),
-            remove_environment: Vec::new(),
-            remaps: Vec::new(),
-            scope: prepared.scope.clone(),
-        };
+        let run = Run::as_called(prepared.scope.clone());
         let started: Timestamp = clock::now();
         let clock = Instant::now();
         // Scripts take as long as they take; the connection ends with the launcher's process.
