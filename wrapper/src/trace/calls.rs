@@ -12,6 +12,7 @@ pub(super) const WATCHED: &[c_long] = &[
     libc::SYS_faccessat2,
     libc::SYS_readlinkat,
     libc::SYS_chdir,
+    libc::SYS_fchdir,
     libc::SYS_open_by_handle_at,
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -114,6 +115,13 @@ pub(super) enum Does {
     Remove,
 }
 
+impl Does {
+    /// Whether it leaves things as they are.
+    pub(super) fn reads(self) -> bool {
+        matches!(self, Self::Open | Self::Status | Self::Link)
+    }
+}
+
 /// Where a call finds a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Named {
@@ -149,6 +157,8 @@ pub(super) enum Meaning {
     },
     /// It sends what a `struct msghdr` at this address says.
     Message(u64),
+    /// It changes where its caller works, to what is open already.
+    Moves,
     /// It cannot be followed.
     Unseen(Unseen),
 }
@@ -201,6 +211,7 @@ pub(super) fn meaning(number: c_long, arguments: &[u64; 6]) -> Meaning {
         libc::SYS_readlinkat => one(named(Does::Link, at(first), second)),
         // Paths that start there are seen with what it leads to.
         libc::SYS_chdir => two(here(Does::Status, first), here(Does::Link, first)),
+        libc::SYS_fchdir => Meaning::Moves,
         libc::SYS_execve => one(here(Does::Open, first)),
         libc::SYS_execveat => one(named(Does::Open, at(first), second)),
         libc::SYS_getxattr | libc::SYS_listxattr => one(here(Does::Status, first)),
@@ -271,6 +282,11 @@ pub(super) fn meaning(number: c_long, arguments: &[u64; 6]) -> Meaning {
         libc::SYS_futimesat => one(named(Does::Change, at(first), second)),
         _ => Meaning::Unseen(Unseen::Calls),
     }
+}
+
+/// Whether a call of this number changes where its caller works.
+pub(super) fn moves(number: c_long) -> bool {
+    matches!(number, libc::SYS_chdir | libc::SYS_fchdir)
 }
 
 /// What opening with these flags does (open(2)).

@@ -5,11 +5,12 @@
 //! honest programs do, not a sandbox.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsStr;
-use std::io::{self, PipeReader};
+use std::ffi::{CStr, OsStr};
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -65,24 +66,24 @@ impl Listener {
         self.over
     }
 
-    /// Notes calls until nobody is left who could make one, or `ended` closes and those left after it
-    /// take too long.
-    pub(super) fn watch(mut self, ended: &PipeReader, scope: Scope) -> (Observed, Self) {
+    /// Notes calls until `end` is made known and nobody is left who could make one, or those left take
+    /// too long.
+    pub(super) fn watch(mut self, end: End, scope: Scope) -> (Observed, Self) {
         let mut notes = Notes::within(scope);
-        let mut deadline: Option<Instant> = None;
+        // The kernel waits better than poll(2) would, and wakes the caller's processor. The one who
+        // makes the end known is under the filter until then, so that there is always one to wait for.
+        while self
+            .serve(Some(&mut notes))
+            .is_none_or(|call| !end.is(&call))
+        {}
+        let deadline = Instant::now() + GRACE;
         // One that never ceases to make calls does not hold up the build.
-        while deadline.is_none_or(|deadline| Instant::now() < deadline) {
-            let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                // Rounded up: nothing is asked in a hurry in the last millisecond.
-                PollTimeout::try_from(left + TICK).unwrap_or(PollTimeout::ZERO)
-            });
-            let mut waiting = [
-                PollFd::new(self.fd.as_fd(), PollFlags::POLLIN),
-                PollFd::new(ended.as_fd(), PollFlags::POLLIN),
-            ];
-            let sources = if deadline.is_some() { 1 } else { 2 };
-            match poll(&mut waiting[..sources], timeout) {
+        while Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up: nothing is asked in a hurry in the last millisecond.
+            let timeout = PollTimeout::try_from(left + TICK).unwrap_or(PollTimeout::ZERO);
+            let mut waiting = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut waiting, timeout) {
                 Ok(0) => break,
                 Ok(_) => {}
                 // Whoever waits for an answer must get it, later then.
@@ -91,23 +92,19 @@ impl Listener {
                     continue;
                 }
             }
-            let happened = |at: usize| waiting[at].revents().unwrap_or(PollFlags::empty());
-            let (calls, end) = (happened(0), happened(1));
-            if calls.contains(PollFlags::POLLIN) {
+            let happened = waiting[0].revents().unwrap_or(PollFlags::empty());
+            if happened.contains(PollFlags::POLLIN) {
                 self.serve(Some(&mut notes));
-            } else if calls.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
+            } else if happened.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
                 self.over = true;
                 break;
-            }
-            if deadline.is_none() && !end.is_empty() {
-                deadline = Some(Instant::now() + GRACE);
             }
         }
         (notes.observed(), self)
     }
 
-    /// Receives one call, notes it and lets it go on.
-    fn serve(&self, notes: Option<&mut Notes>) {
+    /// Receives one call, notes it and lets it go on; `None` where there was none after all.
+    fn serve(&self, notes: Option<&mut Notes>) -> Option<libc::seccomp_notif> {
         // SAFETY: all zeroes is a value of this plain struct, and what the kernel asks for.
         let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         let received = ioctl(
@@ -115,9 +112,14 @@ impl Listener {
             libc::SECCOMP_IOCTL_NOTIF_RECV,
             (&raw mut call).cast(),
         );
-        // The caller may have died before it could be asked.
-        if received.is_err() {
-            return;
+        match received {
+            Ok(_) => {}
+            // The caller died before it could be asked.
+            Err(Errno::ENOENT | Errno::EINTR) => return None,
+            Err(_) => {
+                thread::sleep(TICK);
+                return None;
+            }
         }
         if let Some(notes) = notes {
             notes.note(&call, || self.is_waiting(call.id));
@@ -137,6 +139,7 @@ impl Listener {
             libc::SECCOMP_IOCTL_NOTIF_SEND,
             (&raw mut answer).cast(),
         );
+        Some(call)
     }
 
     /// Whether the caller still waits for an answer: what its number names is then still itself.
@@ -156,7 +159,9 @@ impl Listener {
             let polled = poll(&mut waiting, PollTimeout::NONE);
             let happened = waiting[0].revents().unwrap_or(PollFlags::empty());
             match polled {
-                Ok(_) if happened.contains(PollFlags::POLLIN) => self.serve(None),
+                Ok(_) if happened.contains(PollFlags::POLLIN) => {
+                    self.serve(None);
+                }
                 Err(Errno::EINTR) => {}
                 _ => return,
             }
@@ -169,12 +174,53 @@ fn ioctl(fd: &OwnedFd, request: libc::Ioctl, argument: *mut u8) -> Result<i32, E
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) })
 }
 
+/// How the thread that starts the program, which is under the filter itself, makes known that it ended.
+///
+/// By a call like those it waits for, so that the listener has one thing to wait for and not two: that
+/// would cost a call more for each one noted.
+#[derive(Clone, Copy)]
+pub(super) struct End {
+    thread: Pid,
+}
+
+impl End {
+    /// Nothing is called so.
+    const PATH: &CStr = c"/proc/self/kachefs-ended";
+
+    /// To be told by this thread.
+    pub(super) fn told_by(thread: Pid) -> Self {
+        Self { thread }
+    }
+
+    /// Makes it known, on the thread that is to tell it. Returns when the listener has heard.
+    pub(super) fn tell() {
+        let path = Self::PATH.as_ptr();
+        // SAFETY: the text ends in a NUL and outlives the call. That nothing is there is expected.
+        unsafe { libc::syscall(libc::SYS_faccessat, libc::AT_FDCWD, path, libc::F_OK) };
+    }
+
+    fn is(self, call: &libc::seccomp_notif) -> bool {
+        // A thread of this process: the address means the same there.
+        i32::try_from(call.pid).is_ok_and(|pid| pid == self.thread.as_raw())
+            && libc::c_long::from(call.data.nr) == libc::SYS_faccessat
+            && call.data.args[1] == Self::PATH.as_ptr() as u64
+    }
+}
+
 /// What was noted so far.
 struct Notes {
     scope: Scope,
     paths: HashMap<Vec<u8>, Uses>,
     unseen: BTreeSet<Unseen>,
     parts: Parts,
+    working: Option<Working>,
+}
+
+/// Where the last caller works: one that makes a call makes many, and finding this out costs as much
+/// as all the rest. Forgotten when another calls, and when anything may move.
+struct Working {
+    thread: Pid,
+    directory: PathBuf,
 }
 
 impl Notes {
@@ -184,6 +230,7 @@ impl Notes {
             paths: HashMap::new(),
             unseen: BTreeSet::new(),
             parts: Parts::default(),
+            working: None,
         }
     }
 
@@ -197,6 +244,9 @@ impl Notes {
     /// Notes a call while its caller waits.
     fn note(&mut self, call: &libc::seccomp_notif, is_waiting: impl Fn() -> bool) {
         let noted = self.try_note(call);
+        if calls::moves(call.data.nr.into()) {
+            self.working = None;
+        }
         // A caller that died has not done what it was about to.
         if noted.is_err() && is_waiting() {
             self.unseen(Unseen::Memory);
@@ -211,6 +261,13 @@ impl Notes {
     fn try_note(&mut self, call: &libc::seccomp_notif) -> io::Result<()> {
         let pid = Pid::from_raw(i32::try_from(call.pid).map_err(io::Error::other)?);
         self.parts.enter(pid);
+        if self
+            .working
+            .as_ref()
+            .is_some_and(|working| working.thread != pid)
+        {
+            self.working = None;
+        }
         let data = &call.data;
         if !super::filter::is_native(data.arch, data.nr) {
             self.unseen(Unseen::Calls);
@@ -250,6 +307,7 @@ impl Notes {
                 }
                 self.socket(pid, false, address, length)
             }
+            Meaning::Moves => Ok(()),
             Meaning::Unseen(unseen) => {
                 self.unseen(unseen);
                 Ok(())
@@ -275,7 +333,10 @@ impl Notes {
         directory: Directory,
         path: &[u8],
     ) -> io::Result<()> {
-        let path = resolve(pid, directory, path)?;
+        let path = self.resolve(pid, directory, path)?;
+        if !does.reads() {
+            self.working = None;
+        }
         if leads_through_process(&path) {
             self.unseen(Unseen::Calls);
         } else if !is_no_file(&path) {
@@ -284,13 +345,38 @@ impl Notes {
         Ok(())
     }
 
+    /// The whole path a process means.
+    fn resolve(&mut self, pid: Pid, directory: Directory, path: &[u8]) -> io::Result<Vec<u8>> {
+        let (directory, rest) = match path.strip_prefix(WORKING_DIRECTORY) {
+            Some(rest) => (Directory::Working, rest),
+            None if path.starts_with(b"/") => return Ok(path.to_vec()),
+            None => (directory, path),
+        };
+        let rest = OsStr::from_bytes(rest);
+        let path = match (directory, &self.working) {
+            (Directory::Working, Some(working)) => working.directory.join(rest),
+            (Directory::Working, None) => {
+                let directory = fs::read_link(format!("/proc/{pid}/cwd"))?;
+                let path = directory.join(rest);
+                let thread = pid;
+                self.working = Some(Working { thread, directory });
+                path
+            }
+            (Directory::Open(fd), _) => fs::read_link(format!("/proc/{pid}/fd/{fd}"))?.join(rest),
+        };
+        Ok(path.into_os_string().into_encoded_bytes())
+    }
+
     fn add(&mut self, does: Does, path: Vec<u8>) {
-        let reads = matches!(does, Does::Open | Does::Status | Does::Link);
+        let reads = does.reads();
         let known = self.scope.owns(&path) || (reads && self.scope.knows(&path));
-        if known && !self.parts.is_inside() {
+        let inside = self.parts.is_inside();
+        if known && !inside {
             return;
         }
-        let exists = exists(&path);
+        // What a use finds counts when it is the first, or may change it.
+        let exists = !reads || inside || !self.paths.contains_key(&path);
+        let exists = exists && exists_now(&path);
         let access = comes_to(does, exists);
         self.parts.add(&path, access, exists);
         if known {
@@ -334,27 +420,12 @@ impl Notes {
             return self.access(pid, Does::Make, Directory::Working, path);
         }
         self.access(pid, Does::Status, Directory::Working, path)?;
-        if exists(&resolve(pid, Directory::Working, path)?) {
+        let path = self.resolve(pid, Directory::Working, path)?;
+        if exists_now(&path) {
             self.unseen(Unseen::Network);
         }
         Ok(())
     }
-}
-
-/// The whole path a process means.
-fn resolve(pid: Pid, directory: Directory, path: &[u8]) -> io::Result<Vec<u8>> {
-    let (directory, rest) = match path.strip_prefix(WORKING_DIRECTORY) {
-        Some(rest) => (Directory::Working, rest),
-        None if path.starts_with(b"/") => return Ok(path.to_vec()),
-        None => (directory, path),
-    };
-    let start = match directory {
-        Directory::Working => format!("/proc/{pid}/cwd"),
-        Directory::Open(fd) => format!("/proc/{pid}/fd/{fd}"),
-    };
-    let start = std::fs::read_link(start)?;
-    let path = start.join(OsStr::from_bytes(rest));
-    Ok(path.into_os_string().into_encoded_bytes())
 }
 
 /// Whether a path is the kernel's or the machine's.
@@ -392,7 +463,7 @@ fn comes_to(does: Does, exists: bool) -> Access {
     }
 }
 
-fn exists(path: &[u8]) -> bool {
+fn exists_now(path: &[u8]) -> bool {
     Path::new(OsStr::from_bytes(path))
         .symlink_metadata()
         .is_ok()

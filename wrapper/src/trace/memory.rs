@@ -8,6 +8,9 @@ use nix::unistd::Pid;
 /// The longest path, with its NUL (limits.h).
 const PATH_MAX: usize = 4096;
 
+/// Few are longer.
+const USUAL: usize = 160;
+
 /// Reads may be cut only where one part ends (`process_vm_readv(2)`); a page may be the last.
 const PAGE: usize = 4096;
 
@@ -16,10 +19,15 @@ pub(super) fn path(pid: Pid, address: u64) -> io::Result<Option<Vec<u8>>> {
     if address == 0 {
         return Ok(None);
     }
-    let mut text = bytes(pid, address, PATH_MAX)?;
-    let end = text.iter().position(|byte| *byte == 0);
-    text.truncate(end.ok_or_else(|| io::Error::other("a path without an end"))?);
-    Ok(Some(text))
+    // Most are short, and what is not asked for is not copied.
+    for length in [USUAL, PATH_MAX] {
+        let mut text = bytes(pid, address, length)?;
+        if let Some(end) = text.iter().position(|byte| *byte == 0) {
+            text.truncate(end);
+            return Ok(Some(text));
+        }
+    }
+    Err(io::Error::other("a path without an end"))
 }
 
 /// Up to `length` bytes at an address, fewer where the memory ends.

@@ -246,6 +246,27 @@ mod tests {
     }
 
     #[test]
+    fn sees_where_a_program_has_gone() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let read = ["a/one", "b/two", "a/three", "c/four"];
+        for file in read {
+            let file = dir.path().join(file);
+            fs::create_dir_all(file.parent().expect("has one")).expect("mkdir");
+            fs::write(file, "").expect("writes");
+        }
+        // By path, by descriptor, and while the directory it is in gets another name.
+        let program = "import os\nopen('a/one')\nfd = os.open('a', 0)\nos.chdir('b')\n\
+                       open('two')\nos.fchdir(fd)\nopen('three')\nos.chdir('../c')\n\
+                       os.rename('../c', '../d')\nopen('four')";
+        let (status, observed, _) = observe(&format!("python3 -c \"{program}\""), dir.path());
+        assert!(status.success());
+        for file in ["a/one", "b/two", "a/three", "d/four"] {
+            let opened = uses(&observed, &dir.path().join(file)).accesses;
+            assert!(opened.contains(Access::Open), "{file}: {observed:?}");
+        }
+    }
+
+    #[test]
     fn those_left_behind_go_on() {
         let dir = tempfile::tempdir().expect("tempdir");
         let script = "(sleep 1; echo late > late) >/dev/null 2>&1 &";

@@ -14,7 +14,7 @@ use std::thread;
 use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
-use super::listener::Listener;
+use super::listener::{End, Listener};
 use super::{Observed, Scope, Unseen, filter};
 use crate::protocol::{self, ProtocolError};
 
@@ -121,29 +121,31 @@ fn be_watcher(command: Command, scope: Scope, stream: &UnixStream) -> ! {
 /// Runs the program, tells how it went, and stays with those that outlive it.
 fn watch(command: Command, scope: Scope, stream: &UnixStream) -> Result<(), ProtocolError> {
     let (mut told, tell) = io::pipe()?;
-    let (ended, running) = io::pipe()?;
-    let keep = [ended.as_raw_fd(), running.as_raw_fd(), stream.as_raw_fd()];
+    let keep = stream.as_raw_fd();
     thread::scope(|threads| {
         // The filter is a thread's own and passes on to what that thread starts: this one alone.
         let program = threads.spawn(move || {
+            let _ended = TellEnd;
             let listener = install(tell)?;
             let child = start(command, stream);
-            leave([listener, keep[0], keep[1], keep[2]]);
-            let status = child?.wait();
-            drop(running);
-            status
+            leave([listener, keep]);
+            child?.wait()
         });
-        let mut said = [0; 4];
-        told.read_exact(&mut said)?;
+        let mut said = || {
+            let mut said = [0; 4];
+            told.read_exact(&mut said)
+                .map(|()| i32::from_ne_bytes(said))
+        };
+        let (end, listener) = (End::told_by(Pid::from_raw(said()?)), said()?);
         drop(told);
-        let listener = match Listener::from_raw(i32::from_ne_bytes(said)) {
+        let listener = match Listener::from_raw(listener) {
             Ok(listener) => listener,
             Err(error) => {
                 protocol::send(stream, &Started(Err(Failure::from(&error))))?;
                 return Err(io::Error::other("no listener").into());
             }
         };
-        let (mut observed, listener) = listener.watch(&ended, scope);
+        let (mut observed, listener) = listener.watch(end, scope);
         let died = |_| io::Error::other("the thread that starts programs died");
         let status = program.join().map_err(died)??;
         if !listener.is_over() {
@@ -159,14 +161,25 @@ fn watch(command: Command, scope: Scope, stream: &UnixStream) -> Result<(), Prot
     })
 }
 
-/// Installs the filter and tells the listener's descriptor, or the negative number of an error. From
-/// then on each call of this thread may wait for the listener.
+/// Tells the end of what this thread does, also when it does not get far.
+struct TellEnd;
+
+impl Drop for TellEnd {
+    fn drop(&mut self) {
+        End::tell();
+    }
+}
+
+/// Installs the filter and tells this thread's number and the listener's descriptor, or the negative
+/// number of an error. From then on each call of this thread may wait for the listener.
 fn install(mut tell: PipeWriter) -> io::Result<RawFd> {
     let installed = filter::install();
     let said = installed
         .as_ref()
         .map_or_else(|error| -(*error as i32), RawFd::clone);
-    tell.write_all(&said.to_ne_bytes())?;
+    for said in [nix::unistd::gettid().as_raw(), said] {
+        tell.write_all(&said.to_ne_bytes())?;
+    }
     Ok(installed?)
 }
 
@@ -183,7 +196,7 @@ fn start(mut command: Command, stream: &UnixStream) -> io::Result<Child> {
 
 /// Leaves the wrapper's session, so that what ends it does not end this process, and closes all but
 /// these descriptors: whoever reads from one of the others must not wait for us.
-fn leave(mut keep: [RawFd; 4]) {
+fn leave(mut keep: [RawFd; 2]) {
     // Fails in a session's leader alone, which a new process is not.
     let _ = nix::unistd::setsid();
     keep.sort_unstable();
