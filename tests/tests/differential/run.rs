@@ -34,6 +34,10 @@ pub struct Report {
     pub programs: usize,
     /// Differences where plain cargo was behind.
     pub cargo_behind: usize,
+    /// Builds with nothing to do.
+    pub idle: usize,
+    /// Those of them that came after a build of what was cached in an emptied view.
+    pub idle_after_hits: usize,
     pub hits: u64,
     pub misses: u64,
     pub uncacheable: u64,
@@ -47,6 +51,8 @@ impl std::ops::AddAssign<&Report> for Report {
         self.failed_builds += other.failed_builds;
         self.programs += other.programs;
         self.cargo_behind += other.cargo_behind;
+        self.idle += other.idle;
+        self.idle_after_hits += other.idle_after_hits;
         self.hits += other.hits;
         self.misses += other.misses;
         self.uncacheable += other.uncacheable;
@@ -102,6 +108,7 @@ impl Run {
             }
             if number % NOTHING_TO_DO == 0 {
                 self.nothing_to_do(number)?;
+                self.nothing_to_do_after_hits(number)?;
             }
             self.report.steps += 1;
             if tells() {
@@ -279,6 +286,26 @@ impl Run {
         }
     }
 
+    /// The same in an emptied view, all of which is cached: what it then holds must be no older or newer
+    /// than it should.
+    fn nothing_to_do_after_hits(&mut self, step: usize) -> Result<(), Failure> {
+        let target = self.checkout().target();
+        if !self.sandbox.is_mounted(&target) {
+            return Ok(());
+        }
+        self.sandbox.empty_view(target);
+        let before = self.sandbox.counters();
+        let built = self.build(Way::View);
+        let counters = self.sandbox.counters() - &before;
+        let idle = self.report.idle;
+        self.nothing_to_do(step)?;
+        let all_hit = built.seen.success && counters.misses == 0 && counters.uncacheable == 0;
+        if all_hit {
+            self.report.idle_after_hits += self.report.idle - idle;
+        }
+        Ok(())
+    }
+
     /// A second build compiles nothing and asks for nothing.
     fn nothing_to_do(&mut self, step: usize) -> Result<(), Failure> {
         let before = self.sandbox.counters();
@@ -286,6 +313,7 @@ impl Run {
         if !again.seen.success {
             return Ok(());
         }
+        self.report.idle += 1;
         let counters = self.sandbox.counters() - &before;
         let asked = counters.hits + counters.misses + counters.uncacheable;
         let asked = asked + counters.script_hits + counters.script_misses;
