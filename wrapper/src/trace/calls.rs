@@ -87,6 +87,18 @@ pub(super) const WATCHED: &[c_long] = &[
     libc::SYS_futimesat,
 ];
 
+/// Those of them that the shim makes itself.
+pub(super) const AT_GATE: &[c_long] = &[
+    libc::SYS_openat,
+    libc::SYS_readlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+];
+
 /// Calls about a path or an open file, and which argument says which.
 pub(super) const STATUS: &[(c_long, u32)] = &[(libc::SYS_statx, 2), (libc::SYS_newfstatat, 3)];
 

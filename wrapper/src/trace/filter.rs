@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use libc::{c_long, sock_filter};
 use nix::errno::Errno;
 
-use super::calls;
+use super::{calls, words};
 
 /// The architecture whose call numbers these are (linux/audit.h).
 #[cfg(target_arch = "x86_64")]
@@ -63,6 +63,27 @@ fn number(call: c_long) -> u32 {
     number
 }
 
+/// Where the caller's next instruction is in `struct seccomp_data`.
+const INSTRUCTION: u32 = 8;
+
+/// Whether a call that is watched comes from the shim's gate. Calls that are not are not asked, so that
+/// the kernel still knows them by heart.
+fn at_gate() -> [sock_filter; 6] {
+    // Where `syscall` leads back to.
+    let back = words::GATE as u64 + 2;
+    // Halves of an address.
+    #[expect(clippy::cast_possible_truncation)]
+    let (low, high) = (back as u32, (back >> 32) as u32);
+    [
+        statement(LOAD, INSTRUCTION),
+        jump(IF_EQUAL, low, 0, 2),
+        statement(LOAD, INSTRUCTION + 4),
+        jump(IF_EQUAL, high, 1, 0),
+        statement(RETURN, NOTIFY),
+        statement(RETURN, ALLOW),
+    ]
+}
+
 /// The program. Each test that does not fit leads on to the next.
 fn program() -> Vec<sock_filter> {
     let mut program = vec![
@@ -74,18 +95,23 @@ fn program() -> Vec<sock_filter> {
         statement(RETURN, NOTIFY),
     ];
     for call in calls::WATCHED {
-        program.push(jump(IF_EQUAL, number(*call), 0, 1));
-        program.push(statement(RETURN, NOTIFY));
+        if calls::AT_GATE.contains(call) {
+            program.push(jump(IF_EQUAL, number(*call), 0, 6));
+            program.extend(at_gate());
+        } else {
+            program.push(jump(IF_EQUAL, number(*call), 0, 1));
+            program.push(statement(RETURN, NOTIFY));
+        }
     }
     // With this flag programs ask about what they have open already (an empty path). One that gives
     // a path all the same goes unseen.
     let empty_path = libc::AT_EMPTY_PATH.cast_unsigned();
     for (call, flags) in calls::STATUS {
-        program.push(jump(IF_EQUAL, number(*call), 0, 4));
+        program.push(jump(IF_EQUAL, number(*call), 0, 9));
         program.push(statement(LOAD, argument(*flags)));
         program.push(jump(IF_BITS, empty_path, 0, 1));
         program.push(statement(RETURN, ALLOW));
-        program.push(statement(RETURN, NOTIFY));
+        program.extend(at_gate());
     }
     let (send, address) = calls::SEND;
     program.push(jump(IF_EQUAL, number(send), 0, 7));

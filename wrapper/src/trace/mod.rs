@@ -10,9 +10,15 @@ mod calls;
 mod filter;
 mod listener;
 mod memory;
+mod notes;
 mod part;
+// The shim is the one that writes.
+#[cfg_attr(not(test), expect(dead_code))]
+mod ring;
 mod scope;
+mod shim;
 mod watcher;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -24,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::part::Part;
 pub use self::scope::Scope;
 
+use self::shim::Shim;
 use self::watcher::Watcher;
 
 /// One thing a program did with a name.
@@ -130,7 +137,7 @@ impl Watch {
         if env::var_os(UNWATCHED).is_some() {
             return Err(io::Error::other(format!("{UNWATCHED} is set")));
         }
-        Watcher::start(command, scope).map(Self)
+        Watcher::start(command, scope, Shim::new).map(Self)
     }
 
     /// Waits for the program's end. Processes it leaves behind are served on: a filter without a

@@ -52,6 +52,8 @@ pub(super) struct Parts {
     active: HashMap<Pid, Noted>,
     /// Threads seen while a part was active: when each began, and whose part it is in.
     seen: HashMap<Pid, (u64, Option<Pid>)>,
+    /// Processes that speak through the shim, and whose part each is in.
+    attached: HashMap<u32, Option<Pid>>,
     /// The part of the call being noted.
     inside: Option<Pid>,
 }
@@ -73,12 +75,31 @@ impl Parts {
         match self.part_of(thread) {
             Ok(part) => self.inside = part.filter(|part| self.active.contains_key(part)),
             // One whose ancestors are gone may be anybody's.
-            Err(_) => {
-                for noted in self.active.values_mut() {
-                    noted.unseen.insert(Unseen::ProcessLeft);
-                }
-            }
+            Err(_) => self.unseen_by_all(Unseen::ProcessLeft),
         }
+    }
+
+    /// Notes that something is not seen of any part.
+    pub(super) fn unseen_by_all(&mut self, unseen: Unseen) {
+        for noted in self.active.values_mut() {
+            noted.unseen.insert(unseen);
+        }
+    }
+
+    /// A process is about to speak through the shim.
+    pub(super) fn attach(&mut self, process: Pid) {
+        self.enter(process);
+        self.set_attached(process, self.inside);
+    }
+
+    fn set_attached(&mut self, process: Pid, part: Option<Pid>) {
+        self.attached.insert(process.as_raw().cast_unsigned(), part);
+    }
+
+    /// What this process said through the shim is noted next.
+    pub(super) fn enter_attached(&mut self, process: u32) {
+        let part = self.attached.get(&process).copied().flatten();
+        self.inside = part.filter(|part| self.active.contains_key(part));
     }
 
     /// Whether the call being noted is part of any.
@@ -116,6 +137,7 @@ impl Parts {
                     unseen: BTreeSet::new(),
                 };
                 self.active.insert(thread, noted);
+                self.set_attached(thread, Some(thread));
             }
             return true;
         }
@@ -123,6 +145,7 @@ impl Parts {
             return false;
         };
         if let (Some(noted), Ok(fd)) = (self.active.remove(&thread), std::str::from_utf8(fd)) {
+            self.set_attached(thread, None);
             let observed = self.finished(thread, noted);
             // Nothing was said then, and the program takes it so.
             let _: io::Result<()> = tell(thread, fd, &observed);

@@ -15,6 +15,8 @@ use nix::unistd::{ForkResult, Pid};
 use serde::{Deserialize, Serialize};
 
 use super::listener::{End, Listener};
+use super::notes::Notes;
+use super::shim::Shim;
 use super::{Observed, Scope, Unseen, filter};
 use crate::protocol::{self, ProtocolError};
 
@@ -63,13 +65,17 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Starts a program under watch.
-    pub(super) fn start(command: Command, scope: Scope) -> io::Result<Self> {
+    /// Starts a program under watch, with this shim.
+    pub(super) fn start(
+        command: Command,
+        scope: Scope,
+        shim: fn() -> Option<Shim>,
+    ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         // SAFETY: the wrapper and the launcher have one thread when they get here. Where there are
         // more (tests), the child needs no lock but the allocator's, which forks soundly (glibc).
         let watcher = match unsafe { nix::unistd::fork() }? {
-            ForkResult::Child => be_watcher(command, scope, &theirs),
+            ForkResult::Child => be_watcher(command, scope, shim, &theirs),
             ForkResult::Parent { child } => Self {
                 pid: child,
                 stream: ours,
@@ -111,24 +117,39 @@ fn lost(error: ProtocolError) -> io::Error {
 }
 
 /// What the other process does, to its end.
-fn be_watcher(command: Command, scope: Scope, stream: &UnixStream) -> ! {
+fn be_watcher(
+    command: Command,
+    scope: Scope,
+    shim: fn() -> Option<Shim>,
+    stream: &UnixStream,
+) -> ! {
     // Nobody is left to be told.
-    let _ = watch(command, scope, stream);
+    let _ = watch(command, scope, shim(), stream);
     // SAFETY: ends this process without running what its parent registered.
     unsafe { libc::_exit(0) }
 }
 
 /// Runs the program, tells how it went, and stays with those that outlive it.
-fn watch(command: Command, scope: Scope, stream: &UnixStream) -> Result<(), ProtocolError> {
+fn watch(
+    mut command: Command,
+    scope: Scope,
+    shim: Option<Shim>,
+    stream: &UnixStream,
+) -> Result<(), ProtocolError> {
     let (mut told, tell) = io::pipe()?;
-    let keep = stream.as_raw_fd();
+    if let Some(shim) = &shim {
+        shim.put_before(&mut command);
+    }
+    let keep = shim.as_ref().map(Shim::descriptors).into_iter().flatten();
+    let mut keep: Vec<RawFd> = keep.chain([stream.as_raw_fd()]).collect();
     thread::scope(|threads| {
         // The filter is a thread's own and passes on to what that thread starts: this one alone.
         let program = threads.spawn(move || {
             let _ended = TellEnd;
             let listener = install(tell)?;
             let child = start(command, stream);
-            leave([listener, keep]);
+            keep.push(listener);
+            leave(keep);
             child?.wait()
         });
         let mut said = || {
@@ -145,7 +166,7 @@ fn watch(command: Command, scope: Scope, stream: &UnixStream) -> Result<(), Prot
                 return Err(io::Error::other("no listener").into());
             }
         };
-        let (mut observed, listener) = listener.watch(end, scope);
+        let (mut observed, listener) = listener.watch(end, Notes::within(scope, shim));
         let died = |_| io::Error::other("the thread that starts programs died");
         let status = program.join().map_err(died)??;
         if !listener.is_over() {
@@ -196,7 +217,7 @@ fn start(mut command: Command, stream: &UnixStream) -> io::Result<Child> {
 
 /// Leaves the wrapper's session, so that what ends it does not end this process, and closes all but
 /// these descriptors: whoever reads from one of the others must not wait for us.
-fn leave(mut keep: [RawFd; 2]) {
+fn leave(mut keep: Vec<RawFd>) {
     // Fails in a session's leader alone, which a new process is not.
     let _ = nix::unistd::setsid();
     keep.sort_unstable();

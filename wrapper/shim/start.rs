@@ -1,0 +1,382 @@
+//! How the shim gets into programs: at their start, and into what they start.
+//!
+//! The variable that asks the dynamic linker for it is taken out of the environment at once, so that no
+//! program sees another environment than it would have without. What such a program starts gets it
+//! again, if it is one of those that make many calls or start many programs: it is not forced on
+//! programs it might disturb (one made with a sanitizer wants its own library to come first).
+
+use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use crate::ask;
+use crate::loads;
+use crate::ring;
+use crate::system::{self, AT_FDCWD};
+use crate::words::ATTACH;
+
+/// The variable, with its `=`.
+const VARIABLE: &[u8] = b"LD_PRELOAD=";
+
+/// More variables than this, and the shim is not passed on: they take memory of stacks that may be small.
+const MOST_VARIABLES: usize = 256;
+
+/// Programs the shim is passed on to: the last parts of their names, but for numbers, as in
+/// `x86_64-linux-gnu-gcc-12`.
+const PASSED_ON_TO: [&[u8]; 35] = [
+    b"sh",
+    b"bash",
+    b"dash",
+    b"env",
+    b"make",
+    b"gmake",
+    b"ninja",
+    b"cmake",
+    b"perl",
+    b"python",
+    b"cc",
+    b"c++",
+    b"gcc",
+    b"g++",
+    b"cpp",
+    b"cc1plus",
+    b"clang",
+    b"clang++",
+    b"as",
+    b"ld",
+    b"ld.bfd",
+    b"ld.gold",
+    b"ld.lld",
+    b"lld",
+    b"collect",
+    b"lto",
+    b"ar",
+    b"ranlib",
+    b"nm",
+    b"strip",
+    b"objcopy",
+    b"rustc",
+    b"rustdoc",
+    b"cargo",
+    b"kachefs-cc",
+];
+
+/// The variable as we found it.
+static mut ENTRY: [u8; 64] = [0; 64];
+/// Whether we did.
+static HAS_ENTRY: AtomicBool = AtomicBool::new(false);
+
+/// A function of the C library that one of ours stands before.
+struct Next {
+    name: &'static CStr,
+    found: AtomicPtr<c_void>,
+}
+
+static SPAWN: Next = Next::called(c"posix_spawn");
+static SPAWN_BY_NAME: Next = Next::called(c"posix_spawnp");
+static RUN_BY_NAME: Next = Next::called(c"execvpe");
+
+impl Next {
+    const fn called(name: &'static CStr) -> Self {
+        let found = AtomicPtr::new(ptr::null_mut());
+        Self { name, found }
+    }
+
+    /// Finds it, if it is to be found: at the start as a rule, for in a process made by vfork(2) little may
+    /// be done.
+    fn find(&self) -> *mut c_void {
+        let mut found = self.found.load(Ordering::Relaxed);
+        if found.is_null() {
+            found = system::next(self.name);
+            self.found.store(found, Ordering::Relaxed);
+        }
+        found
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = {
+    extern "C" fn start() {
+        for function in [&SPAWN, &SPAWN_BY_NAME, &RUN_BY_NAME] {
+            function.find();
+        }
+        if hide().is_some() {
+            HAS_ENTRY.store(true, Ordering::Release);
+            // Without, every call is handed over.
+            let _ = attach();
+        }
+    }
+    start
+};
+
+/// Keeps the variable and takes it out of the environment.
+fn hide() -> Option<()> {
+    // SAFETY: at a program's start nobody else uses its environment, which is a list of texts that the
+    // kernel has put into memory of this program's own.
+    unsafe {
+        let mut place = system::environ;
+        if place.is_null() {
+            return None;
+        }
+        while !system::text(*place)?.starts_with(VARIABLE) {
+            place = place.add(1);
+        }
+        let entry = *place;
+        let length = system::text(entry)?.len();
+        let kept = &raw mut ENTRY;
+        // With its NUL. What else there may be is not ours.
+        if length >= (*kept).len() || system::text(entry)?.contains(&b':') {
+            return None;
+        }
+        ptr::copy_nonoverlapping(entry.cast::<u8>(), kept.cast(), length);
+        while !(*place).is_null() {
+            *place = *place.add(1);
+            place = place.add(1);
+        }
+        // `/proc/self/environ` shows a gap.
+        entry.write_bytes(0, length);
+    }
+    Some(())
+}
+
+/// Makes the gate and gets the memory to write to.
+fn attach() -> Option<()> {
+    let process = u32::try_from(system::call(system::GETPID, [0; 5])).ok()?;
+    let path = path(process);
+    let arguments = [AT_FDCWD as usize, path.as_ptr() as usize, 0, 0, 0];
+    let fd = system::call(system::OPENAT, arguments);
+    let number = usize::try_from(fd).ok()?;
+    let memory = system::make_gate().and_then(|()| system::share(ring::LENGTH, fd));
+    system::call(system::CLOSE, [number, 0, 0, 0, 0]);
+    ask::attach(memory?, process);
+    system::make_ready()
+}
+
+/// What a process asks for to get the memory, ending in a NUL.
+fn path(process: u32) -> [u8; ATTACH.len() + 9] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut path = [0; ATTACH.len() + 9];
+    path[..ATTACH.len()].copy_from_slice(ATTACH);
+    let length = (32 - process.leading_zeros()).div_ceil(4).max(1);
+    for at in 0..length {
+        let digit = (process >> (4 * (length - 1 - at))) & 0xf;
+        path[ATTACH.len() + at as usize] = DIGITS[digit as usize];
+    }
+    path
+}
+
+/// An environment with the variable, if a program is to get it and there is room.
+struct Environment([*const c_char; MOST_VARIABLES]);
+
+impl Environment {
+    const fn new() -> Self {
+        Self([ptr::null(); MOST_VARIABLES])
+    }
+
+    /// The environment for a program that is to be started with this one.
+    ///
+    /// # Safety
+    ///
+    /// The name is none or a text, and the environment none or a list of texts that ends in none.
+    unsafe fn of(
+        &mut self,
+        program: *const c_char,
+        given: *const *const c_char,
+    ) -> *const *const c_char {
+        // SAFETY: the caller's.
+        unsafe { self.try_of(program, given) }.unwrap_or(given)
+    }
+
+    unsafe fn try_of(
+        &mut self,
+        program: *const c_char,
+        given: *const *const c_char,
+    ) -> Option<*const *const c_char> {
+        if !HAS_ENTRY.load(Ordering::Acquire) || given.is_null() {
+            return None;
+        }
+        // SAFETY: the caller's.
+        if !is_passed_on_to(unsafe { system::text(program) }?) {
+            return None;
+        }
+        let mut count = 1;
+        for at in 0.. {
+            // SAFETY: the list is not over.
+            let entry = unsafe { *given.add(at) };
+            // SAFETY: the caller's.
+            let Some(text) = (unsafe { system::text(entry) }) else {
+                break;
+            };
+            // A program that is to load others does without ours. And there is to be room for the end,
+            // which is none already.
+            if text.starts_with(VARIABLE) || count + 1 >= MOST_VARIABLES {
+                return None;
+            }
+            self.0[count] = entry;
+            count += 1;
+        }
+        self.0[0] = (&raw const ENTRY).cast();
+        Some(self.0.as_ptr())
+    }
+}
+
+/// Whether a program is to have the shim, and can load it.
+fn is_passed_on_to(program: &[u8]) -> bool {
+    let name = program
+        .rsplit(|byte| *byte == b'/')
+        .next()
+        .unwrap_or(program);
+    is_named(name) && is_at_hand() && loads::is_of_here(program)
+}
+
+fn is_named(name: &[u8]) -> bool {
+    let is_number = |part: &&[u8]| {
+        part.iter()
+            .all(|byte| byte.is_ascii_digit() || *byte == b'.')
+    };
+    let mut parts = name.rsplit(|byte| *byte == b'-').skip_while(is_number);
+    let last = parts.next().unwrap_or(name);
+    let end = last
+        .iter()
+        .rposition(|byte| !(byte.is_ascii_digit() || *byte == b'.'));
+    let last = &last[..end.map_or(0, |end| end + 1)];
+    PASSED_ON_TO.contains(&last) || PASSED_ON_TO.contains(&name)
+}
+
+/// Whether the shim can be loaded by who we are now, here: another user may not, nor those who see
+/// another `/proc`, or none.
+fn is_at_hand() -> bool {
+    const READABLE: usize = 4;
+    let path = (&raw const ENTRY) as usize + VARIABLE.len();
+    system::has_gate() && system::pass(system::ACCESS, [path, READABLE, 0, 0, 0]) == 0
+}
+
+type List = *const *const c_char;
+type Spawn =
+    extern "C" fn(*mut c_int, *const c_char, *const c_void, *const c_void, List, List) -> c_int;
+type Run = unsafe extern "C" fn(*const c_char, List, List) -> c_int;
+
+/// The C library's function, as one of this kind.
+macro_rules! function {
+    ($next:ident as $kind:ty) => {{
+        let found = $next.find();
+        // SAFETY: what it is called says of what kind it is.
+        (!found.is_null()).then(|| unsafe { core::mem::transmute::<*mut c_void, $kind>(found) })
+    }};
+}
+
+/// As `posix_spawn(3)`.
+///
+/// # Safety
+///
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_spawn(
+    pid: *mut c_int,
+    path: *const c_char,
+    actions: *const c_void,
+    attributes: *const c_void,
+    arguments: List,
+    environment: List,
+) -> c_int {
+    let Some(spawn) = function!(SPAWN as Spawn) else {
+        return system::ENOSYS as c_int;
+    };
+    let mut with = Environment::new();
+    // SAFETY: the caller's.
+    unsafe {
+        let environment = with.of(path, environment);
+        spawn(pid, path, actions, attributes, arguments, environment)
+    }
+}
+
+/// As `posix_spawnp(3)`.
+///
+/// # Safety
+///
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_spawnp(
+    pid: *mut c_int,
+    file: *const c_char,
+    actions: *const c_void,
+    attributes: *const c_void,
+    arguments: List,
+    environment: List,
+) -> c_int {
+    let Some(spawn) = function!(SPAWN_BY_NAME as Spawn) else {
+        return system::ENOSYS as c_int;
+    };
+    let mut with = Environment::new();
+    // SAFETY: the caller's.
+    unsafe {
+        let environment = with.of(file, environment);
+        spawn(pid, file, actions, attributes, arguments, environment)
+    }
+}
+
+/// As execve(2).
+///
+/// # Safety
+///
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execve(path: *const c_char, arguments: List, environment: List) -> c_int {
+    let mut with = Environment::new();
+    // SAFETY: the caller's.
+    let environment = unsafe { with.of(path, environment) };
+    let arguments = [
+        path as usize,
+        arguments as usize,
+        environment as usize,
+        0,
+        0,
+    ];
+    system::returned(system::call(system::EXECVE, arguments)) as c_int
+}
+
+/// As execv(3).
+///
+/// # Safety
+///
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execv(path: *const c_char, arguments: List) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { execve(path, arguments, own_environment()) }
+}
+
+/// As execvpe(3).
+///
+/// # Safety
+///
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execvpe(file: *const c_char, arguments: List, environment: List) -> c_int {
+    let Some(run) = function!(RUN_BY_NAME as Run) else {
+        return system::fail(system::ENOSYS) as c_int;
+    };
+    let mut with = Environment::new();
+    // SAFETY: the caller's.
+    unsafe {
+        let environment = with.of(file, environment);
+        run(file, arguments, environment)
+    }
+}
+
+/// As execvp(3).
+///
+/// # Safety
+///
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execvp(file: *const c_char, arguments: List) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { execvpe(file, arguments, own_environment()) }
+}
+
+fn own_environment() -> List {
+    // SAFETY: as the C library does: who changes it meanwhile must not.
+    unsafe { system::environ }.cast_const().cast()
+}

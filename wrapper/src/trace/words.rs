@@ -1,0 +1,12 @@
+//! What the watcher and the shim (`shim/lib.rs`, which this file is part of, too) have agreed on.
+
+/// Where the shim has the instruction whose calls the filter lets pass: an address that programs and
+/// kernels leave alone.
+pub(super) const GATE: usize = 0x6b61_6368_0000;
+
+/// Paths that begin so are said to the watcher. Nothing is called so.
+pub(super) const WORD: &[u8] = b"/proc/self/kachefs-";
+
+/// To open this, with one's process number in hexadecimal behind it, is to ask for the memory to write
+/// to. The watcher answers with a descriptor.
+pub(super) const ATTACH: &[u8] = b"/proc/self/kachefs-shim/";
