@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for input in [
         "build.rs",
         "shim",
+        "src/trace/loader.rs",
         "src/trace/ring.rs",
         "src/trace/words.rs",
     ] {

@@ -51,8 +51,22 @@ struct Asked {
 impl Asked {
     /// Makes the call, and says what was asked.
     fn ask(self) -> isize {
-        self.try_ask()
-            .unwrap_or_else(|| system::call(self.call, self.arguments))
+        self.try_ask().unwrap_or_else(|| {
+            let result = system::call(self.call, self.arguments);
+            self.forget_if_word();
+            result
+        })
+    }
+
+    /// What was said to somebody else than will be from now on, is forgotten.
+    fn forget_if_word(&self) {
+        // SAFETY: as below.
+        let path = unsafe { system::text(self.path) };
+        if path.is_some_and(|path| path.starts_with(WORD)) {
+            for said in &SAID {
+                said.store(0, Ordering::Relaxed);
+            }
+        }
     }
 
     /// `None` where it has to be handed over.
@@ -84,7 +98,7 @@ impl Asked {
     }
 
     fn ask_of(&self, directory: &[u8], path: &[u8]) -> Option<isize> {
-        if is_special(directory, path) {
+        if is_special(directory, path) || ring().is_closed() {
             return None;
         }
         let result = system::pass(self.call, self.arguments);
@@ -107,7 +121,9 @@ impl Asked {
     /// Whether something is at the path, whatever a call that failed says about it.
     fn is_there(&self, result: isize) -> bool {
         let reads_link = matches!(self.call, system::READLINK | system::READLINKAT);
-        if reads_link && result == -system::EINVAL && !self.written.is_empty() {
+        // The kernel takes a size for a number with a sign.
+        let has_room = (1..=i32::MAX as usize).contains(&self.written.len());
+        if reads_link && result == -system::EINVAL && has_room {
             // No link, then, but something.
             return true;
         }
@@ -129,13 +145,8 @@ pub fn working_directory(buffer: &mut [u8; PATH_MAX]) -> Option<&[u8]> {
     (path.first() == Some(&b'/')).then_some(path)
 }
 
-/// Whether a path is the kernel's or the machine's. What is said to the watcher forgets what was said.
+/// Whether a path is the kernel's or the machine's.
 fn is_special(directory: &[u8], path: &[u8]) -> bool {
-    if path.starts_with(WORD) {
-        for said in &SAID {
-            said.store(0, Ordering::Relaxed);
-        }
-    }
     let whole = if directory.is_empty() {
         path
     } else {
@@ -146,6 +157,12 @@ fn is_special(directory: &[u8], path: &[u8]) -> bool {
         whole.starts_with(prefix) || (whole == name && !directory.is_empty())
     };
     !whole.starts_with(SHARED_MEMORY) && SPECIAL.iter().any(within)
+}
+
+/// Where records go, once everything is ready.
+fn ring() -> Ring {
+    // SAFETY: the memory was mapped before anything was ready, and stays.
+    unsafe { Ring::at(RING.load(Ordering::Acquire)) }
 }
 
 /// Says what was asked and whether it is there; `false` if there is no room.
@@ -164,16 +181,13 @@ pub fn say(does: u8, found: bool, directory: &[u8], path: &[u8]) -> bool {
     let Ok(text) = u16::try_from(text) else {
         return false;
     };
-    let memory = RING.load(Ordering::Acquire);
-    // SAFETY: the ring's memory was mapped before anything was ready, and stays.
-    let ring = unsafe { Ring::at(memory) };
     let said = Said {
         process: PROCESS.load(Ordering::Relaxed),
         text,
         does,
         found,
     };
-    let written = ring.write(said, &[directory, separator, path]);
+    let written = ring().write(said, &[directory, separator, path]);
     if written {
         slot.store(mark, Ordering::Release);
     }

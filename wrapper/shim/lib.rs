@@ -20,6 +20,8 @@ mod ring;
 mod words;
 
 mod ask;
+#[path = "../src/trace/loader.rs"]
+mod loader;
 mod loads;
 mod real_path;
 mod start;

@@ -160,13 +160,12 @@ fn resolve(path: *const c_char, resolved: *mut c_char) -> Result<*mut c_char, No
     }
     // A thread's stack may have less room.
     // SAFETY: takes any size.
-    let memory = unsafe { system::malloc(size_of::<Resolving>()) }.cast::<Resolving>();
+    let memory = unsafe { system::calloc(1, size_of::<Resolving>()) }.cast::<Resolving>();
     if memory.is_null() {
         return Err(Not::Done);
     }
     // SAFETY: there is room, it is nobody else's until it is freed, and zeroes are bytes and numbers.
     unsafe {
-        memory.write_bytes(0, 1);
         let result = resolve_in(&mut *memory, path, resolved);
         system::free(memory.cast());
         result
@@ -201,13 +200,8 @@ fn resolve_in(
     result.map(|()| to)
 }
 
-/// As realpath(3).
-///
-/// # Safety
-///
-/// As there.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn realpath(path: *const c_char, resolved: *mut c_char) -> *mut c_char {
+/// Behind its names, of which a program may have others of its own.
+unsafe fn real_path(path: *const c_char, resolved: *mut c_char) -> *mut c_char {
     type Function = unsafe extern "C" fn(*const c_char, *mut c_char) -> *mut c_char;
     match resolve(path, resolved) {
         Ok(path) => path,
@@ -227,6 +221,17 @@ pub unsafe extern "C" fn realpath(path: *const c_char, resolved: *mut c_char) ->
     }
 }
 
+/// As realpath(3).
+///
+/// # Safety
+///
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn realpath(path: *const c_char, resolved: *mut c_char) -> *mut c_char {
+    // SAFETY: the caller's.
+    unsafe { real_path(path, resolved) }
+}
+
 /// As `canonicalize_file_name(3)`.
 ///
 /// # Safety
@@ -235,7 +240,7 @@ pub unsafe extern "C" fn realpath(path: *const c_char, resolved: *mut c_char) ->
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn canonicalize_file_name(path: *const c_char) -> *mut c_char {
     // SAFETY: the caller's.
-    unsafe { realpath(path, ptr::null_mut()) }
+    unsafe { real_path(path, ptr::null_mut()) }
 }
 
 /// What programs call that are made to check sizes (`_FORTIFY_SOURCE`).
@@ -253,5 +258,5 @@ pub unsafe extern "C" fn __realpath_chk(
         system::abort();
     }
     // SAFETY: the caller's.
-    unsafe { realpath(path, resolved) }
+    unsafe { real_path(path, resolved) }
 }

@@ -1,7 +1,7 @@
 //! How the shim gets into programs: at their start, and into what they start.
 //!
-//! The variable that asks the dynamic linker for it is taken out of the environment at once, so that no
-//! program sees another environment than it would have without. What such a program starts gets it
+//! The variable that asks the dynamic linker for it is taken out of the environment before `main`, so that
+//! no program sees another environment than it would have without. What such a program starts gets it
 //! again, if it is one of those that make many calls or start many programs: it is not forced on
 //! programs it might disturb (one made with a sanitizer wants its own library to come first).
 
@@ -316,13 +316,9 @@ pub unsafe extern "C" fn posix_spawnp(
     }
 }
 
-/// As execve(2).
-///
-/// # Safety
-///
-/// As there.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn execve(path: *const c_char, arguments: List, environment: List) -> c_int {
+// Behind their names, of which a program may have others of its own.
+
+unsafe fn run(path: *const c_char, arguments: List, environment: List) -> c_int {
     let mut with = Environment::new();
     // SAFETY: the caller's.
     let environment = unsafe { with.of(path, environment) };
@@ -336,6 +332,29 @@ pub unsafe extern "C" fn execve(path: *const c_char, arguments: List, environmen
     system::returned(system::call(system::EXECVE, arguments)) as c_int
 }
 
+unsafe fn run_by_name(file: *const c_char, arguments: List, environment: List) -> c_int {
+    let Some(next) = function!(RUN_BY_NAME as Run) else {
+        return system::fail(system::ENOSYS) as c_int;
+    };
+    let mut with = Environment::new();
+    // SAFETY: the caller's.
+    unsafe {
+        let environment = with.of(file, environment);
+        next(file, arguments, environment)
+    }
+}
+
+/// As execve(2).
+///
+/// # Safety
+///
+/// As there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn execve(path: *const c_char, arguments: List, environment: List) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { run(path, arguments, environment) }
+}
+
 /// As execv(3).
 ///
 /// # Safety
@@ -344,7 +363,7 @@ pub unsafe extern "C" fn execve(path: *const c_char, arguments: List, environmen
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn execv(path: *const c_char, arguments: List) -> c_int {
     // SAFETY: the caller's.
-    unsafe { execve(path, arguments, own_environment()) }
+    unsafe { run(path, arguments, own_environment()) }
 }
 
 /// As execvpe(3).
@@ -354,15 +373,8 @@ pub unsafe extern "C" fn execv(path: *const c_char, arguments: List) -> c_int {
 /// As there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn execvpe(file: *const c_char, arguments: List, environment: List) -> c_int {
-    let Some(run) = function!(RUN_BY_NAME as Run) else {
-        return system::fail(system::ENOSYS) as c_int;
-    };
-    let mut with = Environment::new();
     // SAFETY: the caller's.
-    unsafe {
-        let environment = with.of(file, environment);
-        run(file, arguments, environment)
-    }
+    unsafe { run_by_name(file, arguments, environment) }
 }
 
 /// As execvp(3).
@@ -373,7 +385,7 @@ pub unsafe extern "C" fn execvpe(file: *const c_char, arguments: List, environme
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn execvp(file: *const c_char, arguments: List) -> c_int {
     // SAFETY: the caller's.
-    unsafe { execvpe(file, arguments, own_environment()) }
+    unsafe { run_by_name(file, arguments, own_environment()) }
 }
 
 fn own_environment() -> List {

@@ -33,6 +33,7 @@ unsafe extern "C" {
     pub static mut environ: *mut *mut c_char;
     fn __errno_location() -> *mut c_int;
     pub fn malloc(size: usize) -> *mut c_void;
+    pub fn calloc(count: usize, size: usize) -> *mut c_void;
     pub fn free(memory: *mut c_void);
 }
 

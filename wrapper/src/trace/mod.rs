@@ -9,6 +9,7 @@
 mod calls;
 mod filter;
 mod listener;
+mod loader;
 mod memory;
 mod notes;
 mod part;

@@ -58,6 +58,10 @@ impl Notes {
     /// Everything; and the shim, which what the program left behind may still load.
     pub(super) fn observed(mut self) -> (Observed, Option<Shim>) {
         self.read_shim();
+        // Nobody reads any more.
+        if let Some(shim) = &self.shim {
+            shim.close();
+        }
         let observed = Observed {
             paths: self.paths.into_iter().collect(),
             unseen: self.unseen,

@@ -24,7 +24,7 @@ const END: &str = "/proc/self/kachefs-part/end/";
 /// How far up the ancestors of a process are followed.
 const MOST_ANCESTORS: u32 = 64;
 
-/// One's own part. To be begun and finished by the first thread of a process.
+/// One's own part. To be begun and finished by the only thread of a process, before it starts others.
 pub(crate) struct Part(File);
 
 impl Part {
@@ -145,7 +145,8 @@ impl Parts {
             return false;
         };
         if let (Some(noted), Ok(fd)) = (self.active.remove(&thread), std::str::from_utf8(fd)) {
-            self.set_attached(thread, None);
+            // Perhaps it is in another's.
+            self.attach(thread);
             let observed = self.finished(thread, noted);
             // Nothing was said then, and the program takes it so.
             let _: io::Result<()> = tell(thread, fd, &observed);

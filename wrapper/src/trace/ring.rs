@@ -86,7 +86,7 @@ impl Ring {
         let text = parts.iter().map(|part| part.len()).sum::<usize>();
         let length = (STEP + text).next_multiple_of(STEP);
         let ends = self.ends();
-        if ends.closed.load(Ordering::Relaxed) != 0 {
+        if self.is_closed() {
             return false;
         }
         let mut written = ends.written.load(Ordering::Relaxed);
@@ -182,6 +182,11 @@ impl Ring {
         let ends = self.ends();
         let read = ends.read.load(Ordering::Relaxed);
         ends.written.load(Ordering::Acquire).wrapping_sub(read)
+    }
+
+    /// Whether nothing is to be written any more.
+    pub(super) fn is_closed(self) -> bool {
+        self.ends().closed.load(Ordering::Relaxed) != 0
     }
 
     /// Has nothing be written any more. What is being written may still be.

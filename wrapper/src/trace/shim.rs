@@ -5,10 +5,11 @@
 
 use std::env;
 use std::ffi::{CStr, OsString};
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::process::Command;
 use std::ptr::NonNull;
 use std::thread;
@@ -19,6 +20,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::loader;
 use super::ring::{self, Ring, Said};
 
 #[cfg(test)]
@@ -29,6 +31,9 @@ static LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shim.so"));
 
 /// The variable that asks for it (ld.so(8)).
 const PRELOAD: &str = "LD_PRELOAD";
+
+/// What every program is to load (ld.so(8)).
+const PRELOADED: &str = "/etc/ld.so.preload";
 
 /// Set to do without.
 const UNSHIMMED: &str = "KACHEFS_UNSHIMMED";
@@ -51,6 +56,10 @@ impl Shim {
     /// Makes it; `None` where it would not work.
     pub(super) fn new() -> Option<Self> {
         if LIBRARY.is_empty() || env::var_os(UNSHIMMED).is_some() || !has_library() {
+            return None;
+        }
+        // As with the variable below, but for the whole system.
+        if fs::metadata(PRELOADED).is_ok_and(|file| file.len() > 0) {
             return None;
         }
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -98,7 +107,7 @@ impl Shim {
             || env::var_os(PRELOAD),
             |(_, value)| value.map(OsString::from),
         );
-        if others.is_none_or(|others| others.is_empty()) {
+        if others.is_none_or(|others| others.is_empty()) && is_native(command) {
             command.env(PRELOAD, path(&self.library));
         }
     }
@@ -130,13 +139,18 @@ impl Shim {
         !self.is_lost && self.ring.unread() > ring::ROOM / 2
     }
 
+    /// Has programs write nothing any more, but hand over what they ask.
+    pub(super) fn close(&self) {
+        self.ring.close();
+    }
+
     /// Reads everything that was written, and tells it to `note`. What is being written is waited for,
     /// but not for long: who writes may have died, and whoever makes a call waits for us. False if
     /// something that was written cannot be read, now or before; nothing is written any more, then.
     pub(super) fn read(&mut self, mut note: impl FnMut(Said, &[u8])) -> bool {
         const YIELDS: u32 = 100;
         const PAUSE: Duration = Duration::from_millis(1);
-        const MOST_WAITS: u32 = 200;
+        const MOST_WAITS: u32 = YIELDS + 500;
         let mut waits = 0;
         while !self.is_lost {
             if let Some((said, length)) = self.ring.read(&mut self.text) {
@@ -157,6 +171,25 @@ impl Shim {
         }
         false
     }
+}
+
+/// Whether a program could load it.
+fn is_native(command: &Command) -> bool {
+    let begin = |path: &Path| -> io::Result<bool> {
+        let mut head = Vec::new();
+        File::open(path)?
+            .take(loader::HEAD as u64)
+            .read_to_end(&mut head)?;
+        Ok(loader::is_native(&head))
+    };
+    let program = Path::new(command.get_program());
+    if program.components().count() > 1 {
+        let directory = command.get_current_dir().unwrap_or(Path::new(""));
+        return begin(&directory.join(program)).unwrap_or(false);
+    }
+    let list = env::var_os("PATH").unwrap_or_default();
+    let mut found = env::split_paths(&list).map(|directory| begin(&directory.join(program)));
+    found.find_map(Result::ok).unwrap_or(false)
 }
 
 /// Where others find a file that this process has open.

@@ -298,6 +298,7 @@ print(buffer.value)
 buffer = ctypes.create_string_buffer(100)
 say(libc.readlink(b'missing', buffer, 0))
 say(libc.readlink(b'f', buffer, 0))
+say(libc.readlink(b'missing', buffer, ctypes.c_size_t(1 << 31)))
 say(libc.access(8, 0))
 say(libc.access(None, 0))
 for flags in [0x4000000, 0x100]:
@@ -317,6 +318,48 @@ for path in [b'proc/self/fd/2/below', b'proc/self/cwd/missing', b'proc/cpuinfo',
     fs::write(&lists, "").expect("writes");
     let (_, said) = alike(|| program("bash", &["-c", "ldd /bin/sh | sed 's/ (.*//'"], dir.path()));
     assert!(!said.contains("/proc/"), "{said}");
+}
+
+#[test]
+fn programs_with_functions_of_these_names_keep_them() {
+    let dir = tree();
+    let code = r#"
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+char *realpath(const char *path, char *resolved) {
+    (void)resolved;
+    return canonicalize_file_name(path);
+}
+int execve(const char *path, char *const *arguments, char *const *environment) {
+    (void)environment;
+    return execv(path, arguments);
+}
+int main(void) {
+    char *arguments[] = {"sh", "-c", "echo run", NULL};
+    puts(realpath("to-file", NULL) ? "resolved" : "not");
+    fflush(stdout);
+    return execve("/bin/sh", arguments, environ);
+}
+"#;
+    made(dir.path(), code);
+    let (_, said) = alike(|| program("./made", &[], dir.path()));
+    assert_eq!(said, "resolved\nrun\n");
+}
+
+#[test]
+fn static_programs_do_not_get_it() {
+    let dir = tree();
+    let code = "#include <stdio.h>\n#include <stdlib.h>\n\
+                int main(void) { puts(getenv(\"LD_PRELOAD\") ? \"set\" : \"not\"); }\n";
+    fs::write(dir.path().join("made.c"), code).expect("writes");
+    let made = program("gcc", &["-static", "-o", "cc", "made.c"], dir.path()).status();
+    assert!(made.expect("gcc runs").success());
+    let (_, said) = alike(|| program("./cc", &[], dir.path()));
+    assert_eq!(said, "not\n");
+    let (_, said) = alike(|| program("sh", &["-c", "./cc"], dir.path()));
+    assert_eq!(said, "not\n");
 }
 
 #[test]
