@@ -253,8 +253,14 @@ fn is_at_hand() -> bool {
 }
 
 type List = *const *const c_char;
-type Spawn =
-    extern "C" fn(*mut c_int, *const c_char, *const c_void, *const c_void, List, List) -> c_int;
+type Spawn = unsafe extern "C" fn(
+    *mut c_int,
+    *const c_char,
+    *const c_void,
+    *const c_void,
+    List,
+    List,
+) -> c_int;
 type Run = unsafe extern "C" fn(*const c_char, List, List) -> c_int;
 
 /// The C library's function, as one of this kind.
