@@ -16,6 +16,7 @@ pub mod index;
 mod index_error;
 pub mod layout;
 pub mod limits;
+mod log_types;
 pub mod managed;
 mod mark;
 mod mend;

@@ -1,7 +1,7 @@
 //! Opens the index whatever state its files are in, and says what became of the facts.
 //!
 //! An index that RocksDB cannot read is followed up to where its log is damaged, else repaired, else
-//! moved to the quarantine, and a new one is made. The index of a kachefs with a later schema is moved
+//! moved to the quarantine, and a new one is made. What RocksDB would read for ever is mended before. The index of a kachefs with a later schema is moved
 //! there as well, and never removed. Only what is no fault of the contents is an error: a disk that is
 //! full, read-only or broken, another process that has the index open. Called by the daemon.
 
@@ -14,6 +14,7 @@ use rocksdb::{DB, DBRecoveryMode};
 
 use crate::index::{Index, IndexError, db_options};
 use crate::layout::StoreDir;
+use crate::log_types;
 use crate::mark::Mark;
 use crate::mend::{Mended, mend};
 use crate::quarantine::{Quarantine, Thing};
@@ -88,6 +89,7 @@ impl Recovery {
                 result => result,
             };
         }
+        self.mend_logs()?;
         if self.mend_current() {
             for (mode, history) in [
                 (DBRecoveryMode::AbsoluteConsistency, History::Whole),
@@ -149,6 +151,24 @@ impl Recovery {
                 || !matches!(history, History::Whole | History::RolledBack),
             quarantine: self.quarantine.clone(),
         })
+    }
+
+    /// Mends what RocksDB would stumble over without a word.
+    fn mend_logs(&mut self) -> Result<(), IndexError> {
+        let logs = names(&self.path).into_iter();
+        for name in logs.filter(|name| is_log(name) || manifest_number(name).is_some()) {
+            let path = self.path.join(name);
+            let mended = log_types::mend(&path).map_err(|source| IndexError::Log {
+                path: path.clone(),
+                source,
+            })?;
+            if let Some(at) = mended {
+                let path = path.display();
+                let text = format!("{path}: at {at} is the type of no record, replaced");
+                self.findings.push(text);
+            }
+        }
+        Ok(())
     }
 
     /// Makes `CURRENT` name the newest manifest, where it names none; whether there is one. RocksDB
@@ -239,10 +259,19 @@ fn has_facts(index: &Path) -> bool {
     names(index).iter().any(|name| {
         name == "CURRENT"
             || manifest_number(name).is_some()
-            || Path::new(name)
-                .extension()
-                .is_some_and(|kind| kind == "sst" || kind == "log")
+            || is_log(name)
+            || has_ending(name, "sst")
     })
+}
+
+fn is_log(name: &str) -> bool {
+    has_ending(name, "log")
+}
+
+fn has_ending(name: &str, ending: &str) -> bool {
+    Path::new(name)
+        .extension()
+        .is_some_and(|found| found == ending)
 }
 
 fn newest_manifest(index: &Path) -> Option<String> {
@@ -453,6 +482,40 @@ mod tests {
             "{:?}",
             opened.findings
         );
+    }
+
+    /// RocksDB reads a log for ever in which a record has the type of recycled logs.
+    #[test]
+    fn a_type_of_no_record_is_no_endless_log() {
+        for kind in [0, 5, 8, 11, 131, 200] {
+            let (_dir, store, quarantine) = store();
+            let files = super::names(&store.index()).into_iter();
+            let mut spoiled = 0;
+            for name in files.filter(|name| is_log(name) || manifest_number(name).is_some()) {
+                let path = store.index().join(name);
+                let mut bytes = fs::read(&path).expect("reads");
+                let Some([_, _, _, _, low, high, ..]) = bytes.first_chunk::<7>() else {
+                    continue;
+                };
+                let second = 7 + usize::from(u16::from_le_bytes([*low, *high]));
+                if let Some(at) = bytes.get_mut(second + 6) {
+                    *at = kind;
+                    spoiled += 1;
+                }
+                fs::write(&path, bytes).expect("writes");
+            }
+            assert!(spoiled > 1);
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::spawn({
+                let (store, quarantine) = (store.clone(), quarantine.clone());
+                move || tell.send(open(&store, &quarantine))
+            });
+            let opened = told.recv_timeout(std::time::Duration::from_secs(60));
+            let opened = opened.expect("ends").expect("opens");
+            assert_eq!(opened.findings.len(), spoiled, "{:?}", opened.findings);
+            assert_eq!(opened.history, History::Whole, "type {kind}");
+            assert_eq!(names(&opened.index), ["3", "four", "two", "three"]);
+        }
     }
 
     #[test]
