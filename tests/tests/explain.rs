@@ -1,6 +1,7 @@
 //! `kachefs explain`: each miss of the last build has a reason, and the reason is the one.
 
 use std::fs;
+use std::path::Path;
 
 use harness::{Must, Package, Project, Sandbox};
 use serde_json::Value;
@@ -320,6 +321,57 @@ fn build_scripts_are_explained_too() {
         ["build_script_build"],
         "{report:#}"
     );
+}
+
+/// What a script compiles from C may hold the checkout's path. That costs another checkout what holds it
+/// too, and not the crates that are merely told where it lies.
+#[test]
+fn native_code_that_names_its_checkout_costs_whom_it_is_put_into() {
+    let sandbox = Sandbox::new();
+    let script = "use std::process::Command;\n\
+        fn run(command: &mut Command) { assert!(command.status().unwrap().success()); }\n\
+        fn main() {\n    let out = std::env::var(\"OUT_DIR\").unwrap();\n    \
+        let text = format!(\"const char *where_am_i(void) {{ return \\\"{out}\\\"; }}\\n\");\n    \
+        std::fs::write(format!(\"{out}/a.c\"), text).unwrap();\n    \
+        run(Command::new(\"cc\").args([\"-c\", \"a.c\", \"-o\", \"a.o\"]).current_dir(&out));\n    \
+        run(Command::new(\"ar\").args([\"crsD\", \"liba.a\", \"a.o\"]).current_dir(&out));\n    \
+        println!(\"cargo::rustc-link-search=native={out}\");\n    \
+        println!(\"cargo::rustc-link-lib=static=a\");\n}\n";
+    let lib = "unsafe extern \"C\" { fn where_am_i() -> *const std::ffi::c_char; }\n\
+        pub fn place() -> &'static std::ffi::CStr {\n    \
+        unsafe { std::ffi::CStr::from_ptr(where_am_i()) }\n}\n";
+    let project = Project::new(
+        sandbox.path("one"),
+        &[
+            Package::new("a-sys").build_script(script).lib(lib),
+            Package::new("middle").dep("a-sys").lib(
+                "pub fn place() -> String { a_sys::place().to_string_lossy().into_owned() }\n",
+            ),
+            Package::new("app")
+                .dep("middle")
+                .bin("fn main() { println!(\"{}\", middle::place()); }\n"),
+        ],
+    );
+    let other = project.checkout(sandbox.path("two"));
+    for project in [&project, &other] {
+        sandbox.mount(project.target());
+        let _ = sandbox.cargo(project, "build").ok();
+        let said = sandbox.output_of(project.program("app"));
+        assert!(Path::new(&said).starts_with(project.target()), "{said}");
+    }
+    let report = explain(&sandbox, &other);
+    let misses = report["misses"].as_array().must("misses");
+    let mut missed: Vec<_> = misses.iter().map(|miss| miss["crate"].as_str()).collect();
+    missed.sort_unstable();
+    let expected = ["a_sys", "app", "build_script_build"].map(Some);
+    assert_eq!(missed, expected, "{report:#}");
+    let run = miss(&report, "build_script_build");
+    assert_eq!(causes(run)[0].0, "path-bound", "{report:#}");
+    for name in ["a_sys", "app"] {
+        let follows = miss(&report, name);
+        assert_causes(follows, &[]);
+        assert_eq!(crates(&follows["follows"]), ["build_script_build"]);
+    }
 }
 
 #[test]

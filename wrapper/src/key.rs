@@ -11,7 +11,7 @@ use crate::roots::Roots;
 
 /// Grows with every change of what is hashed below, and of what counts as an input or binds a result
 /// to its paths: what was stored under a weaker key is never met again.
-pub(crate) const KEY_FORMAT: u64 = 4;
+pub(crate) const KEY_FORMAT: u64 = 5;
 
 /// What is known of an action before a source is read. Texts are templates.
 #[derive(Clone, Debug)]
@@ -117,6 +117,9 @@ pub struct Dependencies {
     /// Files and directories named by flags: path template and content (for a directory, of the
     /// libraries in it).
     pub named: Vec<(Vec<u8>, Digest)>,
+    /// The same for directories that are only searched for libraries to put into an rlib. They count
+    /// where nobody saw what was looked for in them.
+    pub searched: Vec<(Vec<u8>, Digest)>,
     /// Environment that is keyed without rustc reporting it: name, value template.
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -178,6 +181,14 @@ pub fn action_key(
     }
     hasher.number(dependencies.named.len() as u64);
     for (path, digest) in &dependencies.named {
+        hasher.field(path).digest(digest);
+    }
+    let searched = match &sources.observed {
+        Some(_) => [].as_slice(),
+        None => &dependencies.searched,
+    };
+    hasher.number(searched.len() as u64);
+    for (path, digest) in searched {
         hasher.field(path).digest(digest);
     }
     hasher.number(dependencies.environment.len() as u64);
@@ -256,6 +267,7 @@ mod tests {
             externs: vec![("b".into(), "libb-1.rmeta".into(), Digest::of(b"b"))],
             closure: vec![("b-1".into(), Digest::of(b"b"))],
             named: vec![(b"\0V\0/out".to_vec(), Digest::of(b"n"))],
+            searched: vec![(b"\0V\0/lib".to_vec(), Digest::of(b"l"))],
             environment: vec![(b"RUSTC_BOOTSTRAP".to_vec(), b"1".to_vec())],
         }
     }
@@ -373,6 +385,14 @@ mod tests {
         add(
             &i,
             &Dependencies {
+                searched: vec![],
+                ..d.clone()
+            },
+            &s,
+        );
+        add(
+            &i,
+            &Dependencies {
                 environment: vec![],
                 ..d.clone()
             },
@@ -416,6 +436,27 @@ mod tests {
                 environment: set,
                 ..s.clone()
             },
+        );
+    }
+
+    #[test]
+    fn where_it_was_watched_a_searched_directory_is_what_was_looked_at() {
+        let (i, d) = (invocation().digest(), dependencies());
+        let other = Dependencies {
+            searched: vec![(b"\0V\0/lib".to_vec(), Digest::of(b"other"))],
+            ..d.clone()
+        };
+        let watched = Sources {
+            observed: Some(Vec::new()),
+            ..sources()
+        };
+        assert_eq!(
+            action_key(&i, &d, &watched),
+            action_key(&i, &other, &watched)
+        );
+        assert_ne!(
+            action_key(&i, &d, &sources()),
+            action_key(&i, &other, &sources())
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::changes::Difference;
+use super::changes::{Difference, maker};
 use super::report::{Cause, CauseKind, Miss};
 use crate::service::builds::{SCRIPT, SCRIPT_RUN};
 
@@ -18,9 +18,13 @@ pub fn fold(misses: &mut [Miss], differences: Vec<Difference>) {
         if !explained.is_empty() {
             // The script and what it makes are other ones because those misses made them.
             difference.causes.retain(|cause| {
+                let own = &misses[at].unit.package;
                 let followed = match cause.kind {
-                    CauseKind::BuildScript => is_behind(misses, explained, SCRIPT),
-                    CauseKind::GeneratedSource => is_behind(misses, explained, SCRIPT_RUN),
+                    CauseKind::BuildScript => is_behind(misses, explained, SCRIPT, own),
+                    CauseKind::GeneratedSource | CauseKind::NamedInput | CauseKind::LookedAt => {
+                        maker(&cause.name)
+                            .is_some_and(|maker| is_behind(misses, explained, SCRIPT_RUN, maker))
+                    }
                     _ => false,
                 };
                 !followed
@@ -52,7 +56,7 @@ fn behind(misses: &[Miss], at: usize, difference: &Difference) -> BTreeSet<usize
         *other != at
             && match unit.kind.as_str() {
                 SCRIPT => difference.script && same_package,
-                SCRIPT_RUN => difference.generated && same_package,
+                SCRIPT_RUN => difference.makers.contains(&unit.package),
                 _ => is_crate(miss) && difference.dependencies.contains_key(&unit.crate_name),
             }
     };
@@ -60,8 +64,12 @@ fn behind(misses: &[Miss], at: usize, difference: &Difference) -> BTreeSet<usize
     found.map(|(other, _)| other).collect()
 }
 
-fn is_behind(misses: &[Miss], behind: &BTreeSet<usize>, kind: &str) -> bool {
-    behind.iter().any(|at| misses[*at].unit.kind == kind)
+fn is_behind(misses: &[Miss], behind: &BTreeSet<usize>, kind: &str, package: &str) -> bool {
+    let is_it = |at: &usize| {
+        let unit = &misses[*at].unit;
+        unit.kind == kind && unit.package == package
+    };
+    behind.iter().any(is_it)
 }
 
 /// Whether others can depend on it.

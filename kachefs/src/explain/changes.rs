@@ -26,8 +26,8 @@ pub struct Difference {
     pub dependencies: BTreeMap<String, &'static str>,
     /// Whether the build script is another one.
     pub script: bool,
-    /// Whether a file differs that the package's build script makes.
-    pub generated: bool,
+    /// The packages whose build scripts made what differs.
+    pub makers: BTreeSet<String>,
 }
 
 impl Difference {
@@ -120,10 +120,8 @@ impl Difference {
         if kind == PartKind::Script {
             self.script = true;
         }
-        if kind == PartKind::Source && is_generated(&part.1) {
-            self.generated = true;
-        }
-        self.causes.push(cause_of(kind, &part.1, &name, was, is));
+        self.makers.extend(maker(&name).map(ToOwned::to_owned));
+        self.causes.push(cause_of(kind, &name, was, is));
     }
 
     fn add_dependency(&mut self, kind: PartKind, name: &str, was: bool, is: bool) {
@@ -214,9 +212,16 @@ fn is_read(kind: PartKind) -> bool {
     )
 }
 
-fn is_generated(template: &[u8]) -> bool {
-    let holds = |part: &[u8]| template.windows(part.len()).any(|window| window == part);
-    template.starts_with(&roots::placeholder(Root::View)) && holds(b"/build/") && holds(b"/out/")
+/// The package whose build script made what has this name: it lies in `build/<package>-<hash>/out` of
+/// the target, or in `build/<package>/<hash>/out`.
+pub(super) fn maker(name: &str) -> Option<&str> {
+    let (_, inside) = name.strip_prefix("target/")?.split_once("build/")?;
+    let (package, rest) = inside.split_once('/')?;
+    let is_out = |rest: &str| rest == "out" || rest.starts_with("out/");
+    if is_out(rest) {
+        return Some(package.rsplit_once('-')?.0);
+    }
+    is_out(rest.split_once('/')?.1).then_some(package)
 }
 
 fn cause(
@@ -235,13 +240,7 @@ fn cause(
     }
 }
 
-fn cause_of(
-    kind: PartKind,
-    template: &[u8],
-    name: &str,
-    was: &[&PartValue],
-    is: &[&PartValue],
-) -> Cause {
+fn cause_of(kind: PartKind, name: &str, was: &[&PartValue], is: &[&PartValue]) -> Cause {
     let (before, after) = (values(was), values(is));
     let became = match (&before, &after) {
         (None, _) => "is new",
@@ -258,7 +257,7 @@ fn cause_of(
             let text = variable(name, before.as_deref(), after.as_deref());
             (CauseKind::Variable, name.to_owned(), text)
         }
-        PartKind::Source if is_generated(template) => {
+        PartKind::Source if maker(name).is_some() => {
             let text = format!("generated file {name} {became}");
             (CauseKind::GeneratedSource, name.to_owned(), text)
         }
@@ -390,4 +389,34 @@ fn values(values: &[&PartValue]) -> Option<String> {
 /// A template as people see it: relative to the workspace, below `target` or `$CARGO_HOME`.
 fn shown(template: &[u8]) -> String {
     String::from_utf8_lossy(&roots::shown(template)).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::maker;
+
+    #[test]
+    fn what_a_build_script_makes_tells_whose_it_is() {
+        for (name, package) in [
+            (
+                "target/debug/build/a-sys-0123456789abcdef/out/lib/liba.a",
+                "a-sys",
+            ),
+            ("target/debug/build/a-sys-0123456789abcdef/out", "a-sys"),
+            (
+                "target/x/release/build/a-sys/0123456789abcdef/out/a.rs",
+                "a-sys",
+            ),
+        ] {
+            assert_eq!(maker(name), Some(package), "{name}");
+        }
+        for name in [
+            "target/debug/deps/liba.rlib",
+            "target/debug/build/a-sys-0123456789abcdef/output",
+            "target/debug/build/a-sys/0123456789abcdef/run/out",
+            "src/build/a-0/out/a.rs",
+        ] {
+            assert_eq!(maker(name), None, "{name}");
+        }
+    }
 }

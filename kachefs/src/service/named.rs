@@ -47,43 +47,56 @@ pub(super) fn chooses_linker_script(link_args: &[String]) -> bool {
     })
 }
 
+/// What flags name, as templates of paths with what is there.
+#[derive(Default)]
+pub(super) struct Named {
+    /// Files, and the directories a linker searches.
+    pub read: Digests,
+    /// Directories that only rustc searches.
+    pub searched: Digests,
+}
+
+type Digests = Vec<(Vec<u8>, Digest)>;
+
 /// Files and directories named by flags.
-pub(super) fn named_digests(
-    service: &Service,
-    prepared: &Prepared,
-) -> Result<Vec<(Vec<u8>, Digest)>, Refusal> {
+pub(super) fn named_digests(service: &Service, prepared: &Prepared) -> Result<Named, Refusal> {
     let invocation = &prepared.invocation;
-    let mut named = Vec::new();
-    let mut add = |path: &Path, required: bool| {
+    let mut named = Named::default();
+    let add = |to: &mut Digests, path: &Path, required: bool| {
         let template = prepared.roots.template(path.as_os_str().as_bytes());
         match content_at(service, &prepared.locate(service, path)) {
-            Ok(Some(digest)) => named.push((template, digest)),
-            Ok(None) if !required => named.push((template, Digest::of(b"absent"))),
+            Ok(Some(digest)) => to.push((template, digest)),
+            Ok(None) if !required => to.push((template, Digest::of(b"absent"))),
             _ => return Err(Refusal::Named("named-input-unreadable")),
         }
         Ok(())
     };
     for search in &invocation.searches {
         if search.kind != SearchKind::Dependency {
-            add(&search.path, false)?;
+            let to = if invocation.runs_linker() {
+                &mut named.read
+            } else {
+                &mut named.searched
+            };
+            add(to, &search.path, false)?;
             // rustc itself reads archives, to put their members into an rlib.
             refuse_library_scripts(&prepared.locate(service, &search.path), &[])?;
         }
     }
     for path in &invocation.input_files {
-        add(path, true)?;
+        add(&mut named.read, path, true)?;
     }
     for path in args::link_arg_paths(&invocation.link_args, &prepared.cwd) {
         let place = prepared.locate(service, &path);
         refuse_linker_script(&place)?;
         refuse_library_scripts(&place, &[])?;
-        add(&path, false)?;
+        add(&mut named.read, &path, false)?;
     }
     if prepared.is_clippy {
         let (environment, cwd, roots) = (&prepared.environment, &prepared.cwd, &prepared.roots);
         let found = clippy::configuration(&service.files, environment, cwd, roots)
             .map_err(|_| Refusal::Named("named-input-unreadable"))?;
-        named.push((b"clippy.toml".to_vec(), found.digest));
+        named.read.push((b"clippy.toml".to_vec(), found.digest));
     }
     Ok(named)
 }

@@ -62,7 +62,13 @@ pub fn of_compile(prepared: &Prepared, version: &str, known: Option<&Known<'_, S
     for (stem, digest) in &dependencies.closure {
         parts.hash(PartKind::Closure, stem.as_bytes(), digest);
     }
-    for (path, digest) in &dependencies.named {
+    let is_watched = known.is_some_and(|known| known.read.observed.is_some());
+    let searched = (!is_watched).then_some(&dependencies.searched);
+    for (path, digest) in dependencies
+        .named
+        .iter()
+        .chain(searched.into_iter().flatten())
+    {
         parts.hash(PartKind::Named, path, digest);
     }
     for (name, value) in &dependencies.environment {

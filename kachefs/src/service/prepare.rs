@@ -347,6 +347,7 @@ pub fn prepare(
             externs: externs.direct,
             closure: Vec::new(),
             named: Vec::new(),
+            searched: Vec::new(),
             environment: Vec::new(),
         },
         scope: scope_of(&invocation, &tools, &roots, &view, &request.environment),
@@ -376,7 +377,9 @@ pub fn prepare(
         return Err(Refusal::Arguments(Uncacheable::SplitDebuginfo));
     }
     prepared.dependencies.closure = closure_digests(service, &prepared, &externs.closure)?;
-    prepared.dependencies.named = named_digests(service, &prepared)?;
+    let named = named_digests(service, &prepared)?;
+    prepared.dependencies.named = named.read;
+    prepared.dependencies.searched = named.searched;
     let unit_dirs = prepared.site(service).unit_dirs();
     prepared.dependencies.environment = environment::keyed(&prepared.environment, opaque)
         .into_iter()
@@ -520,10 +523,12 @@ fn shortened_roots(remaps: &[String], roots: &Roots) -> RootSet {
 pub fn dependencies_again(service: &Service, before: &Prepared) -> Result<Dependencies, Refusal> {
     let (view, roots, cwd) = (&before.view, &before.roots, &before.cwd);
     let externs = Externs::collect(service, &before.invocation, view, roots, cwd)?;
+    let named = named_digests(service, before)?;
     Ok(Dependencies {
         externs: externs.direct,
         closure: closure_digests(service, before, &externs.closure)?,
-        named: named_digests(service, before)?,
+        named: named.read,
+        searched: named.searched,
         environment: before.dependencies.environment.clone(),
     })
 }
