@@ -508,9 +508,9 @@ mod tests {
             let (tell, told) = std::sync::mpsc::channel();
             std::thread::spawn({
                 let (store, quarantine) = (store.clone(), quarantine.clone());
-                move || tell.send(open(&store, &quarantine))
+                move || drop(tell.send(Box::new(open(&store, &quarantine))))
             });
-            let opened = told.recv_timeout(std::time::Duration::from_secs(60));
+            let opened = told.recv_timeout(std::time::Duration::from_mins(1));
             let opened = opened.expect("ends").expect("opens");
             assert_eq!(opened.findings.len(), spoiled, "{:?}", opened.findings);
             assert_eq!(opened.history, History::Whole, "type {kind}");
