@@ -56,6 +56,10 @@ impl Checkout {
         for (name, old) in &self.picture {
             if picture.get(name) != Some(old) {
                 let path = self.root.join(name);
+                if let Entry::Link(_) = old {
+                    // Cargo remembers where the link led, and looks at the time of that.
+                    touch(&path);
+                }
                 fs::remove_file(&path).must(path.display());
                 emptied.extend(path.parent().map(Path::to_owned));
             }
