@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kachefs::fs::outputs::Bound;
+use kachefs::fs::passthrough::Writer;
 use kachefs::fs::{Body, Caller, Errno, Invalidate, Node, View};
 use kachefs::storage::Storage;
 use store::{ActionKey, Digest, Ino, ScratchId, StoreDir, ViewId};
@@ -209,15 +210,42 @@ fn only_directories_of_running_compilers_count() {
     let deps = dir(Ino::ROOT, b"deps");
     let inner = dir(deps, b"rmetaX");
     let other = dir(Ino::ROOT, b"other");
-    let state = || [deps, inner, other, Ino::ROOT].map(|ino| view.is_compiling(ino));
+    let me = std::process::id();
+    let state = || [deps, inner, other, Ino::ROOT].map(|ino| view.creates_past(ino, me));
     assert_eq!(state(), [false; 4]);
-    let one = view.compiling(vec![deps]);
-    let two = view.compiling(vec![deps]);
+    let one = view.writing(Writer::Compiler, vec![deps]);
+    let two = view.writing(Writer::Compiler, vec![deps]);
     assert_eq!(state(), [true, true, false, false]);
     drop(one);
     assert_eq!(state(), [true, true, false, false]);
     drop(two);
     assert_eq!(state(), [false; 4]);
+}
+
+/// A build script may read what a program it runs still writes, so only tools that are done first count.
+#[test]
+fn in_a_scripts_directory_only_tools_count() {
+    let fixture = Fixture::new();
+    let view = &fixture.view;
+    let _running = view.writing(Writer::Script, vec![Ino::ROOT]);
+    let directory = tempfile::tempdir().expect("tempdir");
+    for (name, counts) in [("ar", true), ("as", true), ("arc", false), ("sh", false)] {
+        let program = directory.path().join(name);
+        std::os::unix::fs::symlink("/bin/sleep", &program).expect("links");
+        let mut child = std::process::Command::new(program)
+            .arg("60")
+            .spawn()
+            .expect("starts");
+        // It has its name a moment after it was started.
+        let comm = format!("/proc/{}/comm", child.id());
+        while fs::read_to_string(&comm).expect("runs").trim_end() != name {
+            std::thread::yield_now();
+        }
+        assert_eq!(view.creates_past(Ino::ROOT, child.id()), counts, "{name}");
+        child.kill().expect("ends");
+        child.wait().expect("ended");
+    }
+    assert!(!view.creates_past(Ino::ROOT, std::process::id()));
 }
 
 #[test]

@@ -18,6 +18,12 @@ fn written(pid: i32) -> u64 {
         .must("wchar")
 }
 
+/// How large the launcher is.
+fn launcher() -> u64 {
+    let launcher = toolchain::bin_dir().join("kachefs-rustc");
+    launcher.metadata().must("the launcher").len()
+}
+
 #[test]
 fn a_miss_is_written_past_the_daemon() {
     if !geteuid().is_root() {
@@ -31,9 +37,7 @@ fn a_miss_is_written_past_the_daemon() {
     let before = written(daemon);
     let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "build").ok());
     // The first build script brings the launcher into the store, and reads it from there to run.
-    let launcher = toolchain::bin_dir().join("kachefs-rustc");
-    let launcher = launcher.metadata().must("the launcher").len();
-    let passed = (written(daemon) - before).saturating_sub(2 * launcher);
+    let passed = (written(daemon) - before).saturating_sub(2 * launcher());
     assert!(seen.bytes_ingested > 10 << 20, "{seen:?}");
     assert!(
         passed < seen.bytes_ingested / 2,
@@ -42,6 +46,56 @@ fn a_miss_is_written_past_the_daemon() {
     );
     let again = sandbox.cargo(&project, "build --message-format=json").ok();
     harness::messages::Messages::of(&again).assert_all_fresh();
+}
+
+/// Objects and archives of C compilers in build scripts, too.
+#[test]
+fn what_a_build_script_assembles_is_written_past_the_daemon() {
+    if !geteuid().is_root() {
+        println!("skipped: passthrough needs root");
+        return;
+    }
+    let script = "use std::process::Command;\n\
+        fn main() {\n    let out = std::env::var(\"OUT_DIR\").unwrap();\n    \
+        std::fs::create_dir(format!(\"{out}/objects\")).unwrap();\n    \
+        let run = |program: &str, args: &[&str]| {\n        \
+        let ended = Command::new(program).args(args).current_dir(&out).status();\n        \
+        assert!(ended.unwrap().success());\n    };\n    \
+        for (name, first) in [(\"a\", 1), (\"b\", 2)] {\n        \
+        let text = format!(\"char {name}[4 << 20] = {{ {first} }};\\n\");\n        \
+        std::fs::write(format!(\"{out}/{name}.c\"), text).unwrap();\n        \
+        let object = format!(\"objects/{name}.o\");\n        \
+        run(\"cc\", &[\"-c\", &format!(\"{name}.c\"), \"-o\", &object]);\n        \
+        // The second time it reads what is there, and writes it anew.\n        \
+        run(\"ar\", &[\"cqD\", \"libab.a\", &object]);\n    }\n    \
+        run(\"ar\", &[\"sD\", \"libab.a\"]);\n    \
+        println!(\"cargo::rustc-link-search=native={out}\");\n    \
+        println!(\"cargo::rustc-link-lib=static=ab\");\n}\n";
+    let main = "unsafe extern \"C\" { static a: [u8; 4 << 20]; static b: [u8; 4 << 20]; }\n\
+        fn main() { unsafe { println!(\"{} {}\", a[0], b[0]) } }\n";
+    let sandbox = Sandbox::new();
+    let package = Package::new("app").build_script(script).bin(main);
+    let project = Project::new(sandbox.path("project"), &[package]);
+    sandbox.mount(project.target());
+    let daemon = sandbox.daemon_pid().as_raw();
+    let before = written(daemon);
+    let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "build").ok());
+    let passed = (written(daemon) - before).saturating_sub(2 * launcher());
+    assert_eq!(seen.script_misses, 1, "{seen:?}");
+    // 8 MiB of objects, 20 of archives while they are made. From there `ar` copies them over what is
+    // there already, which nobody creates.
+    let through = (8 + 20 + 20) << 20;
+    assert!(
+        passed < through * 3 / 4,
+        "{passed} bytes went through the daemon, all would be {through}"
+    );
+    assert_eq!(sandbox.output_of(project.program("app")), "1 2\n");
+
+    sandbox.empty_view(project.target());
+    let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "build").ok());
+    seen.assert_no_miss();
+    assert_eq!(seen.script_hits, 1, "{seen:?}");
+    assert_eq!(sandbox.output_of(project.program("app")), "1 2\n");
 }
 
 #[test]

@@ -46,35 +46,71 @@ const OPENED: Duration = Duration::from_secs(1);
 /// out-dir, and `<crate>/<session>/` in its incremental directory.
 const DEPTH: usize = 3;
 
+/// The same below a build script's `OUT_DIR`: libraries are built in trees of their own.
+const SCRIPT_DEPTH: usize = 8;
+
+/// What writes a file from end to end and is gone before anybody reads it: binutils as gcc and cc run
+/// them. Others in a build script may read what another still writes, which needs the page cache.
+const TOOLS: [&str; 3] = ["as", "ar", "ranlib"];
+
 /// Which files of a view are written past the daemon.
 #[derive(Default)]
 pub(super) struct Passthrough {
     /// Directories compilers write to now, and how many of them.
     compiling: HashMap<Ino, u32>,
+    /// Where build scripts run now, and how many.
+    scripts: HashMap<Ino, u32>,
     open: HashMap<Ino, (Instant, Arc<Node>)>,
     /// The latest time of a backing that anybody was told of.
     latest: Timestamp,
     grants: VecDeque<(Instant, Grant)>,
 }
 
-/// A compiler that writes to some directories, until dropped.
-pub struct Compiling {
+/// Who writes to a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// A compiler, and whatever it runs.
+    Compiler,
+    /// A build script.
+    Script,
+}
+
+impl Passthrough {
+    fn writing(&mut self, writer: Writer) -> &mut HashMap<Ino, u32> {
+        match writer {
+            Writer::Compiler => &mut self.compiling,
+            Writer::Script => &mut self.scripts,
+        }
+    }
+}
+
+/// Somebody who writes to some directories, until dropped.
+pub struct Writing {
     view: Arc<View>,
+    writer: Writer,
     directories: Vec<Ino>,
 }
 
-impl Drop for Compiling {
+impl Drop for Writing {
     fn drop(&mut self) {
         let mut passthrough = self.view.passthrough.lock();
+        let writing = passthrough.writing(self.writer);
         for directory in &self.directories {
-            if let Some(count) = passthrough.compiling.get_mut(directory) {
+            if let Some(count) = writing.get_mut(directory) {
                 *count -= 1;
                 if *count == 0 {
-                    passthrough.compiling.remove(directory);
+                    writing.remove(directory);
                 }
             }
         }
     }
+}
+
+/// Whether a process is one of those whose files nobody reads before they are whole.
+fn is_tool(pid: u32) -> bool {
+    // proc(5): the name of the program, cut to 15 bytes, and a newline.
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    TOOLS.contains(&name.trim_end())
 }
 
 /// What the file itself says.
@@ -112,29 +148,38 @@ fn is_in_this_tick(time: Timestamp, now: Timestamp) -> bool {
 }
 
 impl View {
-    /// Notes that a compiler writes to these directories, for as long as the result lives.
-    pub fn compiling(self: &Arc<Self>, directories: Vec<Ino>) -> Compiling {
+    /// Notes that somebody writes to these directories, for as long as the result lives.
+    pub fn writing(self: &Arc<Self>, writer: Writer, directories: Vec<Ino>) -> Writing {
         let mut passthrough = self.passthrough.lock();
+        let writing = passthrough.writing(writer);
         for directory in &directories {
-            *passthrough.compiling.entry(*directory).or_default() += 1;
+            *writing.entry(*directory).or_default() += 1;
         }
         drop(passthrough);
-        Compiling {
+        Writing {
             view: Arc::clone(self),
+            writer,
             directories,
         }
     }
 
-    /// Whether files created in `directory` are a compiler's.
-    pub fn is_compiling(&self, directory: Ino) -> bool {
+    /// Whether a file that process `pid` creates in `directory` is written past the daemon.
+    pub fn creates_past(&self, directory: Ino, pid: u32) -> bool {
+        self.is_in(directory, Writer::Compiler, DEPTH)
+            || (self.is_in(directory, Writer::Script, SCRIPT_DEPTH) && is_tool(pid))
+    }
+
+    /// Whether a directory is one to which such a writer writes, or not far below one.
+    fn is_in(&self, directory: Ino, writer: Writer, depth: usize) -> bool {
         let mut at = directory;
-        for _ in 0..DEPTH {
+        for _ in 0..depth {
             {
-                let passthrough = self.passthrough.lock();
-                if passthrough.compiling.is_empty() {
+                let mut passthrough = self.passthrough.lock();
+                let writing = passthrough.writing(writer);
+                if writing.is_empty() {
                     return false;
                 }
-                if passthrough.compiling.contains_key(&at) {
+                if writing.contains_key(&at) {
                     return true;
                 }
             }

@@ -45,7 +45,7 @@ impl Adapter {
         let again = number_of(request).1;
         if !again
             && self.passthrough.load(Ordering::Relaxed)
-            && self.view.is_compiling(Ino(parent.0))
+            && self.view.creates_past(Ino(parent.0), request.pid())
         {
             return self.create_passthrough(request, Ino(parent.0), name, mode, flags, reply);
         }

@@ -58,6 +58,7 @@ use self::units::Units;
 use crate::clock;
 use crate::daemon::mounts::Mounts;
 use crate::fs::Caller;
+use crate::fs::passthrough::Writer;
 use crate::storage::Storage;
 
 /// How often a waiting wrapper hears that we are alive.
@@ -238,7 +239,8 @@ impl Service {
         self.units
             .begin(prepared.under_way.clone(), prepared.origin.clone());
         let _over = OnDrop(|| self.units.end(&prepared.under_way));
-        let compiling = prepared.view.compiling(self.written_by(prepared));
+        let directories = self.written_by(prepared);
+        let compiling = prepared.view.writing(Writer::Compiler, directories);
         // Compilers take as long as they take; the connection ends with the wrapper's process.
         stream.set_read_timeout(None)?;
         asked.answered();

@@ -23,6 +23,7 @@ use super::parts::{self, Known};
 use super::prepare::Refusal;
 use super::{Action, Decided, Flight, Replay, Service, millis};
 use crate::clock;
+use crate::fs::passthrough::Writer;
 use crate::fs::trees::{Grown, GrownBody};
 use crate::fs::{Body, Caller, FsResult};
 
@@ -64,11 +65,15 @@ impl Service {
         let run = Run::as_called(prepared.scope.clone());
         let started: Timestamp = clock::now();
         let clock = Instant::now();
+        let running = prepared
+            .view
+            .writing(Writer::Script, vec![prepared.out_dir]);
         // Scripts take as long as they take; the connection ends with the launcher's process.
         stream.set_read_timeout(None)?;
         asked.answered();
         protocol::send(stream, &Decision::Run(run))?;
         let outcome: Outcome = protocol::receive(stream)?;
+        drop(running);
         let elapsed = clock.elapsed();
         let _recording = self.recording.begin();
         let held = if outcome.success {
