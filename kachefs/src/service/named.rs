@@ -50,7 +50,7 @@ pub(super) fn chooses_linker_script(link_args: &[String]) -> bool {
 /// What flags name, as templates of paths with what is there.
 #[derive(Default)]
 pub(super) struct Named {
-    /// Files, and the directories a linker searches.
+    /// Files, and the directories a linker searches or of which nobody notes what is read there.
     pub read: Digests,
     /// Directories that only rustc searches.
     pub searched: Digests,
@@ -73,7 +73,10 @@ pub(super) fn named_digests(service: &Service, prepared: &Prepared) -> Result<Na
     };
     for search in &invocation.searches {
         if search.kind != SearchKind::Dependency {
-            let to = if invocation.runs_linker() {
+            let path = search.path.as_os_str().as_bytes();
+            // Of what is read among the outputs, or where nothing ever changes, nobody takes notes.
+            let is_watched = !prepared.scope.knows(path) && !prepared.scope.owns(path);
+            let to = if invocation.runs_linker() || !is_watched {
                 &mut named.read
             } else {
                 &mut named.searched
