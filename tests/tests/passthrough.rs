@@ -82,13 +82,9 @@ fn what_a_build_script_assembles_is_written_past_the_daemon() {
     let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "build").ok());
     let passed = (written(daemon) - before).saturating_sub(2 * launcher());
     assert_eq!(seen.script_misses, 1, "{seen:?}");
-    // 8 MiB of objects, 20 of archives while they are made. From there `ar` copies them over what is
-    // there already, which nobody creates.
-    let through = (8 + 20 + 20) << 20;
-    assert!(
-        passed < through * 3 / 4,
-        "{passed} bytes went through the daemon, all would be {through}"
-    );
+    // 8 MiB of objects, and 20 of archives twice: `ar` makes each anew, and copies it over what is there
+    // already, which nobody creates. What is read goes through, too.
+    assert!(passed < 36 << 20, "{passed} bytes went through the daemon");
     assert_eq!(sandbox.output_of(project.program("app")), "1 2\n");
 
     sandbox.empty_view(project.target());

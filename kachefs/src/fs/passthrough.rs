@@ -108,9 +108,12 @@ impl Drop for Writing {
 
 /// Whether a process is one of those whose files nobody reads before they are whole.
 fn is_tool(pid: u32) -> bool {
-    // proc(5): the name of the program, cut to 15 bytes, and a newline.
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    TOOLS.contains(&name.trim_end())
+    // The program itself: a script goes by its interpreter, and a thread by no name of its own.
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = program.file_name().and_then(|name| name.to_str());
+    // `/usr/bin/ar` is a link to `x86_64-linux-gnu-ar`.
+    let own = name.and_then(|name| name.rsplit('-').next());
+    own.is_some_and(|own| TOOLS.contains(&own))
 }
 
 /// What the file itself says.
