@@ -37,14 +37,6 @@ pub enum IndexError {
         /// Why not.
         source: io::Error,
     },
-    /// A log or manifest that cannot be looked at or mended.
-    #[error("index: {}: {source}", path.display())]
-    Log {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
     /// A value that does not decode.
     #[error("index: {0}")]
     Codec(#[from] CodecError),
@@ -95,7 +87,7 @@ impl IndexError {
                     && !matches!(source.kind(), Kind::Busy | Kind::TryAgain | Kind::TimedOut)
             }
             Self::Codec(_) | Self::Key(_) => true,
-            Self::Schema { .. } | Self::Move { .. } | Self::Log { .. } => false,
+            Self::Schema { .. } | Self::Move { .. } => false,
         }
     }
 }

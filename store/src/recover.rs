@@ -89,7 +89,7 @@ impl Recovery {
                 result => result,
             };
         }
-        self.mend_logs()?;
+        self.mend_logs();
         if self.mend_current() {
             for (mode, history) in [
                 (DBRecoveryMode::AbsoluteConsistency, History::Whole),
@@ -153,22 +153,18 @@ impl Recovery {
         })
     }
 
-    /// Mends what RocksDB would stumble over without a word.
-    fn mend_logs(&mut self) -> Result<(), IndexError> {
+    /// Mends what RocksDB would stumble over without a word. What cannot be read is left to it.
+    fn mend_logs(&mut self) {
         let logs = names(&self.path).into_iter();
         for name in logs.filter(|name| is_log(name) || manifest_number(name).is_some()) {
             let path = self.path.join(name);
-            let mended = log_types::mend(&path).map_err(|source| IndexError::Log {
-                path: path.clone(),
-                source,
-            })?;
-            if let Some(at) = mended {
-                let path = path.display();
-                let text = format!("{path}: at {at} is the type of no record, replaced");
-                self.findings.push(text);
-            }
+            let text = match log_types::mend(&path) {
+                Ok(None) => continue,
+                Ok(Some(at)) => format!("at {at} is the type of no record, replaced"),
+                Err(error) => error.to_string(),
+            };
+            self.findings.push(format!("{}: {text}", path.display()));
         }
-        Ok(())
     }
 
     /// Makes `CURRENT` name the newest manifest, where it names none; whether there is one. RocksDB
