@@ -62,8 +62,8 @@ pub fn of_compile(prepared: &Prepared, version: &str, known: Option<&Known<'_, S
     for (stem, digest) in &dependencies.closure {
         parts.hash(PartKind::Closure, stem.as_bytes(), digest);
     }
-    let is_watched = known.is_some_and(|known| known.read.observed.is_some());
-    let searched = (!is_watched).then_some(&dependencies.searched);
+    let is_unwatched = known.is_some_and(|known| known.read.observed.is_none());
+    let searched = is_unwatched.then_some(&dependencies.searched);
     for (path, digest) in dependencies
         .named
         .iter()
