@@ -7,8 +7,9 @@
 //! of the daemon has no end. A header of zeros makes it skip the rest of the block, and go on.
 //!
 //! Here no log is recycled or compressed. So there are four types, and any other one is damage. It is
-//! replaced by one of the four, and the checksum covers the type: if nothing else was damaged the record
-//! is whole again, and otherwise the reader says that it is not. Called by `recover`.
+//! replaced by that of a whole record, as nearly all are. The checksum covers the type: if it was one and
+//! nothing else was damaged it is sound again, and otherwise the reader says that it is not. Called by
+//! `recover`.
 
 use std::fs::OpenOptions;
 use std::io;

@@ -1,8 +1,8 @@
 //! Opens the index whatever state its files are in, and says what became of the facts.
 //!
 //! An index that RocksDB cannot read is followed up to where its log is damaged, else repaired, else
-//! moved to the quarantine, and a new one is made. What RocksDB would read for ever is mended before. The index of a kachefs with a later schema is moved
-//! there as well, and never removed. Only what is no fault of the contents is an error: a disk that is
+//! moved to the quarantine, and a new one is made. What RocksDB would read for ever is mended before.
+//! The index of a kachefs with a later schema is moved there as well, and never removed. Only what is no fault of the contents is an error: a disk that is
 //! full, read-only or broken, another process that has the index open. Called by the daemon.
 
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 //! Files a compiler writes, past the daemon.
 //!
 //! Where the kernel lets us (FUSE passthrough), a file that is created in a directory compilers
-//! write to is opened straight onto its backing: the megabytes of objects, rlibs and linked
+//! write to (or by an assembler or archiver where a build script runs) is opened straight onto its backing: the megabytes of objects, rlibs and linked
 //! programs go to the disk as without a view. Nobody else gets such a handle, and every other
 //! open reads through the page cache of the view as ever.
 //!
