@@ -5,8 +5,10 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-use harness::{Must, Package, Project, Sandbox, processes, samples, toolchain};
+use harness::{Must, Package, Project, Running, Sandbox, processes, samples, toolchain};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{geteuid, mkfifo};
 
 /// Bytes a process has given to write(2) and its kin (proc(5), `io`).
@@ -94,27 +96,49 @@ fn what_a_build_script_assembles_is_written_past_the_daemon() {
     assert_eq!(sandbox.output_of(project.program("app")), "1 2\n");
 }
 
+/// A build in which a compiler runs, and what it waits for to be told to.
+struct Compiling {
+    project: Project,
+    build: Running,
+    awaited: File,
+}
+
+impl Compiling {
+    fn start(sandbox: &Sandbox) -> Self {
+        let package = Package::new("slow").lib("pub const TEXT: &str = include_str!(\"fifo\");\n");
+        let project = Project::new(sandbox.path("project"), &[package]);
+        let fifo = project.path("crates/slow/src/fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).must("mkfifo");
+        sandbox.mount(project.target());
+        let build = sandbox.cargo(&project, "build").spawn();
+        // Opens as soon as the compiler reads, and waits.
+        let mut awaited = None;
+        let reads = || {
+            let mut options = OpenOptions::new();
+            options.write(true).custom_flags(nix::libc::O_NONBLOCK);
+            awaited = options.open(&fifo).ok();
+            awaited.is_some()
+        };
+        assert!(processes::wait_for(Duration::from_mins(1), reads));
+        Self {
+            project,
+            build,
+            awaited: awaited.must("the compiler reads"),
+        }
+    }
+
+    fn end(mut self) {
+        self.awaited.write_all(b"text").must("write");
+        drop(self.awaited);
+        let _ = self.build.finish().success();
+    }
+}
+
 #[test]
 fn what_a_compiler_has_written_can_be_opened() {
     let sandbox = Sandbox::new();
-    let package = Package::new("slow").lib("pub const TEXT: &str = include_str!(\"fifo\");\n");
-    let project = Project::new(sandbox.path("project"), &[package]);
-    let fifo = project.path("crates/slow/src/fifo");
-    mkfifo(&fifo, Mode::S_IRWXU).must("mkfifo");
-    sandbox.mount(project.target());
-    let build = sandbox.cargo(&project, "build").spawn();
-    // Opens as soon as the compiler reads, and waits.
-    let mut writer = None;
-    let reads = || {
-        let mut options = OpenOptions::new();
-        options.write(true).custom_flags(nix::libc::O_NONBLOCK);
-        writer = options.open(&fifo).ok();
-        writer.is_some()
-    };
-    assert!(processes::wait_for(Duration::from_mins(1), reads));
-    let mut writer = writer.must("the compiler reads");
-
-    let path = project.path("target/debug/deps/written");
+    let compiling = Compiling::start(&sandbox);
+    let path = compiling.project.path("target/debug/deps/written");
     let mut written = File::create_new(&path).must("create");
     written.write_all(b"bytes").must("write");
     // Linux 6.18.44 refuses, others do not; either way that ends with the writer.
@@ -124,8 +148,31 @@ fn what_a_compiler_has_written_can_be_opened() {
     }
     drop(written);
     assert_eq!(fs::read(&path).must("read what is written"), b"bytes");
-    writer.write_all(b"text").must("write");
-    drop(writer);
-    let _ = build.finish().success();
+    compiling.end();
     assert_eq!(fs::read(&path).must("read"), b"bytes");
+}
+
+/// Archivers make a temporary file of every archive they change: the disk is full soon of what is
+/// removed and not let go of.
+#[test]
+fn what_a_compiler_removes_leaves_the_disk() {
+    const LARGE: u64 = 2 << 30;
+    let sandbox = Sandbox::new();
+    let compiling = Compiling::start(&sandbox);
+    let free = || {
+        let found = statvfs(&sandbox.store()).must("statvfs");
+        found.blocks_available() * found.fragment_size()
+    };
+    let path = compiling.project.path("target/debug/deps/temporary");
+    let before = free();
+    let file = File::create_new(&path).must("create");
+    let size = i64::try_from(LARGE).must("fits");
+    fallocate(&file, FallocateFlags::empty(), 0, size).must("fallocate");
+    assert!(before - free() > LARGE / 2, "it has blocks");
+    drop(file);
+    fs::remove_file(&path).must("remove");
+    // Other tests write meanwhile, and not that much.
+    let is_free = || before < free() + LARGE / 2;
+    assert!(processes::wait_for(Duration::from_secs(20), is_free));
+    compiling.end();
 }

@@ -215,13 +215,13 @@ fn is_read(kind: PartKind) -> bool {
 /// The package whose build script made what has this name: it lies in `build/<package>-<hash>/out` of
 /// the target, or in `build/<package>/<hash>/out`.
 pub(super) fn maker(name: &str) -> Option<&str> {
-    let (_, inside) = name.strip_prefix("target/")?.split_once("build/")?;
-    let (package, rest) = inside.split_once('/')?;
-    let is_out = |rest: &str| rest == "out" || rest.starts_with("out/");
-    if is_out(rest) {
+    let mut names = name.strip_prefix("target/")?.split('/');
+    names.find(|name| *name == "build")?;
+    let (package, next) = (names.next()?, names.next()?);
+    if next == "out" {
         return Some(package.rsplit_once('-')?.0);
     }
-    is_out(rest.split_once('/')?.1).then_some(package)
+    (names.next()? == "out").then_some(package)
 }
 
 fn cause(
@@ -403,6 +403,7 @@ mod tests {
                 "a-sys",
             ),
             ("target/debug/build/a-sys-0123456789abcdef/out", "a-sys"),
+            ("target/ci-build/build/a-0123456789abcdef/out", "a"),
             (
                 "target/x/release/build/a-sys/0123456789abcdef/out/a.rs",
                 "a-sys",

@@ -1,9 +1,10 @@
 //! Files a compiler writes, past the daemon.
 //!
 //! Where the kernel lets us (FUSE passthrough), a file that is created in a directory compilers
-//! write to (or by an assembler or archiver where a build script runs) is opened straight onto its backing: the megabytes of objects, rlibs and linked
-//! programs go to the disk as without a view. Nobody else gets such a handle, and every other
-//! open reads through the page cache of the view as ever.
+//! write to (or by an assembler or archiver where a build script runs) is opened straight onto its
+//! backing: the megabytes of objects, rlibs and linked programs go to the disk as without a view.
+//! Nobody else gets such a handle, and every other open reads through the page cache of the view as
+//! ever.
 //!
 //! While such a handle may be open, length and times of the inode are those of the backing, and
 //! its content has no digest to remember. That ends when the inode is *settled*: at the end of
@@ -11,7 +12,7 @@
 //! never while somebody has the backing open for writing, which the kernel tells (`wrapper::lease`).
 
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -63,7 +64,7 @@ pub(super) struct Passthrough {
     open: HashMap<Ino, (Instant, Arc<Node>)>,
     /// The latest time of a backing that anybody was told of.
     latest: Timestamp,
-    grants: VecDeque<(Instant, Grant)>,
+    grants: HashMap<Ino, (Instant, Grant)>,
 }
 
 /// Who writes to a directory.
@@ -237,10 +238,11 @@ impl View {
         let mut passthrough = self.passthrough.lock();
         let now = Instant::now();
         passthrough.open.insert(node.ino, (now, Arc::clone(node)));
-        passthrough.grants.push_back((now, grant));
+        passthrough.grants.insert(node.ino, (now, grant));
+        drop(passthrough);
         // Its creator has the answer, and may have removed it already.
         if !self.nodes.read().contains(node.ino) {
-            passthrough.open.remove(&node.ino);
+            self.revoke(node.ino);
         }
     }
 
@@ -275,12 +277,8 @@ impl View {
     /// Lets go of grants that nobody can be about to use.
     pub fn expire_grants(&self) {
         let mut passthrough = self.passthrough.lock();
-        let expired = passthrough
-            .grants
-            .iter()
-            .take_while(|(since, _)| since.elapsed() > GRANT_LIFE)
-            .count();
-        let expired: Vec<_> = passthrough.grants.drain(..expired).collect();
+        let is_old = |_: &Ino, (since, _): &mut (Instant, Grant)| since.elapsed() > GRANT_LIFE;
+        let expired: Vec<_> = passthrough.grants.extract_if(is_old).collect();
         // Closing them asks the kernel.
         drop(passthrough);
         drop(expired);
@@ -289,6 +287,16 @@ impl View {
     /// Forgets a file that is no longer written past the daemon.
     pub(super) fn not_granted(&self, ino: Ino) {
         self.passthrough.lock().open.remove(&ino);
+    }
+
+    /// Forgets a file that is gone: its blocks are the disk's again, nobody can have it open.
+    pub(super) fn revoke(&self, ino: Ino) {
+        let mut passthrough = self.passthrough.lock();
+        passthrough.open.remove(&ino);
+        let grant = passthrough.grants.remove(&ino);
+        // Closing it asks the kernel.
+        drop(passthrough);
+        drop(grant);
     }
 
     /// What the backing of a passthrough file says now.

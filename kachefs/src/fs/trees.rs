@@ -254,13 +254,14 @@ impl View {
         Ok(())
     }
 
-    /// Holds on to every file found in a walk, once nobody writes to it any more; EBUSY when somebody
-    /// still does.
+    /// Settles every file found in a walk. One that somebody still writes to at the deadline leaves
+    /// none of the others unsettled; EBUSY then.
     pub fn settle_walked(&self, found: &[Walked], deadline: Instant) -> FsResult<()> {
         found
             .iter()
             .filter(|found| found.node.kind == Kind::File)
-            .try_for_each(|found| self.settle(&found.node, deadline))
+            .map(|found| self.settle(&found.node, deadline))
+            .fold(Ok(()), Result::and)
     }
 }
 

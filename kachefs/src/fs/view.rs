@@ -280,7 +280,7 @@ impl View {
         if !self.nodes.write().remove(node.ino) {
             return;
         }
-        self.not_granted(node.ino);
+        self.revoke(node.ino);
         // Not a commit of its own: every unlink would cost two. Until the next save the record is
         // that of an inode without a name, which no load shows.
         self.forgotten.lock().push(node.ino);
