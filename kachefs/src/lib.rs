@@ -1,13 +1,15 @@
 //! kachefs: the daemon and its commands.
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
-//! `holders` says who uses a mount, `service` answers compilers, `explain` says why they ran, `daemon` holds all of it
-//! together, `damage` says what was wrong with a store, `archive` what an rlib holds, `keeper` starts the daemon and keeps its mounts when it dies, and `commands` is what a
-//! person types. The binary in `main.rs` only parses arguments.
+//! `holders` says who uses a mount, `service` answers compilers, `explain` says why they ran, `daemon`
+//! holds all of it together, `damage` says what was wrong with a store, `archive` what an rlib holds,
+//! `keeper` starts the daemon and keeps its mounts when it dies, `remote_config` says which remote a
+//! store has, and `commands` is what a person types. The binary in `main.rs` only parses arguments.
 
 mod archive;
 pub mod clock;
 pub mod commands;
+pub mod config_file;
 pub mod daemon;
 pub mod damage;
 pub mod epochs;
@@ -18,6 +20,7 @@ pub mod holders;
 pub mod keeper;
 mod memory;
 pub mod mount;
+pub mod remote_config;
 pub mod service;
 pub mod storage;
 mod sync_points;

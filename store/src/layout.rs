@@ -10,6 +10,8 @@
 //! index/          RocksDB
 //! index.mark      how far the index had come, see `mark.rs`
 //! managed/<hex>   the targets that come back by themselves
+//! kachefs.toml    what the user configured
+//! signing.key     mode 0600: what this store signs with
 //! quarantine/     what was found damaged, see `quarantine.rs`
 //! ```
 
@@ -134,6 +136,16 @@ impl StoreDir {
     /// The targets that come back by themselves.
     pub fn managed(&self) -> Managed {
         Managed::new(self.root.join("managed"))
+    }
+
+    /// What the user configured for this store.
+    pub fn configuration(&self) -> PathBuf {
+        self.root.join("kachefs.toml")
+    }
+
+    /// The secret key that this store signs with.
+    pub fn signing_key(&self) -> PathBuf {
+        self.root.join("signing.key")
     }
 
     /// How far the index had come.

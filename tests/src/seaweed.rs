@@ -15,7 +15,7 @@ use crate::{Chance, Cmd, Must, Sandbox, processes, toolchain};
 /// How long it may take to be there.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// It ends by itself then, whatever becomes of the test.
+/// Seconds after which it ends by itself.
 const LONGEST_LIFE: &str = "1200";
 
 /// Its parts, each with a port of its own, the next one behind the last.
@@ -32,6 +32,7 @@ const TRIES: u32 = 5;
 pub struct Seaweed {
     child: Child,
     base: u16,
+    program: PathBuf,
     directory: PathBuf,
 }
 
@@ -62,8 +63,9 @@ impl Seaweed {
             .iter()
             .zip(base..)
             .map(|(part, port)| format!("-{part}.port={port}"));
-        let child = Command::new("timeout")
-            .args(["-k", "5", LONGEST_LIFE])
+        // Ends with the test, however that ends (PR_SET_PDEATHSIG, prctl(2)).
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "timeout", "-k", "5", LONGEST_LIFE])
             .arg(program)
             .args([
                 "-logtostderr=true",
@@ -74,10 +76,11 @@ impl Seaweed {
             .arg(format!("-dir={}", directory.display()))
             .args(["-master.telemetry=false", "-volume.max=5", "-filer", "-s3"])
             .args(ports)
-            .arg("-s3.port.iceberg=0")
+            .args(["-s3.port.iceberg=0", "-s3.port.lance=0"])
             .args(arguments)
             .current_dir(&directory)
             .env("HOME", &directory)
+            .env("TMPDIR", &directory)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
@@ -86,6 +89,7 @@ impl Seaweed {
         let mut server = Self {
             child,
             base,
+            program: program.to_owned(),
             directory,
         };
         let mut is_there = || server.has_ended() || server.answers();
@@ -103,10 +107,24 @@ impl Seaweed {
         self.base + 3
     }
 
-    /// Makes a bucket.
+    /// Makes a bucket, whoever may do what in it.
     pub fn make_bucket(&self, name: &str) {
-        let answer = self.request("PUT", &format!("/{name}"));
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let commands = self.directory.join("commands");
+        fs::write(&commands, format!("s3.bucket.create -name {name}\n")).must("write commands");
+        let made = Command::new("timeout")
+            .arg("60")
+            .arg(&self.program)
+            .args(["-logtostderr=true", "shell"])
+            .arg(format!("-master=127.0.0.1:{}", self.base))
+            .env("HOME", &self.directory)
+            .env("TMPDIR", &self.directory)
+            .stdin(File::open(&commands).must("read commands"))
+            .output()
+            .must("run the server's shell");
+        let said = String::from_utf8_lossy(&made.stdout).into_owned();
+        let complained = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "{said}{complained}");
+        assert!(said.contains(name), "{said}{complained}");
     }
 
     /// Where it keeps its data.
@@ -118,26 +136,26 @@ impl Seaweed {
         self.child.try_wait().must("wait for SeaweedFS").is_some()
     }
 
-    /// Whether it lists its buckets, which it can do once all its parts are there.
+    /// Whether it writes, which it can once all its parts are there, or would if it knew us.
     fn answers(&self) -> bool {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).is_ok()
-            && self.request("GET", "/").starts_with("HTTP/1.1 ")
-            && self
-                .request("PUT", "/kachefs-is-there")
-                .starts_with("HTTP/1.1 200")
+        let answer = self.request("PUT", "/kachefs-is-there");
+        ["200", "403"]
+            .iter()
+            .any(|status| answer.starts_with(&format!("HTTP/1.1 {status}")))
     }
 
     /// Sends a request without a body and returns the answer; empty where there is none.
     fn request(&self, method: &str, path: &str) -> String {
         let mut answer = Vec::new();
-        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).and_then(|mut stream| {
+        let port = self.port();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n\
+             Connection: close\r\n\r\n"
+        );
+        // Where there is no answer yet, there is an error.
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).and_then(|mut stream| {
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            let port = self.port();
-            write!(
-                stream,
-                "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n\
-                 Connection: close\r\n\r\n"
-            )?;
+            stream.write_all(request.as_bytes())?;
             stream.read_to_end(&mut answer)
         });
         String::from_utf8_lossy(&answer).into_owned()

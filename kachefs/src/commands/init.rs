@@ -4,13 +4,12 @@
 //! and says in one line what it did or what to do.
 
 use std::env;
-use std::fs::{self, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use toml_edit::{DocumentMut, Item, Table, TomlError, value};
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use crate::config_file::{parse, write};
 
 /// Name of the wrapper's program.
 pub(super) const WRAPPER: &str = "kachefs-rustc";
@@ -127,17 +126,6 @@ pub(super) fn current() -> Result<Configured> {
     Ok(configured(&parse(&config_path()?)?))
 }
 
-fn parse(path: &Path) -> Result<DocumentMut> {
-    read(path)?
-        .parse()
-        .map_err(|error: TomlError| anyhow!("{} does not parse: {}", path.display(), line(&error)))
-}
-
-/// What is wrong, without the excerpt that takes several lines.
-fn line(error: &TomlError) -> String {
-    error.message().lines().collect::<Vec<_>>().join(", ")
-}
-
 /// The wrapper beside this program, as an absolute path: cargo need not find it in PATH.
 pub(super) fn wrapper_path() -> Result<String> {
     let own = env::current_exe().context("cannot find the kachefs program")?;
@@ -166,32 +154,6 @@ fn config_path() -> Result<PathBuf> {
     } else {
         new
     })
-}
-
-fn read(path: &Path) -> Result<String> {
-    match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        result => result.with_context(|| format!("cannot read {}", path.display())),
-    }
-}
-
-/// Writes beside and renames: a crash leaves the old file or the new one.
-fn write(path: &Path, text: &str) -> Result<()> {
-    let context = || format!("cannot write {}", path.display());
-    // A link (dotfiles kept elsewhere) stays a link.
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let parent = real.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).with_context(context)?;
-    // A name of its own: two first mounts may be here at once.
-    let mut temporary = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(parent)
-        .with_context(context)?;
-    temporary.write_all(text.as_bytes()).with_context(context)?;
-    if let Ok(meta) = fs::metadata(&real) {
-        fs::set_permissions(temporary.path(), meta.permissions()).with_context(context)?;
-    }
-    temporary.persist(&real).map(drop).with_context(context)
 }
 
 fn is_ours(wrapper: &Path) -> bool {

@@ -5,8 +5,10 @@ mod dead_mounts;
 mod doctor;
 mod explain;
 mod init;
+mod key;
 mod last_build;
 mod mount;
+mod remote;
 mod stats;
 mod unmount;
 mod verify;
@@ -47,6 +49,13 @@ enum Command {
     Explain(explain::Explain),
     /// Compile some of the last build's hits again, and compare
     Verify(verify::Verify),
+    // Hidden until daemons use what they set.
+    /// Share what is compiled here by way of a bucket or a directory
+    #[command(hide = true)]
+    Remote(remote::Remote),
+    /// Say who may be believed
+    #[command(hide = true)]
+    Key(key::Key),
     /// Look after the daemon
     Daemon(daemon::Daemon),
     /// Check that everything kachefs needs is there
@@ -63,6 +72,8 @@ impl Cli {
             Command::Stats(command) => command.run(&store),
             Command::Explain(command) => command.run(&store),
             Command::Verify(command) => command.run(&store),
+            Command::Remote(command) => command.run(&store),
+            Command::Key(command) => command.run(&store),
             Command::Daemon(command) => command.run(&store),
             Command::Doctor(command) => command.run(&store),
         }

@@ -93,6 +93,33 @@ fn is_bucket(name: &str) -> bool {
         && !name.contains("..")
 }
 
+impl S3Location {
+    /// The bucket and prefix: `s3://bucket/prefix`.
+    pub fn url(&self) -> String {
+        let slash = if self.prefix.is_empty() { "" } else { "/" };
+        format!("s3://{}{slash}{}", self.bucket, self.prefix)
+    }
+
+    /// The address of a service, as somebody gave it: a scheme, a host, perhaps a port.
+    pub fn endpoint(text: &str) -> Result<String, LocationError> {
+        let rest = text
+            .strip_prefix("http://")
+            .or_else(|| text.strip_prefix("https://"));
+        let host = rest.map(|rest| rest.trim_end_matches('/'));
+        // A name and a password in it would end up in a file and in messages.
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+        match host {
+            Some(host) if !host.is_empty() && host.bytes().all(allowed) => {
+                Ok(text.trim_end_matches('/').to_owned())
+            }
+            _ => Err(LocationError {
+                text: text.to_owned(),
+                reason: "an endpoint is http:// or https:// and a host",
+            }),
+        }
+    }
+}
+
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -104,10 +131,7 @@ impl fmt::Display for Location {
 
 impl fmt::Display for S3Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "s3://{}", self.bucket)?;
-        if !self.prefix.is_empty() {
-            write!(f, "/{}", self.prefix)?;
-        }
+        f.write_str(&self.url())?;
         match &self.endpoint {
             Some(endpoint) => write!(f, " at {endpoint}"),
             None => Ok(()),
@@ -130,6 +154,28 @@ mod tests {
         ] {
             let location: Location = text.parse().expect(text);
             assert_eq!(location.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn endpoints_are_addresses() {
+        for text in [
+            "http://127.0.0.1:8333",
+            "https://s3.example.com/",
+            "http://[::1]:9000",
+        ] {
+            let endpoint = S3Location::endpoint(text).expect(text);
+            assert_eq!(endpoint, text.trim_end_matches('/'));
+        }
+        for text in [
+            "",
+            "host",
+            "ftp://host",
+            "http://",
+            "http://a:b@host",
+            "https://host/path",
+        ] {
+            assert!(S3Location::endpoint(text).is_err(), "{text}");
         }
     }
 

@@ -399,6 +399,8 @@ impl Failure {
                 None => innermost(error),
             },
         };
+        // The chain of credentials tells each of its links in a line of its own.
+        let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
         Self {
             status,
             code,

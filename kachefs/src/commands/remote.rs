@@ -1,0 +1,221 @@
+//! `kachefs remote`: which remote a store has, and whether it works.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use remote::signed::PublicKey;
+use remote::{Checked, Limits};
+use serde::Serialize;
+use store::StoreDir;
+
+use super::key;
+use crate::remote_config::{RemoteConfig, S3Options};
+
+/// Share what is compiled here by way of a bucket or a directory.
+#[derive(Debug, Args)]
+pub struct Remote {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Use a bucket or a directory
+    Set(Set),
+    /// Use none any more
+    Unset,
+    /// Show which remote is used
+    Status {
+        /// Print JSON for scripts
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write, read and remove an object, and say what does not work
+    Check {
+        /// Print JSON for scripts
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Use a bucket or a directory.
+///
+/// Credentials are not given here: they come from the environment, the profile, the container or the
+/// instance, as for every program that uses AWS.
+#[derive(Debug, Args)]
+struct Set {
+    /// `s3://BUCKET/PREFIX`, or the absolute path of a directory that others see as well
+    url: String,
+    /// The service, where it is not AWS: `http://127.0.0.1:8333`
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// The region of the bucket
+    #[arg(long)]
+    region: Option<String>,
+    /// The profile in the configuration of AWS
+    #[arg(long)]
+    profile: Option<String>,
+    /// Ask without credentials
+    #[arg(long)]
+    anonymous: bool,
+    /// Upload nothing
+    #[arg(long)]
+    read_only: bool,
+    /// Use only what this key has signed; can be given several times
+    #[arg(long, value_name = "KEY")]
+    trust: Vec<PublicKey>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    schema: u32,
+    remote: Option<String>,
+    read_only: bool,
+    trusted: Vec<String>,
+    own_key: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Verdict {
+    schema: u32,
+    ok: bool,
+    remote: String,
+    read_ms: f64,
+    write_ms: Option<f64>,
+    findings: Vec<String>,
+}
+
+impl Remote {
+    pub(super) fn run(self, dir: &StoreDir) -> Result<ExitCode> {
+        match self.action {
+            Action::Set(set) => set.run(dir)?,
+            Action::Unset => {
+                let existed = RemoteConfig::remove(dir)?;
+                println!(
+                    "{}",
+                    if existed {
+                        "the store has no remote any more"
+                    } else {
+                        NONE
+                    }
+                );
+            }
+            Action::Status { json } => status(dir, json)?,
+            Action::Check { json } => return check(dir, json),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+const NONE: &str = "the store has no remote (kachefs remote set)";
+
+impl Set {
+    fn run(self, dir: &StoreDir) -> Result<()> {
+        let options = S3Options {
+            endpoint: self.endpoint,
+            region: self.region,
+            profile: self.profile,
+            anonymous: self.anonymous,
+        };
+        let config = RemoteConfig {
+            location: options.place(&self.url)?,
+            read_only: self.read_only,
+            trust: self.trust,
+        };
+        config.save(dir)?;
+        println!("the remote is {}", config.location);
+        Ok(())
+    }
+}
+
+fn status(dir: &StoreDir, json: bool) -> Result<()> {
+    let config = RemoteConfig::load(dir)?;
+    let own = key::own(dir)?.map(|key| key.public().to_string());
+    let trust = config.iter().flat_map(|config| &config.trust);
+    let status = Status {
+        schema: 1,
+        remote: config.as_ref().map(|config| config.location.to_string()),
+        read_only: config.as_ref().is_some_and(|config| config.read_only),
+        trusted: trust.map(ToString::to_string).collect(),
+        own_key: own,
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+        return Ok(());
+    }
+    let Some(remote) = status.remote else {
+        println!("{NONE}");
+        return Ok(());
+    };
+    println!("remote   {remote}");
+    println!("uploads  {}", if status.read_only { "no" } else { "yes" });
+    println!(
+        "signs    {}",
+        status
+            .own_key
+            .as_deref()
+            .unwrap_or("nothing (kachefs key generate)")
+    );
+    let trusted = status.trusted.join(", ");
+    let everybody = "everybody who can write to it";
+    println!(
+        "trusts   {}",
+        if trusted.is_empty() {
+            everybody
+        } else {
+            &trusted
+        }
+    );
+    Ok(())
+}
+
+fn check(dir: &StoreDir, json: bool) -> Result<ExitCode> {
+    let config = RemoteConfig::load(dir)?.context(NONE)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let checked = runtime.block_on(async {
+        let remote = remote::open(&config.location, Limits::default()).await?;
+        remote::check(&*remote, config.read_only).await
+    });
+    // A directory that hangs holds a thread.
+    runtime.shutdown_background();
+    let Checked {
+        read,
+        write,
+        findings,
+    } = checked?;
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+    let verdict = Verdict {
+        schema: 1,
+        ok: findings.is_empty(),
+        remote: config.location.to_string(),
+        read_ms: milliseconds(read),
+        write_ms: write.map(milliseconds),
+        findings,
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&verdict)?);
+    } else {
+        for finding in &verdict.findings {
+            println!("PROBLEM {finding}");
+        }
+        if verdict.ok {
+            let write = verdict
+                .write_ms
+                .map(|ms| format!(", written in {ms:.1} ms"));
+            let write = write.unwrap_or_else(|| ", not written".to_owned());
+            println!(
+                "ok      {}: read in {:.1} ms{write}",
+                verdict.remote, verdict.read_ms
+            );
+        }
+    }
+    Ok(if verdict.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,315 @@
+//! Which remote a store has, and who is believed: `[remote]` in the store's `kachefs.toml`.
+//!
+//! ```toml
+//! [remote]
+//! url = "s3://bucket/prefix"          # or an absolute path
+//! endpoint = "http://127.0.0.1:8333"  # where it is not AWS
+//! region = "eu-central-1"
+//! profile = "ci"
+//! anonymous = true                    # ask without credentials
+//! read-only = true                    # upload nothing
+//! trust = ["<public key>", ...]       # use only what one of these has signed
+//! ```
+//!
+//! What is not understood is an error, not a default: somebody meant something, and who is believed
+//! hangs on it. Credentials are never written here; they come from where AWS has them.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use remote::signed::PublicKey;
+use remote::{Location, S3Location};
+use store::StoreDir;
+use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value, value};
+
+use crate::config_file;
+
+/// The name of the table.
+const TABLE: &str = "remote";
+
+/// Which remote a store has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteConfig {
+    /// Where it is.
+    pub location: Location,
+    /// Whether nothing is to be uploaded.
+    pub read_only: bool,
+    /// Whose signature a fact needs; nobody's where there are none.
+    pub trust: Vec<PublicKey>,
+}
+
+impl RemoteConfig {
+    /// What is configured; `None` where there is no remote.
+    pub fn load(store: &StoreDir) -> Result<Option<Self>> {
+        let path = store.configuration();
+        let document = config_file::parse(&path)?;
+        let Some(item) = document.get(TABLE) else {
+            return Ok(None);
+        };
+        let table = item.as_table_like().context("`remote` is no table");
+        let config = table.and_then(Self::from_table);
+        config.map(Some).with_context(|| path.display().to_string())
+    }
+
+    /// Writes it, leaving the rest of the file as it is.
+    pub fn save(&self, store: &StoreDir) -> Result<()> {
+        change(store, |document| {
+            document.insert(TABLE, Item::Table(self.to_table()));
+        })
+    }
+
+    /// Forgets the remote; whether there was one.
+    pub fn remove(store: &StoreDir) -> Result<bool> {
+        let mut existed = false;
+        change(store, |document| {
+            existed = document.remove(TABLE).is_some();
+        })?;
+        Ok(existed)
+    }
+
+    fn from_table(table: &dyn TableLike) -> Result<Self> {
+        let known = |name: &str| NAMES.contains(&name);
+        if let Some((name, _)) = table.iter().find(|(name, _)| !known(name)) {
+            bail!("`remote.{name}` means nothing");
+        }
+        let url = text(table, "url")?.context("`remote.url` is missing")?;
+        let endpoint = text(table, "endpoint")?;
+        let region = text(table, "region")?;
+        let profile = text(table, "profile")?;
+        let anonymous = flag(table, "anonymous")?;
+        let location = S3Options {
+            endpoint,
+            region,
+            profile,
+            anonymous,
+        }
+        .place(&url)?;
+        Ok(Self {
+            location,
+            read_only: flag(table, "read-only")?,
+            trust: keys(table)?,
+        })
+    }
+
+    fn to_table(&self) -> Table {
+        let mut table = Table::new();
+        match &self.location {
+            Location::Directory(path) => {
+                table.insert("url", value(path.display().to_string()));
+            }
+            Location::S3(location) => {
+                table.insert("url", value(location.url()));
+                let options = [
+                    ("endpoint", &location.endpoint),
+                    ("region", &location.region),
+                    ("profile", &location.profile),
+                ];
+                for (name, option) in options {
+                    if let Some(text) = option {
+                        table.insert(name, value(text));
+                    }
+                }
+                if location.anonymous {
+                    table.insert("anonymous", value(true));
+                }
+            }
+        }
+        if self.read_only {
+            table.insert("read-only", value(true));
+        }
+        if !self.trust.is_empty() {
+            let keys = self.trust.iter().map(|key| Value::from(key.to_string()));
+            table.insert("trust", value(keys.collect::<Array>()));
+        }
+        table
+    }
+}
+
+const NAMES: [&str; 7] = [
+    "url",
+    "endpoint",
+    "region",
+    "profile",
+    "anonymous",
+    "read-only",
+    "trust",
+];
+
+/// How to get to a bucket, beside its name.
+#[derive(Clone, Debug, Default)]
+pub struct S3Options {
+    /// The service, where it is not AWS.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// The profile.
+    pub profile: Option<String>,
+    /// Whether to ask without credentials.
+    pub anonymous: bool,
+}
+
+impl S3Options {
+    /// The place these options and a URL mean; an error where they do not go together.
+    pub fn place(self, url: &str) -> Result<Location> {
+        let location: Location = url.parse()?;
+        match location {
+            Location::S3(location) => Ok(Location::S3(S3Location {
+                endpoint: self
+                    .endpoint
+                    .map(|endpoint| S3Location::endpoint(&endpoint))
+                    .transpose()?,
+                region: self.region,
+                profile: self.profile,
+                anonymous: self.anonymous,
+                ..location
+            })),
+            Location::Directory(path) => self.directory(path),
+        }
+    }
+
+    fn directory(self, path: PathBuf) -> Result<Location> {
+        let names = [
+            ("endpoint", self.endpoint.is_some()),
+            ("region", self.region.is_some()),
+            ("profile", self.profile.is_some()),
+            ("anonymous", self.anonymous),
+        ];
+        if let Some((name, _)) = names.iter().find(|(_, is_set)| *is_set) {
+            bail!("{} is a directory, which has no {name}", path.display());
+        }
+        if path.to_str().is_none() {
+            bail!("{} is not UTF-8", path.display());
+        }
+        Ok(Location::Directory(path))
+    }
+}
+
+fn change(store: &StoreDir, edit: impl FnOnce(&mut DocumentMut)) -> Result<()> {
+    store.create()?;
+    let path = store.configuration();
+    let mut document = config_file::parse(&path)?;
+    let before = document.to_string();
+    edit(&mut document);
+    let after = document.to_string();
+    if before == after {
+        Ok(())
+    } else {
+        config_file::write(&path, &after)
+    }
+}
+
+fn text(table: &dyn TableLike, name: &str) -> Result<Option<String>> {
+    let found = table.get(name).map(|item| {
+        let text = item.as_str().filter(|text| !text.is_empty());
+        text.map(str::to_owned)
+            .with_context(|| format!("`remote.{name}` is no text"))
+    });
+    found.transpose()
+}
+
+fn flag(table: &dyn TableLike, name: &str) -> Result<bool> {
+    let item = table.get(name);
+    item.map_or(Ok(false), |item| {
+        item.as_bool()
+            .with_context(|| format!("`remote.{name}` is neither true nor false"))
+    })
+}
+
+fn keys(table: &dyn TableLike) -> Result<Vec<PublicKey>> {
+    let Some(item) = table.get("trust") else {
+        return Ok(Vec::new());
+    };
+    let array = item.as_array().context("`remote.trust` is no list")?;
+    let key = |value: &Value| {
+        let text = value
+            .as_str()
+            .context("`remote.trust` holds what is no text")?;
+        Ok(text.parse()?)
+    };
+    let keys = array.iter().map(key).collect::<Result<Vec<_>>>()?;
+    if keys.is_empty() {
+        // Who empties the list may mean nobody, or everybody.
+        bail!("`remote.trust` is empty: remove it to believe whatever the remote holds");
+    }
+    Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
+    fn store() -> (tempfile::TempDir, StoreDir) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = StoreDir::new(dir.path().join("store"));
+        store.create().expect("creates");
+        (dir, store)
+    }
+
+    fn loaded(text: &str) -> Result<Option<RemoteConfig>> {
+        let (_dir, store) = store();
+        fs::write(store.configuration(), text).expect("writes");
+        RemoteConfig::load(&store)
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let (_dir, store) = store();
+        assert_eq!(RemoteConfig::load(&store).expect("loads"), None);
+        fs::write(store.configuration(), "# mine\nmode = \"exact\"\n").expect("writes");
+        let options = S3Options {
+            endpoint: Some("http://127.0.0.1:8333".into()),
+            region: Some("eu-central-1".into()),
+            profile: Some("ci".into()),
+            anonymous: true,
+        };
+        let bucket = options.place("s3://bucket/a/b").expect("a place");
+        let directory = S3Options::default().place("/mnt/cache").expect("a place");
+        for (location, trust) in [
+            (bucket, vec![KEY.parse().expect("a key")]),
+            (directory, vec![]),
+        ] {
+            let config = RemoteConfig {
+                location,
+                read_only: !trust.is_empty(),
+                trust,
+            };
+            config.save(&store).expect("saves");
+            assert_eq!(RemoteConfig::load(&store).expect("loads"), Some(config));
+            let text = fs::read_to_string(store.configuration()).expect("reads");
+            assert!(text.starts_with("# mine\nmode = \"exact\"\n"), "{text}");
+        }
+        assert!(RemoteConfig::remove(&store).expect("removes"));
+        assert!(!RemoteConfig::remove(&store).expect("removes"));
+        let text = fs::read_to_string(store.configuration()).expect("reads");
+        assert_eq!(text, "# mine\nmode = \"exact\"\n");
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        for (text, word) in [
+            ("remote = 1", "no table"),
+            ("[remote]", "url"),
+            ("[remote]\nurl = 1", "no text"),
+            ("[remote]\nurl = \"ftp://x\"", "ftp://x"),
+            ("[remote]\nurl = \"/x\"\nread_only = true", "read_only"),
+            ("[remote]\nurl = \"/x\"\nread-only = 1", "neither"),
+            ("[remote]\nurl = \"/x\"\nregion = \"r\"", "region"),
+            ("[remote]\nurl = \"/x\"\ntrust = []", "empty"),
+            ("[remote]\nurl = \"/x\"\ntrust = [\"abc\"]", "abc"),
+            ("[remote]\nurl = \"s3://abc\"\nendpoint = \"x\"", "endpoint"),
+            ("[remote", "does not parse"),
+        ] {
+            let error = loaded(text).expect_err(text);
+            let shown = format!("{error:#}");
+            assert!(
+                shown.contains(word) && !shown.contains('\n'),
+                "{text}: {shown}"
+            );
+            assert!(shown.contains("kachefs.toml"), "{shown}");
+        }
+    }
+}
