@@ -167,7 +167,7 @@ impl Recovery {
             };
             let text = match log_types::mend(&path, end) {
                 Ok(None) => continue,
-                Ok(Some(at)) => format!("at {at} is the type of no record, replaced"),
+                Ok(Some(at)) => format!("at {at} is not the type that was written, replaced"),
                 Err(error) => error.to_string(),
             };
             self.findings.push(format!("{}: {text}", path.display()));

@@ -233,14 +233,13 @@ impl View {
         }
     }
 
-    /// Keeps a new file among those written past the daemon.
+    /// Keeps a new file among those written past the daemon, unless it is gone already.
     pub fn granted(&self, node: &Arc<Node>, grant: Grant) {
         let mut passthrough = self.passthrough.lock();
         let now = Instant::now();
         passthrough.open.insert(node.ino, (now, Arc::clone(node)));
         passthrough.grants.insert(node.ino, (now, grant));
         drop(passthrough);
-        // Its creator has the answer, and may have removed it already.
         if !self.nodes.read().contains(node.ino) {
             self.revoke(node.ino);
         }

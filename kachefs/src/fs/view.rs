@@ -280,7 +280,6 @@ impl View {
         if !self.nodes.write().remove(node.ino) {
             return;
         }
-        self.revoke(node.ino);
         // Not a commit of its own: every unlink would cost two. Until the next save the record is
         // that of an inode without a name, which no load shows.
         self.forgotten.lock().push(node.ino);
@@ -288,6 +287,8 @@ impl View {
             self.storage
                 .retire_scratch(id, state.changed, state.fsynced);
         }
+        drop(state);
+        self.revoke(node.ino);
     }
 
     /// Every inode there is.
