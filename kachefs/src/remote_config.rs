@@ -17,7 +17,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use remote::signed::PublicKey;
+use remote::signed::{PublicKey, Trust};
 use remote::{Location, S3Location};
 use store::StoreDir;
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value, value};
@@ -34,8 +34,8 @@ pub struct RemoteConfig {
     pub location: Location,
     /// Whether nothing is to be uploaded.
     pub read_only: bool,
-    /// Whose signature a fact needs; nobody's where there are none.
-    pub trust: Vec<PublicKey>,
+    /// Whose facts are used.
+    pub trust: Trust,
 }
 
 impl RemoteConfig {
@@ -87,7 +87,7 @@ impl RemoteConfig {
         Ok(Self {
             location,
             read_only: flag(table, "read-only")?,
-            trust: keys(table)?,
+            trust: trust(table)?,
         })
     }
 
@@ -117,8 +117,8 @@ impl RemoteConfig {
         if self.read_only {
             table.insert("read-only", value(true));
         }
-        if !self.trust.is_empty() {
-            let keys = self.trust.iter().map(|key| Value::from(key.to_string()));
+        if let Trust::Only(keys) = &self.trust {
+            let keys = keys.iter().map(|key| Value::from(key.to_string()));
             table.insert("trust", value(keys.collect::<Array>()));
         }
         table
@@ -215,9 +215,9 @@ fn flag(table: &dyn TableLike, name: &str) -> Result<bool> {
     })
 }
 
-fn keys(table: &dyn TableLike) -> Result<Vec<PublicKey>> {
+fn trust(table: &dyn TableLike) -> Result<Trust> {
     let Some(item) = table.get("trust") else {
-        return Ok(Vec::new());
+        return Ok(Trust::Everybody);
     };
     let array = item.as_array().context("`remote.trust` is no list")?;
     let key = |value: &Value| {
@@ -226,12 +226,12 @@ fn keys(table: &dyn TableLike) -> Result<Vec<PublicKey>> {
             .context("`remote.trust` holds what is no text")?;
         Ok(text.parse()?)
     };
-    let keys = array.iter().map(key).collect::<Result<Vec<_>>>()?;
+    let keys: Vec<PublicKey> = array.iter().map(key).collect::<Result<_>>()?;
     if keys.is_empty() {
         // Who empties the list may mean nobody, or everybody.
         bail!("`remote.trust` is empty: remove it to believe whatever the remote holds");
     }
-    Ok(keys)
+    Ok(Trust::Only(keys))
 }
 
 #[cfg(test)]
@@ -269,12 +269,12 @@ mod tests {
         let bucket = options.place("s3://bucket/a/b").expect("a place");
         let directory = S3Options::default().place("/mnt/cache").expect("a place");
         for (location, trust) in [
-            (bucket, vec![KEY.parse().expect("a key")]),
-            (directory, vec![]),
+            (bucket, Trust::Only(vec![KEY.parse().expect("a key")])),
+            (directory, Trust::Everybody),
         ] {
             let config = RemoteConfig {
                 location,
-                read_only: !trust.is_empty(),
+                read_only: trust != Trust::Everybody,
                 trust,
             };
             config.save(&store).expect("saves");

@@ -1,6 +1,9 @@
 //! `kachefs remote` and `kachefs key`, as a person or a script meets them.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
 
 use harness::{Cmd, Must, Sandbox, Seaweed};
 use serde_json::Value;
@@ -86,6 +89,19 @@ fn a_remote_is_set_shown_and_forgotten() {
     let keys = json(sandbox.kachefs("key list --json"));
     assert_eq!(keys["trusted"], serde_json::json!([own]));
 
+    // Another place, and the same people.
+    let elsewhere = sandbox.path("elsewhere");
+    fs::create_dir(&elsewhere).must("mkdir");
+    let set = format!("remote set {}", elsewhere.display());
+    let said = sandbox.kachefs(&set).ok();
+    assert!(said.stdout.contains(&own), "{said}");
+    let status = json(sandbox.kachefs("remote status --json"));
+    assert_eq!(status["trusted"], serde_json::json!([own]));
+    assert_eq!(status["read_only"], false);
+
+    sandbox.kachefs("remote unset").ok();
+    let said = sandbox.kachefs(&set).ok();
+    assert!(said.stdout.contains("everybody"), "{said}");
     sandbox.kachefs("remote unset").ok();
     assert!(
         sandbox
@@ -100,13 +116,14 @@ fn a_remote_is_set_shown_and_forgotten() {
 fn bad_input_changes_nothing() {
     let sandbox = Sandbox::new();
     let file = sandbox.store().join("kachefs.toml");
-    sandbox.kachefs("remote set /some/where").ok();
+    sandbox.kachefs("remote set /tmp").ok();
     let before = fs::read_to_string(&file).must("read");
     for words in [
         "remote set",
         "remote set ftp://x/y",
         "remote set s3://x",
         "remote set relative",
+        "remote set /no/such/directory",
         "remote set s3://bucket --endpoint nowhere",
         "remote set s3://bucket --endpoint http://user:secret@host",
         "remote set s3://bucket --trust abc",
@@ -114,7 +131,8 @@ fn bad_input_changes_nothing() {
         "key trust",
         "key trust abc",
     ] {
-        sandbox.kachefs(words).fails().one_line_error();
+        let failed = sandbox.kachefs(words).fails();
+        assert!(!failed.one_line_error().contains("secret"), "{failed}");
         assert_eq!(fs::read_to_string(&file).must("read"), before, "{words}");
     }
     fs::write(&file, "[remote]\nurl = \"/x\"\nreadonly = true\n").must("write");
@@ -128,6 +146,7 @@ fn bad_input_changes_nothing() {
 fn a_check_says_whether_it_works() {
     let sandbox = Sandbox::new();
     let directory = sandbox.path("shared");
+    fs::create_dir(&directory).must("mkdir");
     sandbox
         .kachefs(&format!("remote set {}", directory.display()))
         .ok();
@@ -179,6 +198,31 @@ fn a_check_says_whether_it_works() {
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .fails();
     assert!(nobody.one_line_error().contains("credentials"), "{nobody}");
+    // A profile is who it says, whoever the environment is.
+    let config = sandbox.path("home").join(".aws");
+    fs::create_dir_all(&config).must("mkdir");
+    let profile = "[reads]\naws_access_key_id = reader\naws_secret_access_key = readers-secret\n";
+    fs::write(config.join("credentials"), profile).must("write");
+    set("--profile reads");
+    let reader = as_user(&sandbox, "remote check", "writer").fails();
+    assert!(reader.one_line_error().contains("AccessDenied"), "{reader}");
+    // Some web server.
+    let web = TcpListener::bind("127.0.0.1:0").must("listen");
+    let port = web.local_addr().must("an address").port();
+    let answer = "HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\nConnection: close\r\n\r\nnope\n";
+    thread::spawn(move || {
+        for stream in web.incoming() {
+            let _ = stream.and_then(|mut stream| {
+                let _ = stream.read(&mut [0; 4096])?;
+                stream.write_all(answer.as_bytes())
+            });
+        }
+    });
+    let words = format!("remote set s3://bucket --endpoint http://127.0.0.1:{port} --anonymous");
+    sandbox.kachefs(&format!("{words} --read-only")).ok();
+    let other = sandbox.kachefs("remote check").fails();
+    assert!(other.one_line_error().contains("404"), "{other}");
+    set("");
     drop(server);
     let gone = as_user(&sandbox, "remote check", "writer").fails();
     assert!(

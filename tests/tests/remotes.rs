@@ -3,11 +3,14 @@
 use std::fs;
 use std::future::Future;
 use std::io::Cursor;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use harness::{Must, Sandbox, Seaweed};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use remote::blob::{self, FRAME, Header};
 use remote::{
     Body, Kind, Limits, Location, ObjectName, Put, Remote, RemoteError, S3Location, Written, check,
@@ -43,7 +46,9 @@ fn text(text: &str) -> Body {
 async fn contract(remote: &dyn Remote) {
     let name = ObjectName::blob(&Digest::of(b"a"));
     let get = |range| remote.get(&name, range, 100);
-    assert_eq!(get(None).await.must("get"), None);
+    for range in [None, Some(0..5), Some(3..3)] {
+        assert_eq!(get(range).await.must("get nothing"), None);
+    }
     assert_eq!(remote.head(&name).await.must("head"), None);
     remote.delete(&name).await.must("delete nothing");
 
@@ -58,6 +63,8 @@ async fn contract(remote: &dyn Remote) {
         (3..6, "345"),
         (8..99, "89"),
         (4..4, ""),
+        (10..20, ""),
+        (99..100, ""),
         (0..10, "0123456789"),
     ] {
         let got = get(Some(range.clone())).await.must("get a range");
@@ -131,7 +138,8 @@ async fn race(remote: Arc<dyn Remote>) {
         for writer in writers.collect::<Vec<_>>() {
             first += u32::from(writer.await.must("joins") == Written::New);
         }
-        assert_eq!(first, 1, "round {round}");
+        // None where an answer got lost and the first was sent again.
+        assert!(first <= 1, "round {round}: {first} were first");
         let bytes = remote
             .get(&name, None, 10_000)
             .await
@@ -195,9 +203,38 @@ fn a_directory_is_a_remote() {
     let location = Location::Directory(root.clone());
     run(async {
         let remote = open(&location, Limits::default()).await;
+        // Not mounted: nothing is put where it will be.
+        let name = ObjectName::check(&Digest::of(b""));
+        let error = remote.put(&name, text("x"), Put::Replace).await;
+        assert!(
+            error.as_ref().is_err_and(RemoteError::is_passing),
+            "{error:?}"
+        );
+        assert!(!root.exists());
+        fs::create_dir(&root).must("mkdir");
         contract(&*remote).await;
         race(Arc::clone(&remote)).await;
         frames(&*remote, &sandbox).await;
+        // Others read what we write.
+        let objects = remote.list(Kind::Blobs, None).await.must("list");
+        let mode = fs::metadata(root.join(objects[0].name.as_str())).must("stat");
+        assert_eq!(mode.permissions().mode() & 0o444, 0o444);
+        // What is no file is not opened: a link may lead anywhere, a pipe has no end.
+        let victim = sandbox.path("victim");
+        fs::write(&victim, "mine").must("write");
+        let name = ObjectName::check(&Digest::of(b"link"));
+        let place = root.join(name.as_str());
+        symlink(&victim, &place).must("link");
+        assert!(remote.get(&name, None, 100).await.is_err());
+        let put = remote.put(&name, text("theirs"), Put::IfAbsent).await;
+        assert_eq!(put.must("put"), Written::Existed);
+        let put = remote.put(&name, text("theirs"), Put::Replace).await;
+        assert_eq!(put.must("replace the link"), Written::New);
+        assert_eq!(fs::read_to_string(&victim).must("read"), "mine");
+        fs::remove_file(&place).must("remove");
+        mkfifo(&place, Mode::S_IRWXU).must("mkfifo");
+        assert!(remote.get(&name, None, 100).await.is_err());
+        assert_eq!(remote.list(Kind::Check, None).await.must("list"), []);
         // What is not an object is not seen.
         let stray = root.join("v1/blobs/zz");
         fs::create_dir_all(&stray).must("mkdir");
@@ -235,6 +272,7 @@ fn everything_is_listed() {
     let sandbox = Sandbox::new();
     let server = Seaweed::start(&sandbox);
     server.make_bucket("bucket");
+    fs::create_dir(sandbox.path("remote")).must("mkdir");
     let directory = Location::Directory(sandbox.path("remote"));
     for location in [directory, bucket(&server, "bucket")] {
         run(async {

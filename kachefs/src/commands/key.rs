@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use remote::signed::{PublicKey, SecretKey};
+use remote::signed::{PublicKey, SecretKey, Trust};
 use serde::Serialize;
 use store::StoreDir;
 
@@ -91,10 +91,9 @@ pub(super) fn own(dir: &StoreDir) -> Result<Option<SecretKey>> {
 
 fn list(dir: &StoreDir, json: bool) -> Result<()> {
     let own = own(dir)?.map(|key| key.public().to_string());
-    let trusted = RemoteConfig::load(dir)?
-        .map(|config| config.trust)
-        .unwrap_or_default();
-    let trusted: Vec<String> = trusted.iter().map(ToString::to_string).collect();
+    let config = RemoteConfig::load(dir)?;
+    let trusted = config.iter().flat_map(|config| config.trust.keys());
+    let trusted: Vec<String> = trusted.map(ToString::to_string).collect();
     if json {
         let list = List {
             schema: 1,
@@ -120,23 +119,22 @@ fn list(dir: &StoreDir, json: bool) -> Result<()> {
 fn trust(dir: &StoreDir, keys: &[PublicKey], remove: bool) -> Result<()> {
     let no_remote = "this store has no remote; see kachefs remote set";
     let mut config = RemoteConfig::load(dir)?.context(no_remote)?;
+    let mut trusted = config.trust.keys().to_vec();
     if remove {
-        if let Some(key) = keys.iter().find(|key| !config.trust.contains(key)) {
+        if let Some(key) = keys.iter().find(|key| !trusted.contains(key)) {
             bail!("{key} is not trusted");
         }
-        config.trust.retain(|key| !keys.contains(key));
-        if config.trust.is_empty() {
+        trusted.retain(|key| !keys.contains(key));
+        if trusted.is_empty() {
             bail!(
-                "then everybody who can write to the remote would be believed; to have that, set \
-                 the remote anew without --trust"
+                "then everybody who can write to the remote would be believed; to have that, unset \
+                 the remote and set it without --trust"
             );
         }
     } else {
-        for key in keys {
-            if !config.trust.contains(key) {
-                config.trust.push(*key);
-            }
-        }
+        let is_new = |key: &&PublicKey| !config.trust.keys().contains(key);
+        trusted.extend(keys.iter().filter(is_new));
     }
+    config.trust = Trust::Only(trusted);
     config.save(dir)
 }

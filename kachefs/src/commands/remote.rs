@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use remote::signed::PublicKey;
-use remote::{Checked, Limits};
+use remote::signed::{PublicKey, Trust};
+use remote::{Checked, Limits, Location};
 use serde::Serialize;
 use store::StoreDir;
 
@@ -42,7 +42,7 @@ enum Action {
 
 /// Use a bucket or a directory.
 ///
-/// Credentials are not given here: they come from the environment, the profile, the container or the
+/// Keys that are trusted stay so; `remote unset` forgets them. Credentials are not given here: they come from the environment, the profile, the container or the
 /// instance, as for every program that uses AWS.
 #[derive(Debug, Args)]
 struct Set {
@@ -63,7 +63,7 @@ struct Set {
     /// Upload nothing
     #[arg(long)]
     read_only: bool,
-    /// Use only what this key has signed; can be given several times
+    /// Use only what this key has signed; can be given several times [default: as before]
     #[arg(long, value_name = "KEY")]
     trust: Vec<PublicKey>,
 }
@@ -119,21 +119,33 @@ impl Set {
             profile: self.profile,
             anonymous: self.anonymous,
         };
+        let location = options.place(&self.url)?;
+        if let Location::Directory(path) = &location
+            && !path.is_dir()
+        {
+            bail!("{} is no directory; make it first", path.display());
+        }
+        // Who stops believing everybody does so until they say otherwise.
+        let before = RemoteConfig::load(dir)?.map(|config| config.trust);
+        let trust = match (self.trust, before) {
+            (keys, _) if !keys.is_empty() => Trust::Only(keys),
+            (_, Some(before)) => before,
+            _ => Trust::Everybody,
+        };
         let config = RemoteConfig {
-            location: options.place(&self.url)?,
+            location,
             read_only: self.read_only,
-            trust: self.trust,
+            trust,
         };
         config.save(dir)?;
-        println!("the remote is {}", config.location);
-        Ok(())
+        status(dir, false)
     }
 }
 
 fn status(dir: &StoreDir, json: bool) -> Result<()> {
     let config = RemoteConfig::load(dir)?;
     let own = key::own(dir)?.map(|key| key.public().to_string());
-    let trust = config.iter().flat_map(|config| &config.trust);
+    let trust = config.iter().flat_map(|config| config.trust.keys());
     let status = Status {
         schema: 1,
         remote: config.as_ref().map(|config| config.location.to_string()),

@@ -7,7 +7,7 @@ use store::Digest;
 
 use crate::error::RemoteError;
 use crate::name::{Kind, ObjectName};
-use crate::{Body, Put, Remote, Written};
+use crate::{Body, Object, Put, Remote, Written};
 
 /// How much is written and read.
 const SIZE: u8 = 64;
@@ -42,10 +42,14 @@ pub async fn check(remote: &dyn Remote, read_only: bool) -> Result<Checked, Remo
             .findings
             .push("it has objects that nobody wrote".to_owned());
     }
-    if !read_only {
+    if read_only {
+        // Anything may answer that it has no such object; a listing is something.
+        remote.list(Kind::Trees, None).await?;
+    } else {
         let written = write(remote, &name, &mut checked).await;
-        remote.delete(&name).await?;
+        let removed = remote.delete(&name).await;
         written?;
+        removed?;
     }
     Ok(checked)
 }
@@ -65,7 +69,8 @@ async fn write(
     let first = remote
         .put(name, Body::Bytes(content.clone()), Put::IfAbsent)
         .await?;
-    checked.write = Some(began.elapsed());
+    let (now, took) = (SystemTime::now(), began.elapsed());
+    checked.write = Some(took);
     find(
         first == Written::New,
         "it says that an object exists which does not",
@@ -87,17 +92,32 @@ async fn write(
         part == Some(content.slice(8..16)),
         "a range does not come back (Range)",
     );
-    let listed = remote.list(Kind::Check, None).await?;
-    let listed = listed.into_iter().find(|object| object.name == *name);
+    let listed = find_listed(remote, name).await?;
     find(listed.is_some(), "what is written is not listed");
-    let modified = listed.map_or(SystemTime::now(), |object| object.modified);
-    let ahead = modified
-        .duration_since(SystemTime::now())
-        .unwrap_or_default();
-    let behind = modified.elapsed().unwrap_or_default();
+    let modified = listed.map_or(now, |object| object.modified);
+    let ahead = modified.duration_since(now).unwrap_or_default();
+    let behind = now.duration_since(modified).unwrap_or_default();
     find(
-        ahead.max(behind) < SKEW,
+        ahead.max(behind) < SKEW + took,
         "its clock and that of this machine differ by more than a minute",
     );
     Ok(())
+}
+
+/// Finds an object among all that are listed: others may have left some.
+async fn find_listed(
+    remote: &dyn Remote,
+    name: &ObjectName,
+) -> Result<Option<Object>, RemoteError> {
+    let mut after = None;
+    loop {
+        let page = remote.list(Kind::Check, after.as_ref()).await?;
+        if let Some(found) = page.iter().find(|object| object.name == *name) {
+            return Ok(Some(found.clone()));
+        }
+        match page.last() {
+            Some(last) => after = Some(last.name.clone()),
+            None => return Ok(None),
+        }
+    }
 }

@@ -2,20 +2,23 @@
 //!
 //! An object is a file. It is written beside its place and then moved there, so nobody sees a part of
 //! one; where files cannot be moved (a mounted bucket) it is written in its place, and whoever reads half
-//! of it finds that it is not what its name promises.
+//! of it finds that it is not what its name promises. Others write here as well, not all of them friends:
+//! no link is followed, and nothing but files is opened.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tempfile::NamedTempFile;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
-use crate::error::RemoteError;
+use crate::error::{self, RemoteError};
 use crate::name::{Kind, ObjectName};
 use crate::{Body, Limits, Object, Put, Remote, Written};
 
@@ -30,12 +33,19 @@ const PART: &str = ".part-";
 pub struct DirectoryRemote {
     root: PathBuf,
     limits: Limits,
+    /// Whether files can be moved, as far as anybody has found out.
+    moves: Arc<AtomicBool>,
 }
 
 impl DirectoryRemote {
-    /// The remote in `root`, which is made when something is written.
+    /// The remote in `root`. Where that is not there, nothing is: it may be mounted later.
     pub fn new(root: PathBuf, limits: Limits) -> Self {
-        Self { root, limits }
+        let moves = Arc::new(AtomicBool::new(true));
+        Self {
+            root,
+            limits,
+            moves,
+        }
     }
 
     fn path(&self, name: &ObjectName) -> PathBuf {
@@ -48,20 +58,38 @@ impl DirectoryRemote {
         path: PathBuf,
         what: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T, RemoteError> {
-        let shown = path.display().to_string();
-        let done = tokio::task::spawn_blocking(move || what(&path));
-        let failed = |source| RemoteError::Io {
-            path: shown,
-            source,
-        };
+        let root = self.root.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            // Not made: it may be a file system that is not mounted, and another would fill up.
+            fs::metadata(&root).map_err(|source| told(&root, &root, source))?;
+            what(&path).map_err(|source| told(&root, &path, source))
+        });
         match tokio::time::timeout(self.limits.call, done).await {
-            Ok(Ok(result)) => result.map_err(failed),
-            Ok(Err(panicked)) => Err(failed(io::Error::other(panicked))),
+            Ok(Ok(result)) => result,
+            Ok(Err(panicked)) => Err(told(&self.root, &self.root, io::Error::other(panicked))),
             Err(_) => Err(RemoteError::TimedOut {
                 place: self.root.display().to_string(),
                 limit: self.limits.call,
             }),
         }
+    }
+}
+
+/// What an error of a file means for the remote it is in.
+fn told(root: &Path, path: &Path, source: io::Error) -> RemoteError {
+    let place = root.display().to_string();
+    let reason = format!("{}: {source}", path.display());
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => RemoteError::Denied { place, reason },
+        io::ErrorKind::TimedOut | io::ErrorKind::StaleNetworkFileHandle => {
+            RemoteError::Unreachable { place, reason }
+        }
+        // Not mounted.
+        io::ErrorKind::NotFound if path == root => RemoteError::Unreachable { place, reason },
+        _ => RemoteError::Io {
+            path: path.display().to_string(),
+            source,
+        },
     }
 }
 
@@ -85,14 +113,26 @@ impl Remote for DirectoryRemote {
     }
 
     async fn put(&self, name: &ObjectName, body: Body, mode: Put) -> Result<Written, RemoteError> {
-        let write = move |path: &Path| write(path, &body, mode);
+        if let Body::File(path) = &body {
+            error::readable(path).await?;
+        }
+        let moves = Arc::clone(&self.moves);
+        let write = move |path: &Path| {
+            if moves.load(Ordering::Relaxed) {
+                match write(path, &body, mode) {
+                    Err(error) if cannot_move(&error) => moves.store(false, Ordering::Relaxed),
+                    written => return written,
+                }
+            }
+            write_in_place(path, &body, mode)
+        };
         self.blocking(self.path(name), write).await
     }
 
     async fn head(&self, name: &ObjectName) -> Result<Option<Object>, RemoteError> {
         let name = name.clone();
         let path = self.path(&name);
-        let look = move |path: &Path| match fs::metadata(path) {
+        let look = move |path: &Path| match fs::symlink_metadata(path) {
             Ok(meta) => Ok(Some(Object {
                 name,
                 size: meta.len(),
@@ -137,12 +177,19 @@ enum Found {
 }
 
 fn read(path: &Path, range: Option<Range<u64>>, most: u64) -> io::Result<Found> {
-    let file = match File::open(path) {
+    let mut options = OpenOptions::new();
+    // A pipe would keep us waiting for who writes to it.
+    options.read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK);
+    let file = match options.open(path) {
         Ok(file) => file,
         Err(error) if is_absent(&error) => return Ok(Found::Nothing),
         Err(error) => return Err(error),
     };
-    let size = file.metadata()?.len();
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    let size = meta.len();
     let range = range.unwrap_or(0..size);
     let wanted = range.start.min(size)..range.end.min(size);
     let length = wanted.end.saturating_sub(wanted.start);
@@ -155,13 +202,15 @@ fn read(path: &Path, range: Option<Range<u64>>, most: u64) -> io::Result<Found> 
 }
 
 fn write(path: &Path, body: &Body, mode: Put) -> io::Result<Written> {
-    if mode == Put::IfAbsent && path.exists() {
+    if mode == Put::IfAbsent && fs::symlink_metadata(path).is_ok() {
         return Ok(Written::Existed);
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory)?;
     let mut part = tempfile::Builder::new()
         .prefix(PART)
+        // For everybody, less the umask.
+        .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory)?;
     copy(body, part.as_file_mut())?;
     part.as_file().sync_all()?;
@@ -174,9 +223,6 @@ fn write(path: &Path, body: &Body, mode: Put) -> io::Result<Written> {
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
             return Ok(Written::Existed);
         }
-        Err(error) if cannot_move(&error.error) => {
-            return write_in_place(path, body, mode, error.file);
-        }
         Err(error) => return Err(error.error),
     }
     // What names it must not be there before it. Not every file system can.
@@ -186,25 +232,28 @@ fn write(path: &Path, body: &Body, mode: Put) -> io::Result<Written> {
 
 /// Whether the file system moves no files at all.
 fn cannot_move(error: &io::Error) -> bool {
-    use nix::libc::{ENOSYS, EOPNOTSUPP, EPERM};
-    matches!(error.raw_os_error(), Some(ENOSYS | EOPNOTSUPP | EPERM))
+    use nix::libc::{ENOSYS, EOPNOTSUPP};
+    matches!(error.raw_os_error(), Some(ENOSYS | EOPNOTSUPP))
 }
 
-fn write_in_place(path: &Path, body: &Body, mode: Put, part: NamedTempFile) -> io::Result<Written> {
-    drop(part);
+fn write_in_place(path: &Path, body: &Body, mode: Put) -> io::Result<Written> {
     let mut options = OpenOptions::new();
-    options.write(true);
+    options.write(true).custom_flags(O_NOFOLLOW);
     match mode {
         Put::Replace => options.create(true).truncate(true),
         Put::IfAbsent => options.create_new(true),
     };
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
     let mut file = match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Written::Existed),
         file => file?,
     };
-    copy(body, &mut file)?;
-    file.sync_all()?;
-    Ok(Written::New)
+    let written = copy(body, &mut file).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // Half of it would keep the whole away.
+        let _ = fs::remove_file(path);
+    }
+    written.map(|()| Written::New)
 }
 
 fn copy(body: &Body, to: &mut File) -> io::Result<()> {
@@ -245,7 +294,8 @@ fn walk(directory: &Path, prefix: &str, after: &str, found: &mut Vec<Object>) ->
         } else if name.as_str() > after
             && let Ok(name) = name.parse()
             // Else it was removed meanwhile.
-            && let Ok(meta) = fs::metadata(&path)
+            && let Ok(meta) = fs::symlink_metadata(&path)
+            && meta.is_file()
         {
             found.push(Object {
                 name,

@@ -1,6 +1,7 @@
 //! What can go wrong between here and a remote.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::name::ObjectName;
@@ -63,4 +64,18 @@ impl RemoteError {
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
     }
+}
+
+/// Whether a file of this machine that is to be sent can be read: no fault of the remote otherwise.
+pub(crate) async fn readable(path: &Path) -> Result<u64, RemoteError> {
+    let opened = tokio::fs::File::open(path).await;
+    let meta = match opened {
+        Ok(file) => file.metadata().await,
+        Err(error) => Err(error),
+    };
+    meta.map(|meta| meta.len())
+        .map_err(|source| RemoteError::Io {
+            path: path.display().to_string(),
+            source,
+        })
 }

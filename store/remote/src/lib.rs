@@ -31,7 +31,7 @@ pub use s3::S3Remote;
 /// A place that keeps objects by name.
 ///
 /// An object is written once as a whole and then there for everybody, or not at all. Every call ends
-/// within [`Limits::call`], and is tried again within it where that may help.
+/// within the [`Limits`], and is tried again within them where that may help.
 #[async_trait]
 pub trait Remote: Send + Sync {
     /// The bytes of an object, all of them or those in `range`; `None` when there is no such object.
@@ -85,7 +85,8 @@ pub enum Put {
 pub enum Written {
     /// The object is there now.
     New,
-    /// Another one was there already, and still is.
+    /// One was there already, and still is: another, or this one where an answer got lost and it was
+    /// sent again.
     Existed,
 }
 
@@ -105,10 +106,21 @@ pub struct Object {
 pub struct Limits {
     /// For a connection.
     pub connect: Duration,
-    /// For everything of a call, with all its tries.
+    /// For everything of a call, with all its tries; and a second more for each [`Limits::SLOWEST`] that
+    /// it moves.
     pub call: Duration,
     /// How often a call is tried.
     pub tries: u32,
+}
+
+impl Limits {
+    /// Bytes per second below which a remote counts as one that does not answer.
+    pub const SLOWEST: u64 = 256 << 10;
+
+    /// How long a call may take that moves so many bytes.
+    fn moving(&self, bytes: u64) -> Duration {
+        self.call + Duration::from_secs(bytes / Self::SLOWEST)
+    }
 }
 
 impl Default for Limits {
@@ -125,6 +137,6 @@ impl Default for Limits {
 pub async fn open(location: &Location, limits: Limits) -> Result<Arc<dyn Remote>, RemoteError> {
     Ok(match location {
         Location::Directory(path) => Arc::new(DirectoryRemote::new(path.clone(), limits)),
-        Location::S3(location) => Arc::new(S3Remote::new(location, limits).await),
+        Location::S3(location) => Arc::new(S3Remote::new(location, limits).await?),
     })
 }

@@ -41,14 +41,22 @@ pub struct LocationError {
     reason: &'static str,
 }
 
+impl LocationError {
+    /// What somebody wrote, without what may be a name and a password.
+    fn new(text: &str, reason: &'static str) -> Self {
+        let text = match text.rsplit_once('@') {
+            Some((_, rest)) => format!("…@{rest}"),
+            None => text.to_owned(),
+        };
+        Self { text, reason }
+    }
+}
+
 impl FromStr for Location {
     type Err = LocationError;
 
     fn from_str(text: &str) -> Result<Self, LocationError> {
-        let wrong = |reason| LocationError {
-            text: text.to_owned(),
-            reason,
-        };
+        let wrong = |reason| LocationError::new(text, reason);
         if let Some(path) = text.strip_prefix("file://") {
             return directory(path).ok_or_else(|| wrong("file:// wants an absolute path"));
         }
@@ -112,10 +120,10 @@ impl S3Location {
             Some(host) if !host.is_empty() && host.bytes().all(allowed) => {
                 Ok(text.trim_end_matches('/').to_owned())
             }
-            _ => Err(LocationError {
-                text: text.to_owned(),
-                reason: "an endpoint is http:// or https:// and a host",
-            }),
+            _ => Err(LocationError::new(
+                text,
+                "an endpoint is http:// or https:// and a host",
+            )),
         }
     }
 }

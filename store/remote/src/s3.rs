@@ -1,10 +1,12 @@
 //! A remote in a bucket of S3, or of anything that speaks its protocol.
 //!
 //! Credentials, region and endpoint come as everywhere with AWS (environment, profile, web identity,
-//! container, instance), unless the location says otherwise. A service other than AWS is asked with the
+//! container, instance), unless the location says otherwise. They must allow to list as well
+//! (`s3:ListBucket`): without that S3 answers a read of what is not there as if it were forbidden. A service other than AWS is asked with the
 //! bucket in the path, which all of them understand. What a body holds is told by digests, so the SDK's
 //! own checksums, which not all services know, are sent only where S3 demands them.
 
+use std::env;
 use std::error::Error;
 use std::future::Future;
 use std::ops::Range;
@@ -12,28 +14,39 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_smithy_http_client::Builder;
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use bytes::{Bytes, BytesMut};
 
-use crate::error::RemoteError;
+use crate::error::{self, RemoteError};
 use crate::location::S3Location;
 use crate::name::{Kind, ObjectName};
 use crate::{Body, Limits, Object, Put, Remote, Written};
 
 /// How long a body may stand still before it counts as broken off.
 const STALLED: Duration = Duration::from_secs(5);
+
+/// How long to wait for who writes or removes the same object; longer each time.
+const CONFLICT: Duration = Duration::from_millis(200);
+
+/// The region of who has none.
+const ANY_REGION: &str = "us-east-1";
+
+/// Variables that name a region (SDKs and Tools Reference Guide, "AWS Region").
+const REGIONS: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
 
 /// A remote in a bucket.
 #[derive(Debug)]
@@ -56,90 +69,81 @@ struct Failure {
     code: Option<String>,
     /// In words.
     reason: String,
-    is_denied: bool,
+    cause: Cause,
+}
+
+/// Why there is no answer, as far as that is this machine's doing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// No credentials, or none that can be used.
+    Denial,
+    /// What was to be sent is no request.
+    Request,
+    /// Anything else.
+    Other,
 }
 
 impl S3Remote {
-    /// The remote in this bucket. Asks nobody yet, except where credentials and region come from.
-    pub async fn new(location: &S3Location, limits: Limits) -> Self {
-        let http = Builder::new()
-            .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
-            .build_https();
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(limits.connect)
-            .operation_timeout(limits.call)
-            .build();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
-            .timeout_config(timeouts)
-            .retry_config(RetryConfig::standard().with_max_attempts(limits.tries))
-            .stalled_stream_protection(
-                StalledStreamProtectionConfig::enabled()
-                    .grace_period(STALLED)
-                    .build(),
-            );
-        if let Some(endpoint) = &location.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        if let Some(profile) = &location.profile {
-            loader = loader.profile_name(profile);
-        }
-        if location.anonymous {
-            loader = loader.no_credentials();
-        }
-        if let Some(region) = &location.region {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        let shared = loader.load().await;
+    /// The remote in this bucket. Asks nobody yet, except where the region is not told: the instance.
+    pub async fn new(location: &S3Location, limits: Limits) -> Result<Self, RemoteError> {
+        let place = location.to_string();
+        let loaded = tokio::time::timeout(limits.call, load(location, limits)).await;
+        let shared = loaded.map_err(|_| RemoteError::TimedOut {
+            place: place.clone(),
+            limit: limits.call,
+        })?;
         let mut config = aws_sdk_s3::config::Builder::from(&shared)
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .force_path_style(shared.endpoint_url().is_some());
+            .force_path_style(is_elsewhere(location) || shared.endpoint_url().is_some());
         if shared.region().is_none() {
-            // Where there is an endpoint it is only part of the signature.
-            config = config.region(Region::from_static("us-east-1"));
+            config = config.region(Region::from_static(ANY_REGION));
         }
-        Self {
+        Ok(Self {
             client: Client::from_conf(config.build()),
             bucket: location.bucket.clone(),
             prefix: match location.prefix.as_str() {
                 "" => String::new(),
                 prefix => format!("{prefix}/"),
             },
-            place: location.to_string(),
+            place,
             limits,
             is_conditional: AtomicBool::new(true),
-        }
+        })
     }
 
     fn key(&self, name: &ObjectName) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    /// Ends a call when its time is over.
+    /// Ends a call that moves so many bytes when its time is over.
     async fn in_time<T>(
         &self,
+        bytes: u64,
         call: impl Future<Output = Result<T, RemoteError>> + Send,
     ) -> Result<T, RemoteError> {
+        let limit = self.limits.moving(bytes);
         // The futures of the SDK are large, and would be copied around.
-        let ended = tokio::time::timeout(self.limits.call, Box::pin(call)).await;
-        ended.unwrap_or_else(|_| Err(self.timed_out()))
-    }
-
-    fn timed_out(&self) -> RemoteError {
-        RemoteError::TimedOut {
-            place: self.place.clone(),
-            limit: self.limits.call,
-        }
+        let ended = tokio::time::timeout(limit, Box::pin(call)).await;
+        ended.unwrap_or_else(|_| {
+            Err(RemoteError::TimedOut {
+                place: self.place.clone(),
+                limit,
+            })
+        })
     }
 
     fn error(&self, failure: Failure) -> RemoteError {
         let (place, reason) = (self.place.clone(), failure.reason);
-        match failure.status {
-            _ if failure.is_denied => RemoteError::Denied { place, reason },
-            Some(401 | 403) => RemoteError::Denied { place, reason },
-            None | Some(408 | 429 | 500..) => RemoteError::Unreachable { place, reason },
-            Some(_) => RemoteError::Refused { place, reason },
+        let code = failure.code.as_deref();
+        match (failure.status, failure.cause) {
+            (_, Cause::Denial) => RemoteError::Denied { place, reason },
+            (_, Cause::Request) => RemoteError::Refused { place, reason },
+            _ if code == Some("ExpiredToken") => RemoteError::Denied { place, reason },
+            (Some(401 | 403), _) => RemoteError::Denied { place, reason },
+            // 409: somebody else is writing or removing it right now.
+            (None | Some(408 | 409 | 429 | 500..), _) => RemoteError::Unreachable { place, reason },
+            (Some(_), _) => RemoteError::Refused { place, reason },
         }
     }
 
@@ -147,7 +151,7 @@ impl S3Remote {
         &self,
         name: &ObjectName,
         range: Option<&Range<u64>>,
-    ) -> Result<Option<GetObjectOutput>, RemoteError> {
+    ) -> Result<GetObjectOutput, Failure> {
         let range = range.map(|range| format!("bytes={}-{}", range.start, range.end - 1));
         let sent = self
             .client
@@ -157,11 +161,7 @@ impl S3Remote {
             .set_range(range)
             .send()
             .await;
-        match sent.map_err(|error| Failure::of(&error)) {
-            Ok(object) => Ok(Some(object)),
-            Err(failure) if failure.is_absent() => Ok(None),
-            Err(failure) => Err(self.error(failure)),
-        }
+        sent.map_err(|error| Failure::of(&error))
     }
 
     async fn read_body(
@@ -205,17 +205,18 @@ impl S3Remote {
         &self,
         name: &ObjectName,
         body: &Body,
+        size: u64,
         is_conditional: bool,
     ) -> Result<Written, Failure> {
         let body = match body {
             Body::Bytes(bytes) => ByteStream::from(bytes.clone()),
-            Body::File(path) => ByteStream::from_path(path).await.map_err(|error| Failure {
-                status: None,
-                code: None,
-                reason: error.to_string(),
-                is_denied: false,
-            })?,
+            Body::File(path) => ByteStream::from_path(path)
+                .await
+                .map_err(|error| Failure::here(&error))?,
         };
+        // The first byte of the answer comes after the last one of the body.
+        let whole = self.limits.moving(size);
+        let timeouts = TimeoutConfig::builder().read_timeout(whole).build();
         let sent = self
             .client
             .put_object()
@@ -223,31 +224,42 @@ impl S3Remote {
             .key(self.key(name))
             .set_if_none_match(is_conditional.then(|| "*".to_owned()))
             .body(body)
+            .customize()
+            .config_override(aws_sdk_s3::config::Builder::new().timeout_config(timeouts))
             .send()
             .await;
         match sent.map_err(|error| Failure::of(&error)) {
             Ok(_) => Ok(Written::New),
-            // Somebody else is writing it, or has.
-            Err(failure) if is_conditional && matches!(failure.status, Some(409 | 412)) => {
-                Ok(Written::Existed)
-            }
+            Err(failure) if is_conditional && failure.status == Some(412) => Ok(Written::Existed),
             Err(failure) => Err(failure),
         }
     }
 
-    async fn put_if_absent(&self, name: &ObjectName, body: &Body) -> Result<Written, RemoteError> {
-        if self.is_conditional.load(Ordering::Relaxed) {
-            match self.put_once(name, body, true).await {
+    async fn put_if_absent(
+        &self,
+        name: &ObjectName,
+        body: &Body,
+        size: u64,
+    ) -> Result<Written, RemoteError> {
+        let mut pauses = (1..self.limits.tries).map(|times| CONFLICT * times);
+        while self.is_conditional.load(Ordering::Relaxed) {
+            match self.put_once(name, body, size, true).await {
                 Err(failure) if failure.status == Some(501) => {
                     self.is_conditional.store(false, Ordering::Relaxed);
                 }
+                // It may be written or removed at this moment, which says nothing about what will be
+                // there (S3 API Reference, PutObject).
+                Err(failure) if failure.status == Some(409) => match pauses.next() {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return Err(self.error(failure)),
+                },
                 result => return result.map_err(|failure| self.error(failure)),
             }
         }
         if self.look(name).await?.is_some() {
             return Ok(Written::Existed);
         }
-        let written = self.put_once(name, body, false).await;
+        let written = self.put_once(name, body, size, false).await;
         written.map_err(|failure| self.error(failure))
     }
 
@@ -261,7 +273,7 @@ impl S3Remote {
             Ok(found) => Ok(Some(Object {
                 name: name.clone(),
                 size: size(found.content_length()),
-                modified: time(found.last_modified()),
+                modified: time(found.last_modified()).unwrap_or(SystemTime::now()),
             })),
             Err(failure) if failure.is_absent() => Ok(None),
             Err(failure) => Err(self.error(failure)),
@@ -273,29 +285,43 @@ impl S3Remote {
         &self,
         prefix: &str,
         after: &str,
+        continued: Option<String>,
     ) -> Result<(Vec<Object>, Option<String>), RemoteError> {
-        let request = self
+        let listed = self
             .client
             .list_objects_v2()
             .bucket(&self.bucket)
-            .prefix(prefix);
-        let listed = request.start_after(after).send().await;
+            .prefix(prefix)
+            .start_after(after)
+            .set_continuation_token(continued)
+            .send()
+            .await;
         let listed = listed.map_err(|error| self.error(Failure::of(&error)))?;
-        let contents = listed.contents();
-        let objects = contents.iter().filter_map(|object| {
-            let name = object.key()?.strip_prefix(&self.prefix)?.parse().ok()?;
-            Some(Object {
+        let refused = |reason: &str| RemoteError::Refused {
+            place: self.place.clone(),
+            reason: reason.to_owned(),
+        };
+        let mut objects = Vec::new();
+        for object in listed.contents() {
+            let key = object.key().and_then(|key| key.strip_prefix(&self.prefix));
+            let Some(Ok(name)) = key.map(str::parse) else {
+                // Somebody else's.
+                continue;
+            };
+            let undated = || refused("it lists an object without a date");
+            objects.push(Object {
                 name,
                 size: size(object.size()),
-                modified: time(object.last_modified()),
-            })
-        });
-        let is_last = !listed.is_truncated().unwrap_or_default();
-        let last = contents.last().and_then(|object| object.key());
-        let next = last
-            .filter(|last| !is_last && *last > after)
-            .map(str::to_owned);
-        Ok((objects.collect(), next))
+                modified: time(object.last_modified()).ok_or_else(undated)?,
+            });
+        }
+        let next = listed.next_continuation_token().map(str::to_owned);
+        if listed.is_truncated().unwrap_or_default() && next.is_none() {
+            return Err(refused(
+                "it lists a part, and does not say where the rest begins",
+            ));
+        }
+        Ok((objects, next))
     }
 }
 
@@ -307,15 +333,22 @@ impl Remote for S3Remote {
         range: Option<Range<u64>>,
         most: u64,
     ) -> Result<Option<Bytes>, RemoteError> {
-        if range.as_ref().is_some_and(Range::is_empty) {
-            return Ok(Some(Bytes::new()));
-        }
-        self.in_time(async {
+        let most = range.as_ref().map_or(most, |range| {
+            most.min(range.end.saturating_sub(range.start))
+        });
+        self.in_time(most, async {
+            if range.as_ref().is_some_and(Range::is_empty) {
+                return Ok(self.look(name).await?.map(|_| Bytes::new()));
+            }
             let mut tries = 0..self.limits.tries.max(1);
             loop {
                 tries.next();
-                let Some(object) = self.start_get(name, range.as_ref()).await? else {
-                    return Ok(None);
+                let object = match self.start_get(name, range.as_ref()).await {
+                    Ok(object) => object,
+                    Err(failure) if failure.is_absent() => return Ok(None),
+                    // It has no such bytes (RFC 9110, 15.5.17).
+                    Err(failure) if failure.status == Some(416) => return Ok(Some(Bytes::new())),
+                    Err(failure) => return Err(self.error(failure)),
                 };
                 match self.read_body(name, object, most).await {
                     // The SDK tries again what has not begun.
@@ -328,11 +361,15 @@ impl Remote for S3Remote {
     }
 
     async fn put(&self, name: &ObjectName, body: Body, mode: Put) -> Result<Written, RemoteError> {
-        self.in_time(async {
+        let size = match &body {
+            Body::Bytes(bytes) => bytes.len() as u64,
+            Body::File(path) => error::readable(path).await?,
+        };
+        self.in_time(size, async {
             match mode {
-                Put::IfAbsent => self.put_if_absent(name, &body).await,
+                Put::IfAbsent => self.put_if_absent(name, &body, size).await,
                 Put::Replace => {
-                    let written = self.put_once(name, &body, false).await;
+                    let written = self.put_once(name, &body, size, false).await;
                     written.map_err(|failure| self.error(failure))
                 }
             }
@@ -341,7 +378,7 @@ impl Remote for S3Remote {
     }
 
     async fn head(&self, name: &ObjectName) -> Result<Option<Object>, RemoteError> {
-        self.in_time(self.look(name)).await
+        self.in_time(0, self.look(name)).await
     }
 
     async fn list(
@@ -349,23 +386,24 @@ impl Remote for S3Remote {
         kind: Kind,
         after: Option<&ObjectName>,
     ) -> Result<Vec<Object>, RemoteError> {
-        self.in_time(async {
+        self.in_time(0, async {
             let prefix = format!("{}{}", self.prefix, kind.prefix());
-            let mut after = after.map_or_else(|| prefix.clone(), |name| self.key(name));
+            let after = after.map_or_else(|| prefix.clone(), |name| self.key(name));
+            let mut continued = None;
             loop {
-                let (objects, next) = self.page(&prefix, &after).await?;
-                match next {
-                    // A page of names that are none is not the end.
-                    Some(next) if objects.is_empty() => after = next,
-                    _ => return Ok(objects),
+                let (objects, next) = self.page(&prefix, &after, continued).await?;
+                // A page of names that are none is not the end.
+                if !objects.is_empty() || next.is_none() {
+                    return Ok(objects);
                 }
+                continued = next;
             }
         })
         .await
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), RemoteError> {
-        self.in_time(async {
+        self.in_time(0, async {
             let request = self
                 .client
                 .delete_object()
@@ -390,7 +428,6 @@ impl Failure {
             .map(|response| response.status().as_u16());
         let code = error.code().map(str::to_owned);
         let message = error.message().map(str::to_owned);
-        let is_denied = sources(error).any(<dyn Error>::is::<CredentialsError>);
         let reason = match (&code, message) {
             (Some(code), Some(message)) => format!("{code}: {message}"),
             (Some(code), None) => code.clone(),
@@ -399,22 +436,98 @@ impl Failure {
                 None => innermost(error),
             },
         };
-        // The chain of credentials tells each of its links in a line of its own.
-        let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+        let cause = match error {
+            SdkError::ConstructionFailure(_) => Cause::Request,
+            _ if sources(error).any(is_denial) => Cause::Denial,
+            _ => Cause::Other,
+        };
         Self {
             status,
             code,
-            reason,
-            is_denied,
+            // The chain of credentials tells each of its links in a line of its own.
+            reason: reason.split_whitespace().collect::<Vec<_>>().join(" "),
+            cause,
         }
     }
 
-    /// Whether it says that there is no such object.
-    fn is_absent(&self) -> bool {
-        // Without a code it is the answer to HEAD, which has no body to tell it in.
-        self.status == Some(404)
-            && matches!(self.code.as_deref(), None | Some("NoSuchKey" | "NotFound"))
+    /// What went wrong before anything was sent.
+    fn here(error: &(dyn Error + 'static)) -> Self {
+        Self {
+            status: None,
+            code: None,
+            reason: innermost(error),
+            cause: Cause::Request,
+        }
     }
+
+    /// Whether it says that there is no such object. Another 404 comes from who knows no objects at all.
+    fn is_absent(&self) -> bool {
+        self.status == Some(404) && matches!(self.code.as_deref(), Some("NoSuchKey" | "NotFound"))
+    }
+}
+
+/// Whether there are no credentials that can be used. That they could not be fetched passes.
+fn is_denial(error: &(dyn Error + 'static)) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_))
+    )
+}
+
+/// What the SDK knows of this machine and its user, and of the location.
+async fn load(location: &S3Location, limits: Limits) -> SdkConfig {
+    let http = Builder::new()
+        .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
+        .build_https();
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(limits.connect)
+        // One that says nothing leaves time to ask again.
+        .read_timeout(limits.call / limits.tries.max(1))
+        .build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http.clone())
+        .timeout_config(timeouts)
+        .retry_config(RetryConfig::standard().with_max_attempts(limits.tries))
+        .stalled_stream_protection(
+            StalledStreamProtectionConfig::enabled()
+                .grace_period(STALLED)
+                .build(),
+        );
+    if let Some(endpoint) = &location.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    let region = region(location);
+    if let Some(region) = region.clone() {
+        loader = loader.region(region);
+    }
+    if location.anonymous {
+        loader = loader.no_credentials();
+    } else if let Some(profile) = &location.profile {
+        // By name only: what the environment holds is for somebody else.
+        let provider = ProviderConfig::without_region().with_http_client(http);
+        let credentials = ProfileFileCredentialsProvider::builder()
+            .configure(&provider)
+            .profile_name(profile)
+            .build();
+        loader = loader
+            .profile_name(profile)
+            .credentials_provider(credentials);
+    }
+    loader.load().await
+}
+
+/// The region, where asking for it can be left out: outside of AWS it is only part of the signature.
+fn region(location: &S3Location) -> Option<Region> {
+    let given = location.region.clone().map(Region::new);
+    let anything = || Region::from_static(ANY_REGION);
+    let is_told = REGIONS.iter().any(|name| env::var_os(name).is_some());
+    let untold = is_elsewhere(location) && !is_told && location.profile.is_none();
+    given.or_else(|| untold.then(anything))
+}
+
+/// Whether it is not AWS that is asked.
+fn is_elsewhere(location: &S3Location) -> bool {
+    location.endpoint.is_some() || env::var_os("AWS_ENDPOINT_URL_S3").is_some()
 }
 
 /// What it comes down to: `connection refused` says more than that dispatching failed.
@@ -439,7 +552,7 @@ fn size(length: Option<i64>) -> u64 {
         .unwrap_or_default()
 }
 
-fn time(modified: Option<&aws_sdk_s3::primitives::DateTime>) -> SystemTime {
-    let seconds = modified.and_then(|time| u64::try_from(time.secs()).ok());
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.unwrap_or_default())
+fn time(modified: Option<&DateTime>) -> Option<SystemTime> {
+    let seconds = modified.and_then(|time| u64::try_from(time.secs()).ok())?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }

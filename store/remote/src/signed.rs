@@ -17,6 +17,9 @@ use store::{Digest, Hasher};
 
 const VERSION: u8 = 1;
 
+/// No fact has more signatures: each that names who is trusted costs as much as a build can wait.
+const MOST_SIGNATURES: usize = 16;
+
 /// What a secret key's file starts with.
 const SECRET: &str = "kachefs-secret-key-1 ";
 
@@ -87,6 +90,25 @@ impl FromStr for PublicKey {
             .filter(|key| !key.is_weak())
             .map(|_| Self(bytes))
             .ok_or_else(|| ParseKeyError(text.to_owned()))
+    }
+}
+
+/// Whose facts are used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// Those of everybody who can write to the remote.
+    Everybody,
+    /// What one of these has signed.
+    Only(Vec<PublicKey>),
+}
+
+impl Trust {
+    /// The keys that are trusted; none where everybody is.
+    pub fn keys(&self) -> &[PublicKey] {
+        match self {
+            Self::Everybody => &[],
+            Self::Only(keys) => keys,
+        }
     }
 }
 
@@ -179,26 +201,25 @@ pub fn seal(purpose: Purpose, subject: &[u8], fact: Vec<u8>, key: Option<&Secret
     postcard::to_extend(&envelope, vec![VERSION]).unwrap_or_default()
 }
 
-/// Takes the fact about `subject` out of an envelope. Where anybody is trusted, one of them must have
-/// signed it.
+/// Takes the fact about `subject` out of an envelope, where it may be used.
 pub fn open(
     purpose: Purpose,
     subject: &[u8],
     sealed: &[u8],
-    trusted: &[PublicKey],
+    trust: &Trust,
 ) -> Result<Opened, Untrusted> {
     let body = sealed.strip_prefix(&[VERSION]).ok_or(Untrusted::Damaged)?;
     let (envelope, rest) =
         postcard::take_from_bytes::<Envelope>(body).map_err(|_| Untrusted::Damaged)?;
-    if !rest.is_empty() {
+    if !rest.is_empty() || envelope.signatures.len() > MOST_SIGNATURES {
         return Err(Untrusted::Damaged);
     }
-    if trusted.is_empty() {
+    let Trust::Only(trusted) = trust else {
         return Ok(Opened {
             fact: envelope.fact,
             signer: None,
         });
-    }
+    };
     if envelope.signatures.is_empty() {
         return Err(Untrusted::Unsigned);
     }
@@ -244,44 +265,80 @@ mod tests {
         SecretKey::generate().expect("random numbers")
     }
 
+    fn only(keys: &[&SecretKey]) -> Trust {
+        Trust::Only(keys.iter().map(|key| key.public()).collect())
+    }
+
     #[test]
     fn who_is_trusted_is_believed() {
         let (ours, theirs) = (key(), key());
         let sealed = seal(Purpose::Action, b"key", b"fact".to_vec(), Some(&ours));
-        let open = |trusted: &[PublicKey]| open(Purpose::Action, b"key", &sealed, trusted);
-        let opened = open(&[theirs.public(), ours.public()]).expect("trusted");
+        let open = |sealed: &[u8], trust: &Trust| open(Purpose::Action, b"key", sealed, trust);
+        let opened = open(&sealed, &only(&[&theirs, &ours])).expect("trusted");
         assert_eq!(
             (opened.fact.as_slice(), opened.signer),
             (&b"fact"[..], Some(ours.public()))
         );
-        assert_eq!(open(&[theirs.public()]), Err(Untrusted::Stranger));
-        assert_eq!(open(&[]).map(|opened| opened.signer), Ok(None));
+        let signer = open(&sealed, &Trust::Everybody).map(|opened| opened.signer);
+        assert_eq!(signer, Ok(None));
+        for trust in [only(&[&theirs]), only(&[])] {
+            assert_eq!(open(&sealed, &trust), Err(Untrusted::Stranger));
+        }
         let unsigned = seal(Purpose::Action, b"key", b"fact".to_vec(), None);
-        let trusted = [ours.public()];
-        let opened = super::open(Purpose::Action, b"key", &unsigned, &trusted);
-        assert_eq!(opened, Err(Untrusted::Unsigned));
+        assert_eq!(open(&unsigned, &only(&[&ours])), Err(Untrusted::Unsigned));
     }
 
     #[test]
     fn a_signature_is_of_one_fact_about_one_subject() {
         let key = key();
-        let trusted = [key.public()];
+        let trust = only(&[&key]);
         let sealed = seal(Purpose::Action, b"key", b"fact".to_vec(), Some(&key));
         for (purpose, subject) in [(Purpose::Action, b"yek"), (Purpose::Build, b"key")] {
             assert_eq!(
-                open(purpose, subject, &sealed, &trusted),
+                open(purpose, subject, &sealed, &trust),
                 Err(Untrusted::Forged)
             );
         }
         for at in 0..sealed.len() {
             let mut damaged = sealed.clone();
             damaged[at] ^= 1;
-            assert!(
-                open(Purpose::Action, b"key", &damaged, &trusted).is_err(),
-                "byte {at}"
-            );
-            assert!(open(Purpose::Action, b"key", &sealed[..at], &trusted).is_err());
+            let opened = open(Purpose::Action, b"key", &damaged, &trust);
+            assert!(opened.is_err(), "byte {at}");
+            assert!(open(Purpose::Action, b"key", &sealed[..at], &trust).is_err());
         }
+    }
+
+    /// Other machines read what is written today.
+    #[test]
+    fn the_layout_is_fixed() {
+        let unsigned = seal(Purpose::Tree, b"x", b"fact".to_vec(), None);
+        assert_eq!(unsigned, [&[1, 4][..], b"fact", &[0]].concat());
+        let key = SecretKey(SigningKey::from_bytes(&[7; 32]));
+        let sealed = seal(Purpose::Tree, b"x", b"fact".to_vec(), Some(&key));
+        let (head, signature) = sealed.split_at(1 + 5 + 1 + 32 + 1);
+        let public = key.public().0;
+        assert_eq!(head, [&[1, 4][..], b"fact", &[1], &public, &[64]].concat());
+        assert_eq!(
+            Digest::of(signature).hex(),
+            "138380e45c86dfce375d200f98715da4d8a30a2e04d9da344479a806efa9c2ff",
+            "what is signed is another message"
+        );
+    }
+
+    #[test]
+    fn many_signatures_are_not_looked_at() {
+        let ours = key();
+        let forged = (ours.public(), vec![0; 64]);
+        let open = |count| {
+            let envelope = Envelope {
+                fact: b"fact".to_vec(),
+                signatures: vec![forged.clone(); count],
+            };
+            let sealed = postcard::to_extend(&envelope, vec![VERSION]).expect("encodes");
+            open(Purpose::Action, b"key", &sealed, &only(&[&ours]))
+        };
+        assert_eq!(open(MOST_SIGNATURES), Err(Untrusted::Forged));
+        assert_eq!(open(MOST_SIGNATURES + 1), Err(Untrusted::Damaged));
     }
 
     #[test]
