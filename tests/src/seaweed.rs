@@ -127,11 +127,6 @@ impl Seaweed {
         assert!(said.contains(name), "{said}{complained}");
     }
 
-    /// Where it keeps its data.
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
     fn has_ended(&mut self) -> bool {
         self.child.try_wait().must("wait for SeaweedFS").is_some()
     }

@@ -42,8 +42,8 @@ enum Action {
 
 /// Use a bucket or a directory.
 ///
-/// Keys that are trusted stay so; `remote unset` forgets them. Credentials are not given here: they come from the environment, the profile, the container or the
-/// instance, as for every program that uses AWS.
+/// Keys that are trusted stay so; `remote unset` forgets them. Credentials are not given here: they come
+/// from the environment, the profile, the container or the instance, as for every program that uses AWS.
 #[derive(Debug, Args)]
 struct Set {
     /// `s3://BUCKET/PREFIX`, or the absolute path of a directory that others see as well
@@ -161,7 +161,7 @@ fn status(dir: &StoreDir, json: bool) -> Result<()> {
         println!("{NONE}");
         return Ok(());
     };
-    println!("remote   {remote}");
+    println!("remote   {remote} (configured; this kachefs does not use it yet)");
     println!("uploads  {}", if status.read_only { "no" } else { "yes" });
     println!(
         "signs    {}",

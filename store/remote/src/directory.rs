@@ -52,24 +52,26 @@ impl DirectoryRemote {
         self.root.join(name.as_str())
     }
 
-    /// Does what blocks, for as long as a call may take: a dead NFS server lets nobody go.
+    /// Does what blocks, for as long as a call that moves so many bytes may take: a dead NFS server lets
+    /// nobody go.
     async fn blocking<T: Send + 'static>(
         &self,
+        bytes: u64,
         path: PathBuf,
         what: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T, RemoteError> {
-        let root = self.root.clone();
+        let (root, limit) = (self.root.clone(), self.limits.moving(bytes));
         let done = tokio::task::spawn_blocking(move || {
             // Not made: it may be a file system that is not mounted, and another would fill up.
             fs::metadata(&root).map_err(|source| told(&root, &root, source))?;
             what(&path).map_err(|source| told(&root, &path, source))
         });
-        match tokio::time::timeout(self.limits.call, done).await {
+        match tokio::time::timeout(limit, done).await {
             Ok(Ok(result)) => result,
             Ok(Err(panicked)) => Err(told(&self.root, &self.root, io::Error::other(panicked))),
             Err(_) => Err(RemoteError::TimedOut {
                 place: self.root.display().to_string(),
-                limit: self.limits.call,
+                limit,
             }),
         }
     }
@@ -102,7 +104,7 @@ impl Remote for DirectoryRemote {
         most: u64,
     ) -> Result<Option<Bytes>, RemoteError> {
         let read = move |path: &Path| read(path, range, most);
-        match self.blocking(self.path(name), read).await? {
+        match self.blocking(most, self.path(name), read).await? {
             Found::Nothing => Ok(None),
             Found::TooLarge => Err(RemoteError::TooLarge {
                 name: name.clone(),
@@ -113,9 +115,7 @@ impl Remote for DirectoryRemote {
     }
 
     async fn put(&self, name: &ObjectName, body: Body, mode: Put) -> Result<Written, RemoteError> {
-        if let Body::File(path) = &body {
-            error::readable(path).await?;
-        }
+        let size = error::size(&body).await?;
         let moves = Arc::clone(&self.moves);
         let write = move |path: &Path| {
             if moves.load(Ordering::Relaxed) {
@@ -126,7 +126,7 @@ impl Remote for DirectoryRemote {
             }
             write_in_place(path, &body, mode)
         };
-        self.blocking(self.path(name), write).await
+        self.blocking(size, self.path(name), write).await
     }
 
     async fn head(&self, name: &ObjectName) -> Result<Option<Object>, RemoteError> {
@@ -141,7 +141,7 @@ impl Remote for DirectoryRemote {
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         };
-        self.blocking(path, look).await
+        self.blocking(0, path, look).await
     }
 
     async fn list(
@@ -158,7 +158,7 @@ impl Remote for DirectoryRemote {
             walk(path, &prefix, &after, &mut found)?;
             Ok(found)
         };
-        self.blocking(self.root.join(kind.prefix()), walk).await
+        self.blocking(0, self.root.join(kind.prefix()), walk).await
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), RemoteError> {
@@ -166,7 +166,7 @@ impl Remote for DirectoryRemote {
             Err(error) if is_absent(&error) => Ok(()),
             result => result,
         };
-        self.blocking(self.path(name), remove).await
+        self.blocking(0, self.path(name), remove).await
     }
 }
 

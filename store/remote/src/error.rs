@@ -1,9 +1,9 @@
 //! What can go wrong between here and a remote.
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
+use crate::Body;
 use crate::name::ObjectName;
 
 /// Why a remote did not do what it was asked.
@@ -66,8 +66,12 @@ impl RemoteError {
     }
 }
 
-/// Whether a file of this machine that is to be sent can be read: no fault of the remote otherwise.
-pub(crate) async fn readable(path: &Path) -> Result<u64, RemoteError> {
+/// How long a body is. That a file of this machine cannot be read is no fault of the remote.
+pub(crate) async fn size(body: &Body) -> Result<u64, RemoteError> {
+    let path = match body {
+        Body::Bytes(bytes) => return Ok(bytes.len() as u64),
+        Body::File(path) => path,
+    };
     let opened = tokio::fs::File::open(path).await;
     let meta = match opened {
         Ok(file) => file.metadata().await,

@@ -28,7 +28,7 @@ const LONGEST: usize = 128;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectName(String);
 
-/// The kinds of objects whose names are digests.
+/// The kinds of objects.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// Blobs.

@@ -2,9 +2,10 @@
 //!
 //! Credentials, region and endpoint come as everywhere with AWS (environment, profile, web identity,
 //! container, instance), unless the location says otherwise. They must allow to list as well
-//! (`s3:ListBucket`): without that S3 answers a read of what is not there as if it were forbidden. A service other than AWS is asked with the
-//! bucket in the path, which all of them understand. What a body holds is told by digests, so the SDK's
-//! own checksums, which not all services know, are sent only where S3 demands them.
+//! (`s3:ListBucket`): without that S3 answers a read of what is not there as if it were forbidden. A
+//! service other than AWS is asked with the bucket in the path, which all of them understand. What a body
+//! holds is told by digests, so the SDK's own checksums, which not all services know, are sent only where
+//! S3 demands them.
 
 use std::env;
 use std::error::Error;
@@ -24,7 +25,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_smithy_http_client::Builder;
@@ -185,7 +186,7 @@ impl S3Remote {
         while let Some(part) = body.next().await {
             let part = part.map_err(|error| RemoteError::Unreachable {
                 place: self.place.clone(),
-                reason: DisplayErrorContext(error).to_string(),
+                reason: innermost(&error),
             })?;
             if (bytes.len() + part.len()) as u64 > most {
                 return Err(too_large());
@@ -361,10 +362,7 @@ impl Remote for S3Remote {
     }
 
     async fn put(&self, name: &ObjectName, body: Body, mode: Put) -> Result<Written, RemoteError> {
-        let size = match &body {
-            Body::Bytes(bytes) => bytes.len() as u64,
-            Body::File(path) => error::readable(path).await?,
-        };
+        let size = error::size(&body).await?;
         self.in_time(size, async {
             match mode {
                 Put::IfAbsent => self.put_if_absent(name, &body, size).await,
