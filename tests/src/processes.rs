@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::Must;
+
 /// The live processes that name `root`, without this one.
 pub fn naming(root: &Path) -> Vec<Pid> {
     let own = std::process::id().cast_signed();
@@ -43,6 +45,17 @@ pub fn parent(pid: Pid) -> Option<Pid> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
     line.trim().parse().ok().map(Pid::from_raw)
+}
+
+/// A counter of a process's reading and writing (proc(5), `io`).
+pub fn counter(pid: Pid, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).must("/proc/PID/io");
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    value
+        .and_then(|value| value.parse().ok())
+        .must(format!("{name} in\n{text}"))
 }
 
 /// Waits until no process names `root`; false if some still do when the time is over.
