@@ -1,16 +1,23 @@
-//! Single flight: of several processes about to compile the same, one does.
+//! Single flight: of several about to do the same, one does, and the others wait for it.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use store::ActionKey;
 
-/// Actions being compiled.
-#[derive(Default)]
-pub struct Flights {
-    active: Mutex<HashMap<ActionKey, Arc<Landing>>>,
+/// What is being done, by what tells one from another.
+pub struct Flights<K> {
+    active: Mutex<HashMap<K, Arc<Landing>>>,
+}
+
+impl<K> Default for Flights<K> {
+    fn default() -> Self {
+        Self {
+            active: Mutex::default(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -19,26 +26,25 @@ struct Landing {
     signal: Condvar,
 }
 
-/// The right to compile one action. Dropped when the outcome is recorded, or when the process
-/// that had it is gone.
-pub struct Flight {
-    flights: Arc<Flights>,
-    key: ActionKey,
+/// The right to do one thing. Dropped when it is done, or when whoever had it is gone.
+pub struct Flight<K: Eq + Hash> {
+    flights: Arc<Flights<K>>,
+    key: K,
     landing: Arc<Landing>,
 }
 
-/// Someone else's compile, to wait for.
+/// Someone else's flight, to wait for.
 pub struct Boarding(Arc<Landing>);
 
-impl Flights {
+impl<K: Clone + Eq + Hash> Flights<K> {
     /// Takes off, or finds the one who has.
-    pub fn take_off(self: &Arc<Self>, key: ActionKey) -> Result<Flight, Boarding> {
+    pub fn take_off(self: &Arc<Self>, key: K) -> Result<Flight<K>, Boarding> {
         let mut active = self.active.lock();
         if let Some(landing) = active.get(&key) {
             return Err(Boarding(Arc::clone(landing)));
         }
         let landing = Arc::new(Landing::default());
-        active.insert(key, Arc::clone(&landing));
+        active.insert(key.clone(), Arc::clone(&landing));
         Ok(Flight {
             flights: Arc::clone(self),
             key,
@@ -48,7 +54,7 @@ impl Flights {
 }
 
 impl Boarding {
-    /// Waits until the other compile is over; `false` when it is not after `patience`.
+    /// Waits until the other one has landed; `false` when it is not after `patience`.
     pub fn wait(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut landed = self.0.landed.lock();
@@ -61,7 +67,7 @@ impl Boarding {
     }
 }
 
-impl Drop for Flight {
+impl<K: Eq + Hash> Drop for Flight<K> {
     fn drop(&mut self) {
         self.flights.active.lock().remove(&self.key);
         *self.landing.landed.lock() = true;
@@ -72,16 +78,15 @@ impl Drop for Flight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use store::Digest;
 
     #[test]
     fn one_flies_and_the_rest_wait() {
         let flights = Arc::new(Flights::default());
-        let key = ActionKey(Digest::of(b"k"));
+        let key = "k";
         let flight = flights.take_off(key).ok().expect("first");
         let boarding = flights.take_off(key).err().expect("second waits");
         assert!(!boarding.wait(Duration::from_millis(5)));
-        assert!(flights.take_off(ActionKey(Digest::of(b"other"))).is_ok());
+        assert!(flights.take_off("other").is_ok());
         let waiter = std::thread::spawn(move || boarding.wait(Duration::from_secs(20)));
         drop(flight);
         assert!(waiter.join().expect("joins"));

@@ -1,9 +1,10 @@
 //! kachefs: the daemon and its commands.
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
-//! `holders` says who uses a mount, `service` answers compilers, `explain` says why they ran, `daemon`
+//! `holders` says who uses a mount, `flight` lets one do what many want, `service` answers compilers, `explain` says why they ran, `daemon`
 //! holds all of it together, `damage` says what was wrong with a store, `archive` what an rlib holds,
-//! `keeper` starts the daemon and keeps its mounts when it dies, `remote_config` says which remote a
+//! `keeper` starts the daemon and keeps its mounts when it dies, `lazy` is what only a remote holds,
+//! `remote_config` says which remote a
 //! store has, and `commands` is what a person types. The binary in `main.rs` only parses arguments.
 
 mod archive;
@@ -14,10 +15,12 @@ pub mod daemon;
 pub mod damage;
 pub mod epochs;
 pub mod explain;
+mod flight;
 pub mod fs;
 pub mod fuse;
 pub mod holders;
 pub mod keeper;
+pub mod lazy;
 mod memory;
 pub mod mount;
 pub mod remote_config;

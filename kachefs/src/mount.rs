@@ -37,12 +37,21 @@ pub struct MountLine {
     pub owner: Option<u32>,
 }
 
+/// Whether a mount may be written to; the kernel sees to it (mount(8), "ro": EROFS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It may.
+    ReadWrite,
+    /// It may not.
+    ReadOnly,
+}
+
 /// Mounts and returns the opened FUSE device.
-pub fn mount(path: &Path) -> Result<OwnedFd> {
+pub fn mount(path: &Path, access: Access) -> Result<OwnedFd> {
     if nix::unistd::geteuid().is_root() {
-        mount_as_root(path)
+        mount_as_root(path, access)
     } else {
-        mount_as_user(path)
+        mount_as_user(path, access)
     }
 }
 
@@ -51,7 +60,7 @@ pub fn is_shared() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-fn mount_as_root(path: &Path) -> Result<OwnedFd> {
+fn mount_as_root(path: &Path, access: Access) -> Result<OwnedFd> {
     let device = OpenOptions::new()
         .read(true)
         .write(true)
@@ -65,18 +74,24 @@ fn mount_as_root(path: &Path) -> Result<OwnedFd> {
         device.as_raw_fd(),
         mode & libc::S_IFMT
     );
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    flags.set(MsFlags::MS_RDONLY, access == Access::ReadOnly);
     nix::mount::mount(
         Some("kachefs"),
         path,
         Some(FS_TYPE),
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        flags,
         Some(options.as_str()),
     )
     .with_context(|| format!("cannot mount {}", path.display()))?;
     Ok(device.into())
 }
 
-fn mount_as_user(path: &Path) -> Result<OwnedFd> {
+fn mount_as_user(path: &Path, access: Access) -> Result<OwnedFd> {
+    let mut options = "default_permissions,fsname=kachefs,subtype=kachefs".to_owned();
+    if access == Access::ReadOnly {
+        options.push_str(",ro");
+    }
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
@@ -86,11 +101,7 @@ fn mount_as_user(path: &Path) -> Result<OwnedFd> {
     // The child needs its end to stay open across exec.
     let inherited = nix::unistd::dup(theirs.as_fd())?;
     let output = Command::new(FUSERMOUNT)
-        .args([
-            "-o",
-            "default_permissions,fsname=kachefs,subtype=kachefs",
-            "--",
-        ])
+        .args(["-o", &options, "--"])
         .arg(path)
         .env("_FUSE_COMMFD", inherited.as_raw_fd().to_string())
         .stdin(Stdio::null())

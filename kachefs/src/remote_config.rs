@@ -9,15 +9,18 @@
 //! anonymous = true                    # ask without credentials
 //! read-only = true                    # upload nothing
 //! trust = ["<public key>", ...]       # use only what one of these has signed
+//! wait = 10                           # how many seconds anything waits for an answer
 //! ```
 //!
 //! What is not understood is an error, not a default: somebody meant something, and who is believed
 //! hangs on it. Credentials are never written here; they come from where AWS has them.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use remote::signed::{PublicKey, Trust};
+use remote::signed::{PublicKey, SecretKey, Trust};
 use remote::{Location, S3Location};
 use store::StoreDir;
 use toml_edit::{Array, DocumentMut, Item, Table, TableLike, Value, value};
@@ -36,7 +39,15 @@ pub struct RemoteConfig {
     pub read_only: bool,
     /// Whose facts are used.
     pub trust: Trust,
+    /// How long a call may take: a second more for each [`remote::Limits::SLOWEST`] that it moves.
+    pub wait: Duration,
 }
+
+/// How long a call may take where nothing else is configured.
+pub const WAIT: Duration = Duration::from_secs(10);
+
+/// What can be configured, in seconds.
+const WAITS: std::ops::RangeInclusive<i64> = 1..=600;
 
 impl RemoteConfig {
     /// What is configured; `None` where there is no remote.
@@ -88,6 +99,7 @@ impl RemoteConfig {
             location,
             read_only: flag(table, "read-only")?,
             trust: trust(table)?,
+            wait: wait(table)?,
         })
     }
 
@@ -117,6 +129,11 @@ impl RemoteConfig {
         if self.read_only {
             table.insert("read-only", value(true));
         }
+        if self.wait != WAIT
+            && let Ok(seconds) = i64::try_from(self.wait.as_secs())
+        {
+            table.insert("wait", value(seconds));
+        }
         if let Trust::Only(keys) = &self.trust {
             let keys = keys.iter().map(|key| Value::from(key.to_string()));
             table.insert("trust", value(keys.collect::<Array>()));
@@ -125,7 +142,7 @@ impl RemoteConfig {
     }
 }
 
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "url",
     "endpoint",
     "region",
@@ -133,6 +150,7 @@ const NAMES: [&str; 7] = [
     "anonymous",
     "read-only",
     "trust",
+    "wait",
 ];
 
 /// How to get to a bucket, beside its name.
@@ -184,6 +202,16 @@ impl S3Options {
     }
 }
 
+/// The key this store signs with; `None` where there is none.
+pub fn signing_key(dir: &StoreDir) -> Result<Option<SecretKey>> {
+    let path = dir.signing_key();
+    match SecretKey::load(&path) {
+        Ok(key) => Ok(Some(key)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
 fn change(store: &StoreDir, edit: impl FnOnce(&mut DocumentMut)) -> Result<()> {
     store.create()?;
     let path = store.configuration();
@@ -213,6 +241,17 @@ fn flag(table: &dyn TableLike, name: &str) -> Result<bool> {
         item.as_bool()
             .with_context(|| format!("`remote.{name}` is neither true nor false"))
     })
+}
+
+fn wait(table: &dyn TableLike) -> Result<Duration> {
+    let Some(item) = table.get("wait") else {
+        return Ok(WAIT);
+    };
+    let seconds = item.as_integer().filter(|seconds| WAITS.contains(seconds));
+    let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    seconds
+        .map(Duration::from_secs)
+        .with_context(|| format!("`remote.wait` is no number of seconds in {WAITS:?}"))
 }
 
 fn trust(table: &dyn TableLike) -> Result<Trust> {
@@ -275,6 +314,11 @@ mod tests {
             let config = RemoteConfig {
                 location,
                 read_only: trust != Trust::Everybody,
+                wait: if trust == Trust::Everybody {
+                    WAIT
+                } else {
+                    Duration::from_secs(2)
+                },
                 trust,
             };
             config.save(&store).expect("saves");
@@ -301,6 +345,8 @@ mod tests {
             ("[remote]\nurl = \"/x\"\ntrust = []", "empty"),
             ("[remote]\nurl = \"/x\"\ntrust = [\"abc\"]", "abc"),
             ("[remote]\nurl = \"s3://abc\"\nendpoint = \"x\"", "endpoint"),
+            ("[remote]\nurl = \"/x\"\nwait = 0", "wait"),
+            ("[remote]\nurl = \"/x\"\nwait = \"5\"", "wait"),
             ("[remote", "does not parse"),
         ] {
             let error = loaded(text).expect_err(text);

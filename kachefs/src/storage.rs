@@ -25,6 +25,7 @@ use crate::clock;
 use crate::damage::Damage;
 use crate::epochs::Epochs;
 use crate::fs::recovery::{self, LastEnd};
+use crate::lazy::Lazy;
 use crate::sync_points::{self, ScratchName, SyncPoints, retired_name};
 
 /// Scratch ids claimed from the index at a time.
@@ -51,6 +52,8 @@ pub struct Storage {
     pub(crate) sync_points: SyncPoints,
     /// What was wrong with it when it was opened.
     pub damage: Damage,
+    /// What only its remote holds.
+    pub lazy: Lazy,
     scratch: Mutex<ScratchIds>,
     open_files: Mutex<LruCache<Backing, Arc<File>>>,
     /// Private files that outlive their records: see [`Storage::hold_scratch`].
@@ -100,6 +103,7 @@ impl Storage {
         let storage = Self {
             epochs: Epochs::new(point.begun),
             sync_points: SyncPoints::new(point, dir.root(), orphans.retired)?,
+            lazy: Lazy::new(dir.clone(), index.last_upload()?),
             dir,
             cas,
             index,

@@ -43,11 +43,24 @@ pub enum Root {
     CargoHome = 1,
     /// The mountpoint of the view the outputs go to.
     View = 2,
+    /// The user's home directory.
+    Home = 3,
+    /// `$TMPDIR`.
+    Temp = 4,
 }
 
 impl Root {
     /// Every root.
-    pub const ALL: [Self; 3] = [Self::Cwd, Self::CargoHome, Self::View];
+    pub const ALL: [Self; 5] = [
+        Self::Cwd,
+        Self::CargoHome,
+        Self::View,
+        Self::Home,
+        Self::Temp,
+    ];
+
+    /// Those that every action has. The others are where they are, whoever asks.
+    pub const OF_CHECKOUT: [Self; 3] = [Self::Cwd, Self::CargoHome, Self::View];
 }
 
 /// A set of roots: those whose literal path an action's outputs hold.

@@ -117,8 +117,8 @@ pub struct Parts {
     pub noted_ms: u64,
     /// Roots whose paths the outputs hold.
     pub bound: RootSet,
-    /// The paths of the roots, in the order of [`Root::ALL`].
-    pub roots: [String; Root::ALL.len()],
+    /// The paths of the roots, in the order of [`Root::OF_CHECKOUT`].
+    pub roots: [String; Root::OF_CHECKOUT.len()],
     /// Every part, in no order that means anything.
     pub list: Vec<Part>,
     /// How many more there were than are kept.

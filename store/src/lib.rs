@@ -23,7 +23,9 @@ mod mend;
 pub mod quarantine;
 pub mod recover;
 pub mod scan;
+pub mod shared;
 pub mod sync_point;
+pub mod tree;
 pub mod view;
 mod watermark;
 
@@ -36,13 +38,15 @@ pub use boot::this_boot;
 pub use cas::{Cas, CasError, Ingested};
 pub use codec::CodecError;
 pub use digest::{Digest, Hasher, ParseDigestError};
-pub use index::{Batch, Counter, Index, IndexError};
+pub use index::{Batch, Counter, Index, IndexError, UploadId, record_digest};
 pub use layout::{KeeperLock, LayoutError, StoreDir, StoreLock};
 pub use managed::{Managed, ManagedTarget};
 pub use quarantine::{Quarantine, Thing};
 pub use recover::{History, Recovered};
 pub use scan::RootScanner;
+pub use shared::{BuildManifest, Fact, Kept, Place, RemoteId, Upload};
 pub use sync_point::{Epoch, SyncPoint};
+pub use tree::{Tree, TreeBody, TreeInode};
 pub use view::{
     Attributes, Content, DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, Kind, ScratchId,
     Timestamp, ViewId, ViewRecord,

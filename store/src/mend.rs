@@ -16,10 +16,11 @@ use crate::codec::{Record, decode, encode};
 use crate::digest::Digest;
 use crate::index::{
     ACTIONS, BUILDS, COUNTERS_KEY, Counters, DENTRIES, EXCHANGES_KEY, FILES, INODES, Index,
-    IndexError, META, PARTS, RECORDS, REQUESTS, SCRATCH_KEY, SYNC_POINT_KEY, VIEWS, dentry_key,
-    inode_key,
+    IndexError, KEPT, META, PARTS, RECORDS, REQUESTS, SCRATCH_KEY, SYNC_POINT_KEY, UPLOADS, VIEWS,
+    dentry_key, inode_key,
 };
 use crate::quarantine::Quarantine;
+use crate::shared::{Kept, Upload};
 use crate::sync_point::{Epoch, SyncPoint};
 use crate::view::{
     Attributes, Content, DentryRecord, Exchanges, FileMemo, Ino, InodeRecord, Kind, Timestamp,
@@ -54,6 +55,7 @@ pub(crate) fn mend(index: &Index, quarantine: &Quarantine) -> Result<Mended, Ind
     mend.names(&kinds)?;
     mend.facts()?;
     mend.builds()?;
+    mend.shared()?;
     for view in &views {
         if !kinds.entry(*view).or_default().contains_key(&Ino::ROOT) {
             mend.make_root(*view)?;
@@ -235,6 +237,15 @@ impl Mend<'_> {
         })?;
         self.each(PARTS, |mend, key, value| {
             mend.check::<Parts>(PARTS, key, value, &shown("parts of", key));
+        })
+    }
+
+    fn shared(&mut self) -> Result<(), IndexError> {
+        self.each(KEPT, |mend, key, value| {
+            mend.check::<Kept>(KEPT, key, value, "place of a blob in a remote");
+        })?;
+        self.each(UPLOADS, |mend, key, value| {
+            mend.check::<Upload>(UPLOADS, key, value, "upload");
         })
     }
 

@@ -1,23 +1,10 @@
 //! A hit writes no blob bytes: it references them.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harness::{Must, Sandbox, tree};
-use nix::unistd::Pid;
-
-/// A counter of /proc/PID/io.
-fn io(pid: Pid, name: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/io")).must("/proc/PID/io");
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    value
-        .and_then(|value| value.parse().ok())
-        .must(format!("{name} in\n{text}"))
-}
+use harness::{Sandbox, processes, tree};
 
 #[test]
 fn a_hit_build_of_ripgrep_writes_less_than_one_percent() {
@@ -39,15 +26,15 @@ fn a_hit_build_of_ripgrep_writes_less_than_one_percent() {
     let blobs = || -> BTreeSet<PathBuf> { tree::files(&store.join("blobs")).into_iter().collect() };
     let (blobs_before, size_before) = (blobs(), tree::total_size(&store));
     let pid = sandbox.daemon_pid();
-    let written_before = io(pid, "write_bytes");
-    let talk_before = io(pid, "wchar");
+    let written_before = processes::counter(pid, "write_bytes");
+    let talk_before = processes::counter(pid, "wchar");
 
     let (seen, _) = sandbox.during(build);
 
     seen.assert_no_miss();
     assert_eq!(sandbox.daemon_pid(), pid, "one daemon all along");
-    let written = io(pid, "write_bytes") - written_before;
-    let talk = io(pid, "wchar") - talk_before;
+    let written = processes::counter(pid, "write_bytes") - written_before;
+    let talk = processes::counter(pid, "wchar") - talk_before;
     let grown = tree::total_size(&store).saturating_sub(size_before);
     let referenced = seen.bytes_referenced;
     println!(

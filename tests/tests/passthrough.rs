@@ -11,15 +11,6 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
 
-/// Bytes a process has given to write(2) and its kin (proc(5), `io`).
-fn written(pid: i32) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).must("read io");
-    io.lines()
-        .find_map(|line| line.strip_prefix("wchar: "))
-        .and_then(|n| n.parse().ok())
-        .must("wchar")
-}
-
 /// How large the launcher is.
 fn launcher() -> u64 {
     let launcher = toolchain::bin_dir().join("kachefs-rustc");
@@ -35,11 +26,11 @@ fn a_miss_is_written_past_the_daemon() {
     let sandbox = Sandbox::new();
     let project = samples::whole(sandbox.path("project"));
     sandbox.mount(project.target());
-    let daemon = sandbox.daemon_pid().as_raw();
-    let before = written(daemon);
+    let daemon = sandbox.daemon_pid();
+    let before = processes::counter(daemon, "wchar");
     let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "build").ok());
     // The first build script brings the launcher into the store, and reads it from there to run.
-    let passed = (written(daemon) - before).saturating_sub(2 * launcher());
+    let passed = (processes::counter(daemon, "wchar") - before).saturating_sub(2 * launcher());
     assert!(seen.bytes_ingested > 10 << 20, "{seen:?}");
     assert!(
         passed < seen.bytes_ingested / 2,
@@ -79,10 +70,10 @@ fn what_a_build_script_assembles_is_written_past_the_daemon() {
     let package = Package::new("app").build_script(script).bin(main);
     let project = Project::new(sandbox.path("project"), &[package]);
     sandbox.mount(project.target());
-    let daemon = sandbox.daemon_pid().as_raw();
-    let before = written(daemon);
+    let daemon = sandbox.daemon_pid();
+    let before = processes::counter(daemon, "wchar");
     let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "build").ok());
-    let passed = (written(daemon) - before).saturating_sub(2 * launcher());
+    let passed = (processes::counter(daemon, "wchar") - before).saturating_sub(2 * launcher());
     assert_eq!(seen.script_misses, 1, "{seen:?}");
     // 8 MiB of objects, and 20 of archives twice: `ar` makes each anew, and copies it over what is there
     // already, which nobody creates. What is read goes through, too.

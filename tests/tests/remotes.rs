@@ -15,7 +15,7 @@ use remote::blob::{self, FRAME, Header};
 use remote::{
     Body, Kind, Limits, Location, ObjectName, Put, Remote, RemoteError, S3Location, Written, check,
 };
-use store::{ActionKey, Digest};
+use store::{Digest, InvocationDigest};
 
 /// Runs what waits for remotes.
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -91,7 +91,7 @@ async fn contract(remote: &dyn Remote) {
     for name in &names {
         remote.put(name, text("x"), Put::IfAbsent).await.must("put");
     }
-    let action = ObjectName::action(&ActionKey(Digest::of(b"a")));
+    let action = ObjectName::action(&InvocationDigest(Digest::of(b"a")));
     remote
         .put(&action, text(""), Put::IfAbsent)
         .await

@@ -21,6 +21,7 @@ use store::StoreDir;
 use crate::artifacts;
 use crate::cc;
 use crate::drivers;
+use crate::environment;
 use crate::launcher;
 use crate::managed;
 use crate::probe;
@@ -223,18 +224,11 @@ fn request(argv: &[OsString], token: &Token) -> io::Result<CompileRequest> {
     Ok(CompileRequest {
         token: (token.view, token.directory),
         argv: argv.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
-        environment: environment(),
+        environment: environment::own(),
         cwd: env::current_dir()?.into_os_string().into_vec(),
         umask: current_umask(),
         parent: std::os::unix::process::parent_id(),
     })
-}
-
-/// The whole environment of this process.
-pub(crate) fn environment() -> Vec<(Vec<u8>, Vec<u8>)> {
-    env::vars_os()
-        .map(|(name, value)| (name.into_vec(), value.into_vec()))
-        .collect()
 }
 
 /// The mask new files are made with.

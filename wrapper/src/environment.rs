@@ -6,6 +6,8 @@
 //! every variable is either part of the key or taken away from the compiler. The jobserver alone is
 //! neither.
 
+use std::os::unix::ffi::OsStringExt;
+
 /// One environment: names and values as the process got them.
 pub type Environment = [(Vec<u8>, Vec<u8>)];
 
@@ -178,6 +180,13 @@ pub fn scrubbed(environment: &Environment) -> Vec<Vec<u8>> {
         .iter()
         .map(|(name, _)| name.clone())
         .filter(|name| is_scrubbed(name))
+        .collect()
+}
+
+/// The whole environment of this process.
+pub fn own() -> Vec<(Vec<u8>, Vec<u8>)> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.into_vec(), value.into_vec()))
         .collect()
 }
 

@@ -17,6 +17,7 @@ use std::process::{Command, ExitCode};
 
 use crate::cc::WATCHED;
 use crate::client::{self, CANNOT_RUN, Call, DISABLE};
+use crate::environment;
 use crate::protocol::{self, Outcome, Request, Run, ScriptRequest, Token, Verdict};
 use crate::run;
 use crate::trace::{Access, Observed};
@@ -125,7 +126,7 @@ impl Script {
                 .iter()
                 .map(|argument| bytes(argument))
                 .collect(),
-            environment: client::environment(),
+            environment: environment::own(),
             cwd: env::current_dir()?.into_os_string().into_vec(),
             umask: client::current_umask(),
             parent: std::os::unix::process::parent_id(),

@@ -16,6 +16,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use crate::args::looks_like_query;
 use crate::client::{self, Call};
+use crate::environment;
 use crate::managed;
 use crate::protocol::{self, Outcome, ProbeRequest, Request};
 use crate::run;
@@ -41,7 +42,7 @@ pub(crate) fn answer(argv: &[OsString]) -> Option<ExitCode> {
     let store = managed::own_store()?;
     let request = ProbeRequest {
         argv: argv.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
-        environment: client::environment(),
+        environment: environment::own(),
         cwd: env::current_dir().ok()?.into_os_string().into_vec(),
     };
     let call = Call {

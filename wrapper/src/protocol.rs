@@ -14,7 +14,7 @@ use store::Look;
 use crate::trace::{Observed, Scope};
 
 /// Version of every message below.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -195,6 +195,10 @@ pub enum Control {
     Mount {
         /// The mountpoint, canonical.
         path: Vec<u8>,
+        /// The environment of whoever asks: most likely it is what will be built in.
+        environment: Vec<(Vec<u8>, Vec<u8>)>,
+        /// Their working directory.
+        cwd: Vec<u8>,
     },
     /// Mount a managed target again; nothing if it is not managed any more.
     Remount {
@@ -229,6 +233,31 @@ pub enum Control {
         targets: Vec<Vec<u8>>,
         /// How many, chosen at random; `None` for all.
         sample: Option<u64>,
+    },
+    /// Upload what was made here; say how far that is.
+    Push,
+    /// Publish a view.
+    Publish {
+        /// The mountpoint, canonical.
+        path: Vec<u8>,
+        /// The name it gets.
+        name: String,
+    },
+    /// The published trees.
+    Trees,
+    /// Take a published tree back.
+    Unpublish {
+        /// Its name.
+        name: String,
+    },
+    /// Mount a published tree.
+    MountTree {
+        /// The mountpoint, canonical.
+        path: Vec<u8>,
+        /// The tree's name.
+        name: String,
+        /// Whether nothing may be written to it.
+        read_only: bool,
     },
     /// Unmount everything and exit; the next daemon mounts it again.
     Stop,
@@ -415,11 +444,13 @@ mod tests {
             &mut wire,
             &Request::Control(Control::Mount {
                 path: b"/t".to_vec(),
+                environment: Vec::new(),
+                cwd: Vec::new(),
             }),
         )
         .expect("sends");
         let message: Request = receive(&wire[..]).expect("receives");
-        assert!(matches!(message, Request::Control(Control::Mount { path }) if path == b"/t"));
+        assert!(matches!(message, Request::Control(Control::Mount { path, .. }) if path == b"/t"));
     }
 
     #[test]

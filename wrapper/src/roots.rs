@@ -8,6 +8,8 @@
 use store::scan::RootNeedles;
 use store::{Root, RootSet};
 
+use crate::environment::{self, Environment};
+
 /// What rustc is told to write instead of the working directory: a debugger started in the
 /// workspace finds the sources through it (proc(5)).
 const REMAPPED_CWD: &str = "/proc/self/cwd";
@@ -15,6 +17,9 @@ const REMAPPED_CWD: &str = "/proc/self/cwd";
 const REMAPPED_CARGO_HOME: &str = "/cargo";
 /// What rustc is told to write instead of the view's mountpoint.
 const REMAPPED_VIEW: &str = "/proc/self/cwd/target";
+
+/// Temporary directories that are everybody's.
+const SYSTEM_TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
 
 /// The literal root paths of one action.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +43,30 @@ impl Roots {
         .filter(|(_, path)| path.starts_with('/'))
         .collect();
         paths.sort_by_key(|(_, path)| std::cmp::Reverse(path.len()));
-        let plain = paths.iter().all(|(_, path)| path.bytes().all(is_plain)) && paths.len() == 3;
+        let plain = paths.iter().all(|(_, path)| path.bytes().all(is_plain))
+            && paths.len() == Root::OF_CHECKOUT.len();
         Self { paths, plain }
+    }
+
+    /// With the user's home and their `$TMPDIR`, where these are directories of their own. The system's
+    /// temporary directory is named in every program.
+    #[must_use]
+    pub fn with_environment(mut self, environment: &Environment) -> Self {
+        for (root, name) in [(Root::Home, &b"HOME"[..]), (Root::Temp, b"TMPDIR")] {
+            let value = environment::value(environment, name).unwrap_or_default();
+            let path = std::str::from_utf8(value).unwrap_or_default();
+            let path = path.trim_end_matches('/');
+            let is_own = path.starts_with('/')
+                && path.bytes().all(is_plain)
+                && !SYSTEM_TEMPORARY.contains(&path)
+                && self.paths.iter().all(|(_, known)| known != path);
+            if is_own {
+                self.paths.push((root, path.to_owned()));
+            }
+        }
+        self.paths
+            .sort_by_key(|(_, path)| std::cmp::Reverse(path.len()));
+        self
     }
 
     /// The path of `root`; empty when there is none.
@@ -115,7 +142,7 @@ impl Roots {
             .iter()
             .rev()
             .filter(|(root, _)| *root != Root::Cwd || !self.in_cargo_home())
-            .map(|(root, path)| (path.as_str(), remapped(*root)))
+            .filter_map(|(root, path)| Some((path.as_str(), remapped(*root)?)))
             .collect()
     }
 
@@ -131,20 +158,23 @@ impl Roots {
     }
 }
 
-fn remapped(root: Root) -> &'static str {
+fn remapped(root: Root) -> Option<&'static str> {
     match root {
-        Root::Cwd => REMAPPED_CWD,
-        Root::CargoHome => REMAPPED_CARGO_HOME,
-        Root::View => REMAPPED_VIEW,
+        Root::Cwd => Some(REMAPPED_CWD),
+        Root::CargoHome => Some(REMAPPED_CARGO_HOME),
+        Root::View => Some(REMAPPED_VIEW),
+        Root::Home | Root::Temp => None,
     }
 }
 
 /// A template as people see it: relative to the working directory, below `target` or `$CARGO_HOME`.
 pub fn shown(template: &[u8]) -> Vec<u8> {
-    const SHOWN: [(Root, &[u8]); 3] = [
+    const SHOWN: [(Root, &[u8]); 5] = [
         (Root::Cwd, b""),
         (Root::CargoHome, b"$CARGO_HOME"),
         (Root::View, b"target"),
+        (Root::Home, b"~"),
+        (Root::Temp, b"$TMPDIR"),
     ];
     let mut text = template.to_vec();
     for (root, shown) in SHOWN {
@@ -168,6 +198,8 @@ fn letter(root: Root) -> u8 {
         Root::Cwd => b'C',
         Root::CargoHome => b'H',
         Root::View => b'V',
+        Root::Home => b'U',
+        Root::Temp => b'T',
     }
 }
 
@@ -285,6 +317,28 @@ mod tests {
         assert!(!Roots::new("/home/ann smith/ws", "/c", "/t").is_plain());
         assert!(!Roots::new("/home/änn/ws", "/c", "/t").is_plain());
         assert!(!Roots::new("/", "/c", "/t").is_plain());
+    }
+
+    #[test]
+    fn homes_differ_and_temporary_directories_do() {
+        let environment = |home: &str, temporary: &str| {
+            [("HOME", home), ("TMPDIR", temporary)]
+                .map(|(name, value)| (name.into(), value.into()))
+                .to_vec()
+        };
+        let ann = ann().with_environment(&environment("/home/ann", "/scratch/ann/"));
+        let bob = bob().with_environment(&environment("/home/bob", "/scratch/bob"));
+        let text = b"/home/ann/.rustup/x /home/ann/ws/y /scratch/ann /home/anna";
+        let template = ann.template(text);
+        assert_eq!(template, b"\0U\0/.rustup/x \0C\0/y \0T\0 /home/anna");
+        let there = b"/home/bob/.rustup/x /b/y /scratch/bob /home/anna";
+        assert_eq!(bob.render(&template), there);
+        assert_eq!(ann.remaps().len(), 3);
+        assert!(ann.held_in(b"=/home/ann/x").contains(Root::Home));
+        let common = Roots::new("/a", "/c", "/t").with_environment(&environment("/a", "/tmp"));
+        assert_eq!(common.path(Root::Home), "", "the workspace goes first");
+        assert_eq!(common.path(Root::Temp), "");
+        assert!(common.is_plain());
     }
 
     proptest! {

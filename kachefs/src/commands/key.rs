@@ -9,7 +9,7 @@ use remote::signed::{PublicKey, SecretKey, Trust};
 use serde::Serialize;
 use store::StoreDir;
 
-use crate::remote_config::RemoteConfig;
+use crate::remote_config::{RemoteConfig, signing_key};
 
 /// Say who may be believed.
 ///
@@ -79,18 +79,8 @@ fn generate(dir: &StoreDir) -> Result<()> {
     Ok(())
 }
 
-/// The key this store signs with; `None` where there is none.
-pub(super) fn own(dir: &StoreDir) -> Result<Option<SecretKey>> {
-    let path = dir.signing_key();
-    match SecretKey::load(&path) {
-        Ok(key) => Ok(Some(key)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-    }
-}
-
 fn list(dir: &StoreDir, json: bool) -> Result<()> {
-    let own = own(dir)?.map(|key| key.public().to_string());
+    let own = signing_key(dir)?.map(|key| key.public().to_string());
     let config = RemoteConfig::load(dir)?;
     let trusted = config.iter().flat_map(|config| config.trust.keys());
     let trusted: Vec<String> = trusted.map(ToString::to_string).collect();

@@ -8,6 +8,8 @@ mod init;
 mod key;
 mod last_build;
 mod mount;
+mod publish;
+mod push;
 mod remote;
 mod stats;
 mod unmount;
@@ -49,12 +51,17 @@ enum Command {
     Explain(explain::Explain),
     /// Compile some of the last build's hits again, and compare
     Verify(verify::Verify),
-    // Hidden until daemons use what they set.
     /// Share what is compiled here by way of a bucket or a directory
-    #[command(hide = true)]
     Remote(remote::Remote),
+    /// Upload what was made here
+    Push(push::Push),
+    /// Publish a view under a name
+    Publish(publish::Publish),
+    /// List the published trees
+    Trees(publish::Trees),
+    /// Take a published tree back
+    Unpublish(publish::Unpublish),
     /// Say who may be believed
-    #[command(hide = true)]
     Key(key::Key),
     /// Look after the daemon
     Daemon(daemon::Daemon),
@@ -73,6 +80,10 @@ impl Cli {
             Command::Explain(command) => command.run(&store),
             Command::Verify(command) => command.run(&store),
             Command::Remote(command) => command.run(&store),
+            Command::Push(command) => command.run(&store),
+            Command::Publish(command) => command.run(&store),
+            Command::Trees(command) => command.run(&store),
+            Command::Unpublish(command) => command.run(&store),
             Command::Key(command) => command.run(&store),
             Command::Daemon(command) => command.run(&store),
             Command::Doctor(command) => command.run(&store),

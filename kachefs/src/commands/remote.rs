@@ -10,8 +10,7 @@ use remote::{Checked, Limits, Location};
 use serde::Serialize;
 use store::StoreDir;
 
-use super::key;
-use crate::remote_config::{RemoteConfig, S3Options};
+use crate::remote_config::{self, RemoteConfig, S3Options};
 
 /// Share what is compiled here by way of a bucket or a directory.
 #[derive(Debug, Args)]
@@ -66,6 +65,9 @@ struct Set {
     /// Use only what this key has signed; can be given several times [default: as before]
     #[arg(long, value_name = "KEY")]
     trust: Vec<PublicKey>,
+    /// How long a build waits for an answer before it goes on without [default: 10, or as before]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
+    wait: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -126,16 +128,19 @@ impl Set {
             bail!("{} is no directory; make it first", path.display());
         }
         // Who stops believing everybody does so until they say otherwise.
-        let before = RemoteConfig::load(dir)?.map(|config| config.trust);
-        let trust = match (self.trust, before) {
+        let before = RemoteConfig::load(dir)?;
+        let trust = match (self.trust, &before) {
             (keys, _) if !keys.is_empty() => Trust::Only(keys),
-            (_, Some(before)) => before,
+            (_, Some(before)) => before.trust.clone(),
             _ => Trust::Everybody,
         };
+        let wait = before.map_or(remote_config::WAIT, |before| before.wait);
+        let wait = self.wait.map_or(wait, Duration::from_secs);
         let config = RemoteConfig {
             location,
             read_only: self.read_only,
             trust,
+            wait,
         };
         config.save(dir)?;
         status(dir, false)
@@ -144,7 +149,7 @@ impl Set {
 
 fn status(dir: &StoreDir, json: bool) -> Result<()> {
     let config = RemoteConfig::load(dir)?;
-    let own = key::own(dir)?.map(|key| key.public().to_string());
+    let own = remote_config::signing_key(dir)?.map(|key| key.public().to_string());
     let trust = config.iter().flat_map(|config| config.trust.keys());
     let status = Status {
         schema: 1,
@@ -161,7 +166,7 @@ fn status(dir: &StoreDir, json: bool) -> Result<()> {
         println!("{NONE}");
         return Ok(());
     };
-    println!("remote   {remote} (configured; this kachefs does not use it yet)");
+    println!("remote   {remote}");
     println!("uploads  {}", if status.read_only { "no" } else { "yes" });
     println!(
         "signs    {}",

@@ -92,6 +92,9 @@ fn table(stats: &stats::Stats) -> String {
     if cost.count > 0 {
         row("cost of a hit", median(cost));
     }
+    if let Some(remote) = &stats.remote {
+        remote_rows(remote, &mut row);
+    }
     if stats.quarantine.files > 0 {
         let (files, size) = (stats.quarantine.files, bytes(stats.quarantine.bytes));
         row("quarantine", format!("{files} files, {size}"));
@@ -113,6 +116,26 @@ fn table(stats: &stats::Stats) -> String {
         row("keeper", format!("pid {pid}, {} restarts", daemon.restarts));
     }
     text
+}
+
+fn remote_rows(remote: &stats::RemoteStats, row: &mut impl FnMut(&str, String)) {
+    let answers = if remote.answers {
+        ""
+    } else {
+        " (does not answer, left alone for a while)"
+    };
+    row("remote", format!("{}{answers}", remote.url));
+    let faulted = bytes(remote.bytes_faulted);
+    row("faults", format!("{} blobs, {faulted}", remote.faults));
+    let (sent, waiting) = (remote.results_uploaded, remote.results_waiting);
+    row("uploads", format!("{sent} results, {waiting} waiting"));
+    let traffic = &remote.traffic;
+    let (received, sent) = (bytes(traffic.bytes_received), bytes(traffic.bytes_sent));
+    let requests = traffic.requests;
+    row(
+        "traffic",
+        format!("{requests} requests, {received} received, {sent} sent"),
+    );
 }
 
 /// What a hit costs, for people.

@@ -33,6 +33,8 @@ pub fn ask(dir: &StoreDir, control: Control) -> Result<Option<Answer>> {
             | Control::Mount { .. }
             | Control::Remount { .. }
             | Control::Stats { .. }
+            | Control::Push
+            | Control::Trees
             | Control::Explain { .. }
             | Control::LastBuild { .. }
             | Control::PlanVerify { .. }

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use store::{ManagedTarget, ViewId};
 
-use super::mounts::{MountOutcome, Mounted, Mounts};
+use super::mounts::{MountOutcome, Mounted, Mounts, Shown};
 use crate::fs::View;
 use crate::mount;
 
@@ -89,8 +89,12 @@ impl Mounts {
         }
         // Somebody removed the directory while no view was mounted there, as `cargo clean` does
         // after a reboot: what it held must not come back.
-        let removed = is_removed(path);
-        self.attach(path, removed).map(Some)
+        let shown = if is_removed(path) {
+            Shown::Empty
+        } else {
+            Shown::AsItWas
+        };
+        self.attach(path, shown).map(Some)
     }
 }
 

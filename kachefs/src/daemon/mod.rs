@@ -15,6 +15,7 @@ mod pace;
 pub mod server;
 pub mod stats;
 pub mod takeover;
+pub mod trees;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -80,6 +81,8 @@ impl Daemon {
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let written = service.builds.write_now_and_then();
         written.context("cannot start a thread")?;
+        let uploading = storage.upload_now_and_then();
+        uploading.context("cannot start a thread")?;
         let daemon = Arc::new(Self {
             storage,
             mounts,

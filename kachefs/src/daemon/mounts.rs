@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use parking_lot::Mutex;
-use store::{ViewId, ViewRecord};
+use store::{Tree, ViewId, ViewRecord};
 
 use super::takeover::Keeper;
 use super::{managed, pace};
@@ -20,6 +21,7 @@ use crate::fs::import::{Imported, import};
 use crate::fs::{Caller, View};
 use crate::fuse::{Adapter, KernelInvalidate, MAX_REQUEST};
 use crate::keeper::wire;
+use crate::mount::Access;
 use crate::storage::Storage;
 use crate::{holders, memory, mount};
 
@@ -72,6 +74,16 @@ pub enum Management {
     Ends,
     /// The daemon ends: the next one mounts it again.
     Stays,
+}
+
+/// What a view shows when it is mounted.
+pub(super) enum Shown {
+    /// What it showed before.
+    AsItWas,
+    /// Nothing.
+    Empty,
+    /// A tree.
+    Tree(Box<Tree>, Access),
 }
 
 /// What a mount request did.
@@ -145,11 +157,27 @@ impl Mounts {
     /// Mounts the view of `path`, a canonical path, making it on first use.
     pub fn mount(&self, path: &Path) -> Result<MountOutcome> {
         let _changing = self.changing.lock();
-        self.attach(path, false)
+        self.attach(path, Shown::AsItWas)
     }
 
-    /// Mounts under the lock; with `cleared` the view comes back empty.
-    pub(super) fn attach(&self, path: &Path, cleared: bool) -> Result<MountOutcome> {
+    /// Shows a tree at `path`, a canonical path. It takes the place of an empty view, or, where nothing
+    /// may be written, of whatever was shown there before; the directory must be empty.
+    pub fn mount_tree(&self, path: &Path, tree: Tree, access: Access) -> Result<()> {
+        let _changing = self.changing.lock();
+        if let Ok(mut entries) = fs::read_dir(path)
+            && mount::mounted_at(path)?.is_none()
+            && entries.next().is_some()
+        {
+            bail!("{} is not empty", path.display());
+        }
+        match self.attach(path, Shown::Tree(Box::new(tree), access))? {
+            MountOutcome::Already => bail!("{} is mounted already", path.display()),
+            MountOutcome::Mounted(_) => Ok(()),
+        }
+    }
+
+    /// Mounts under the lock.
+    pub(super) fn attach(&self, path: &Path, shown: Shown) -> Result<MountOutcome> {
         if self.clear_path(path)? {
             return Ok(MountOutcome::Already);
         }
@@ -162,12 +190,9 @@ impl Mounts {
         }
         // The directory below the mount stays reachable through this descriptor.
         let below = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        let view = Arc::new(self.open_view(path)?);
-        if cleared {
-            view.clear()
-                .map_err(|error| anyhow!("cannot empty the view of {}: {error}", path.display()))?;
-        }
-        let fuse = mount::mount(path)?;
+        let view = Arc::new(self.open_view(path, &shown)?);
+        let access = prepare_view(&view, path, shown)?;
+        let fuse = mount::mount(path, access)?;
         let kept = wire::duplicate(&fuse)?;
         // Taken over only when the mount is sure to be: until then everything is where it was.
         let served = self
@@ -308,9 +333,15 @@ impl Mounts {
         true
     }
 
-    fn open_view(&self, path: &Path) -> Result<View> {
+    fn open_view(&self, path: &Path, shown: &Shown) -> Result<View> {
         let views = self.storage.index.views()?;
         let bytes = path.as_os_str().as_bytes();
+        // What is only read is in no way of what somebody has at this path.
+        let name = match shown {
+            Shown::Tree(_, Access::ReadOnly) => [bytes, b"\0read-only"].concat(),
+            _ => bytes.to_vec(),
+        };
+        let bytes = name.as_slice();
         let known = views.iter().find(|(_, record)| record.path == bytes);
         let storage = Arc::clone(&self.storage);
         let failed = |error: Errno| anyhow!("cannot open the view of {}: {error}", path.display());
@@ -323,11 +354,7 @@ impl Mounts {
         }
         let next = views.iter().map(|(id, _)| id.0 + 1).max().unwrap_or(1);
         let id = ViewId(next.max(self.storage.damage.first_view()));
-        let meta = fs::metadata(path)?;
-        let owner = Caller {
-            uid: std::os::unix::fs::MetadataExt::uid(&meta),
-            gid: std::os::unix::fs::MetadataExt::gid(&meta),
-        };
+        let owner = owner_of(&fs::metadata(path)?);
         View::create(storage, id, bytes.to_vec(), owner).map_err(failed)
     }
 
@@ -456,6 +483,38 @@ impl Mounts {
         }
         store(&mounted.view, &mounted.path);
         self.keeper.release(id);
+    }
+}
+
+fn owner_of(meta: &fs::Metadata) -> Caller {
+    Caller {
+        uid: meta.uid(),
+        gid: meta.gid(),
+    }
+}
+
+/// Makes a view show what it is to show, before anybody sees it.
+fn prepare_view(view: &View, path: &Path, shown: Shown) -> Result<Access> {
+    let failed = |error: Errno| anyhow!("the view of {}: {error}", path.display());
+    match shown {
+        Shown::AsItWas => Ok(Access::ReadWrite),
+        Shown::Empty => {
+            view.clear().map_err(failed)?;
+            Ok(Access::ReadWrite)
+        }
+        Shown::Tree(tree, access) => {
+            if access == Access::ReadOnly {
+                view.clear().map_err(failed)?;
+            } else if !view.is_empty() {
+                bail!(
+                    "there is a view of {} with files in it; mount and empty it first",
+                    path.display()
+                );
+            }
+            let meta = fs::metadata(path)?;
+            view.fill(*tree, owner_of(&meta)).map_err(failed)?;
+            Ok(access)
+        }
     }
 }
 

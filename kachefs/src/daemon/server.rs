@@ -16,8 +16,9 @@ use wrapper::protocol::{self, Answer, Control, ProtocolError, Request};
 use super::Daemon;
 use super::builds;
 use super::mounts::{Management, MountOutcome};
-use super::stats;
+use super::{stats, trees};
 use crate::fs::Caller;
+use crate::mount::Access;
 use crate::service::builds::Asked;
 
 /// A client that sends nothing for this long is gone.
@@ -54,7 +55,11 @@ pub fn serve(daemon: &Arc<Daemon>, listener: &UnixListener, ended: &Arc<AtomicBo
     }
 }
 
-fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<(), ProtocolError> {
+fn converse(
+    daemon: &Arc<Daemon>,
+    stream: &UnixStream,
+    ended: &AtomicBool,
+) -> Result<(), ProtocolError> {
     let peer = getsockopt(stream, PeerCredentials).map_err(std::io::Error::from)?;
     let owner = nix::unistd::geteuid();
     // The directory's mode keeps others out already; root may always ask, as on any disk.
@@ -88,9 +93,9 @@ fn converse(daemon: &Daemon, stream: &UnixStream, ended: &AtomicBool) -> Result<
             protocol::send(stream, &protocol::Decision::Plain)
         }
         // What is there would be taken over, and be seen by nobody who asked.
-        Request::Control(Control::Mount { .. } | Control::Remount { .. })
-            if !sees_our_files(peer.pid()) =>
-        {
+        Request::Control(
+            Control::Mount { .. } | Control::Remount { .. } | Control::MountTree { .. },
+        ) if !sees_our_files(peer.pid()) => {
             let why = "the daemon of this store runs in another mount namespace";
             protocol::send(stream, &Answer::Failed(why.to_owned()))
         }
@@ -115,7 +120,7 @@ fn sees_our_files(pid: i32) -> bool {
 }
 
 fn control_answer(
-    daemon: &Daemon,
+    daemon: &Arc<Daemon>,
     stream: &UnixStream,
     control: Control,
     caller: Caller,
@@ -126,7 +131,17 @@ fn control_answer(
     let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
     let answer = match control {
         Control::Ping => Answer::Done(format!("{}, {}", std::process::id(), daemon.keeper)),
-        Control::Mount { path: bytes } => mount(daemon, &path(bytes)),
+        Control::Mount {
+            path: bytes,
+            environment,
+            cwd,
+        } => {
+            let answer = mount(daemon, &path(bytes));
+            if !matches!(answer, Answer::Failed(_)) {
+                acquaint(daemon, environment, path(cwd));
+            }
+            answer
+        }
         Control::Remount { path: bytes } => match daemon.mounts.remount(&path(bytes)) {
             Ok(_) => Answer::Done(String::new()),
             Err(error) => Answer::Failed(format!("{error:#}")),
@@ -146,6 +161,22 @@ fn control_answer(
                 Err(error) => Answer::Failed(format!("{error:#}")),
             }
         }
+        Control::Push => push(daemon),
+        Control::Publish { path: bytes, name } => said(trees::publish(daemon, &path(bytes), &name)),
+        Control::Trees => report(trees::list(daemon)),
+        Control::Unpublish { name } => said(trees::unpublish(daemon, &name)),
+        Control::MountTree {
+            path: bytes,
+            name,
+            read_only,
+        } => {
+            let access = if read_only {
+                Access::ReadOnly
+            } else {
+                Access::ReadWrite
+            };
+            said(trees::mount(daemon, &path(bytes), &name, access))
+        }
         Control::Stop => stop(daemon, ended),
     };
     protocol::send(stream, &answer)?;
@@ -163,10 +194,28 @@ fn paths(paths: Vec<Vec<u8>>) -> Vec<PathBuf> {
         .collect()
 }
 
+fn said(result: anyhow::Result<String>) -> Answer {
+    match result {
+        Ok(text) => Answer::Done(text),
+        Err(error) => Answer::Failed(format!("{error:#}")),
+    }
+}
+
 fn report(report: anyhow::Result<String>) -> Answer {
     match report {
         Ok(json) => Answer::Report(json),
         Err(error) => Answer::Failed(format!("{error:#}")),
+    }
+}
+
+/// Nobody waits for it, and a build that begins meanwhile waits for what is being read only.
+fn acquaint(daemon: &Arc<Daemon>, environment: Vec<(Vec<u8>, Vec<u8>)>, cwd: PathBuf) {
+    let daemon = Arc::clone(daemon);
+    let spawned = std::thread::Builder::new()
+        .name("acquaint".into())
+        .spawn(move || daemon.service.acquaint(&environment, &cwd));
+    if let Err(error) = spawned {
+        tracing::error!(%error, "cannot start a thread");
     }
 }
 
@@ -184,6 +233,21 @@ fn mount(daemon: &Daemon, path: &Path) -> Answer {
         )),
         MountOutcome::Mounted(_) => Answer::Done(String::new()),
     }
+}
+
+fn push(daemon: &Daemon) -> Answer {
+    match daemon.storage.lazy.connection() {
+        None => return Answer::Failed("the store has no remote (kachefs remote set)".to_owned()),
+        Some(connection) if connection.config.read_only => {
+            let why = format!("{} is only read here", connection.place());
+            return Answer::Failed(why);
+        }
+        Some(_) => {}
+    }
+    // What was made until now is noted.
+    daemon.service.drain();
+    let pushed = daemon.storage.push().map_err(anyhow::Error::from);
+    report(pushed.and_then(|pushed| Ok(serde_json::to_string(&pushed)?)))
 }
 
 fn unmount(daemon: &Daemon, path: Option<PathBuf>, lazy: bool, management: Management) -> Answer {

@@ -10,6 +10,7 @@ use store::quarantine::Contents;
 use store::{Counter, Quarantine};
 
 use super::Daemon;
+use crate::lazy::TrafficNow;
 use crate::service::hit_cost::Percentiles;
 
 /// Version of the JSON form.
@@ -40,8 +41,31 @@ pub struct Stats {
     /// What hits cost on the daemon's side, over its life.
     #[serde(default)]
     pub hit_cost_us: HitCostStats,
+    /// What only the remote holds, and what it was sent; `null` where the store has none.
+    #[serde(default)]
+    pub remote: Option<RemoteStats>,
     /// The daemon.
     pub daemon: DaemonStats,
+}
+
+/// The store's remote.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RemoteStats {
+    /// Where it is.
+    pub url: String,
+    /// Whether it answers, as far as is known.
+    pub answers: bool,
+    /// Blobs fetched when they were first wanted, over the life of the store.
+    pub faults: u64,
+    /// Their bytes, as blobs.
+    pub bytes_faulted: u64,
+    /// Results sent, over the life of the store.
+    pub results_uploaded: u64,
+    /// Results that wait to be sent.
+    pub results_waiting: u64,
+    /// What went over the wire since the daemon started.
+    #[serde(flatten)]
+    pub traffic: TrafficNow,
 }
 
 /// Microseconds from a request to its answer.
@@ -208,6 +232,7 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
         blobs: Blobs { count, local_bytes },
         quarantine: QuarantineStats { files, bytes },
         hit_cost_us: daemon.service.hit_cost().into(),
+        remote: remote(daemon, &number)?,
         daemon: DaemonStats {
             pid: std::process::id(),
             rss_bytes: resident_bytes().context("cannot read /proc/self/statm")?,
@@ -217,6 +242,21 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
         },
     };
     Ok(serde_json::to_string_pretty(&stats)?)
+}
+
+fn remote(daemon: &Daemon, number: &dyn Fn(Counter) -> u64) -> Result<Option<RemoteStats>> {
+    let Some(connection) = daemon.storage.lazy.connection() else {
+        return Ok(None);
+    };
+    Ok(Some(RemoteStats {
+        url: connection.place(),
+        answers: !connection.is_left_alone(),
+        faults: number(Counter::Faults),
+        bytes_faulted: number(Counter::BytesFaulted),
+        results_uploaded: number(Counter::ResultsUploaded),
+        results_waiting: daemon.storage.waiting_uploads()?,
+        traffic: connection.traffic(),
+    }))
 }
 
 /// Resident set size (proc(5), "statm": second field, in pages).

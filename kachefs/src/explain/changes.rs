@@ -64,7 +64,7 @@ impl Difference {
 
     /// All parts are the same, and yet nothing was found.
     fn of_the_same(before: &Parts, after: &Parts) -> Self {
-        let other: Vec<_> = Root::ALL
+        let mut other: Vec<_> = Root::OF_CHECKOUT
             .into_iter()
             .zip(before.roots.iter().zip(&after.roots))
             .filter(|(root, (was, is))| before.bound.contains(*root) && was != is)
@@ -73,6 +73,7 @@ impl Difference {
                     Root::Cwd => "workspace",
                     Root::CargoHome => "cargo home",
                     Root::View => "target directory",
+                    Root::Home | Root::Temp => "user",
                 };
                 let text = format!(
                     "path-bound: the outputs hold the path of the {what}; it was compiled for {was}, here it is {is}"
@@ -81,6 +82,17 @@ impl Difference {
                 cause(CauseKind::PathBound, what, was, is, text)
             })
             .collect();
+        // Whose they are is not noted.
+        for (root, what) in [
+            (Root::Home, "home directory"),
+            (Root::Temp, "temporary directory"),
+        ] {
+            if other.is_empty() && before.bound.contains(root) {
+                let text =
+                    format!("path-bound: the outputs hold the path of a {what}, here another");
+                other.push(cause(CauseKind::PathBound, what, None, None, text));
+            }
+        }
         if !other.is_empty() {
             return Self {
                 causes: other,

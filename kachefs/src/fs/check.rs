@@ -1,6 +1,9 @@
 //! Files whose bytes are not in the store any more: a blob or a private file that is missing, or a
 //! blob that is damaged.
 //!
+//! A blob that the store's remote holds is not missing: it is fetched when it is read
+//! (`crate::lazy`). When it does not come, it is as good as missing.
+//!
 //! Such a file loses its names, so that the next cargo build makes it again; until then a read gives
 //! EIO. When a view is mounted afresh that happens before anybody can look; in a mounted view, after
 //! the first read that failed, by a thread that serves no requests. Bytes are not read to find out:
@@ -8,7 +11,7 @@
 
 use std::collections::HashSet;
 
-use store::{Content, Digest, Ino, InodeRecord, Kind};
+use store::{ActionEntry, Content, Digest, Ino, InodeRecord, Kind};
 
 use super::node::{Body, Node};
 use super::view::View;
@@ -18,7 +21,7 @@ use crate::storage::Storage;
 /// Whether the bytes of a stored inode are there.
 pub(super) fn is_backed(storage: &Storage, record: &InodeRecord) -> bool {
     match &record.content {
-        Content::Blob { digest, size } => storage.cas.has(digest, *size),
+        Content::Blob { digest, size } => storage.has(digest, *size),
         Content::Private(id) => storage.dir.scratch_file(*id).exists(),
         _ => true,
     }
@@ -30,29 +33,26 @@ impl View {
         self.suspects.lock().extend(inodes);
     }
 
-    /// A blob could not be read, or ended early. Whether it is there all the same: then somebody has
-    /// just stored it again.
-    pub(super) fn doubt_blob(&self, node: &Node, digest: &Digest, size: u64) -> bool {
+    /// A blob could not be read, or ended early, and is not in the store any more.
+    pub(super) fn doubt_blob(&self, node: &Node, digest: &Digest) {
         self.storage.close_blob(digest);
-        if self.storage.cas.has(digest, size) {
-            return true;
-        }
         tracing::error!(ino = ?node.ino, %digest, "blob is missing or damaged");
         self.suspect([node.ino]);
-        false
     }
 
     /// Takes the names of suspected files away. In a mounted view, for threads that serve no
     /// requests: the kernel is told, and takes the locks of directories for it.
     pub fn drop_suspects(&self) {
-        let suspects: HashSet<Ino> = std::mem::take(&mut *self.suspects.lock())
+        let mut lost: HashSet<Ino> = std::mem::take(&mut *self.suspects.lock())
             .into_iter()
             .filter(|ino| self.is_lost(*ino))
             .collect();
-        if suspects.is_empty() {
+        if lost.is_empty() {
             return;
         }
-        for (parent, name, ino) in self.names_of(&suspects) {
+        lost.extend(self.made_with(&lost));
+        for (parent, name, ino) in self.names_of(&lost) {
+            self.forget_run(parent, &name, ino);
             let shown = String::from_utf8_lossy(&name).into_owned();
             match self.unlink_lost(parent, &name, ino) {
                 Ok(true) => {
@@ -75,6 +75,62 @@ impl View {
         }
     }
 
+    /// What the same actions made: it goes with what is lost of it, or cargo would not have all of it
+    /// made again.
+    fn made_with(&self, lost: &HashSet<Ino>) -> Vec<Ino> {
+        let origin = |ino: &Ino| self.node(*ino).ok()?.state.lock().origin.clone();
+        let actions: HashSet<_> = lost.iter().filter_map(origin).collect();
+        if actions.is_empty() {
+            return Vec::new();
+        }
+        let files = self.inodes().into_iter();
+        let files = files.filter(|(_, kind)| *kind == Kind::File);
+        let is_of_them = |ino: &Ino| origin(ino).is_some_and(|action| actions.contains(&action));
+        files.map(|(ino, _)| ino).filter(is_of_them).collect()
+    }
+
+    /// Cargo does not look for what a build script left, only for what it printed. Where the first is
+    /// lost, the second goes too, so that the script runs again.
+    fn forget_run(&self, parent: Ino, name: &[u8], ino: Ino) {
+        let origin = self
+            .node(ino)
+            .ok()
+            .and_then(|node| node.state.lock().origin.clone());
+        let action = origin.map(|origin| self.storage.index.action(&origin));
+        let Some(Ok(Some(ActionEntry::Script(result)))) = action else {
+            return;
+        };
+        let Ok(directory) = self.path_of(parent) else {
+            return;
+        };
+        let path = [&directory, &b"/"[..], name].concat();
+        let out_dir = result.tree.iter().find_map(|entry| {
+            let out_dir = path.strip_suffix(entry.path.as_slice())?;
+            out_dir.strip_suffix(b"/")
+        });
+        let Some(at) = out_dir.and_then(|path| path.iter().rposition(|byte| *byte == b'/')) else {
+            return;
+        };
+        // Beside it, or in a directory of their own in the layout of a directory for each unit.
+        let beside = &path[..at];
+        for place in [beside.to_vec(), [beside, b"/run"].concat()] {
+            if let Ok(place) = self.resolve(&place) {
+                self.remove_files(place.ino);
+            }
+        }
+    }
+
+    fn remove_files(&self, directory: Ino) {
+        for row in self.list(directory, 0, usize::MAX).unwrap_or_default() {
+            if self.node(row.ino).is_ok_and(|node| node.kind == Kind::File)
+                && self.unlink(directory, &row.name).is_ok()
+                && let Some(kernel) = self.invalidate.get()
+            {
+                kernel.entry(directory, &row.name);
+            }
+        }
+    }
+
     /// Whether a suspected file still is what it was suspected of.
     fn is_lost(&self, ino: Ino) -> bool {
         let Ok(node) = self.node(ino) else {
@@ -85,7 +141,7 @@ impl View {
             Body::Blob { digest, size } => {
                 let (digest, size) = (*digest, *size);
                 drop(state);
-                !self.storage.cas.has(&digest, size)
+                !self.storage.is_within_reach(&digest, size)
             }
             Body::Private { id, .. } => !self.storage.dir.scratch_file(*id).exists(),
             _ => false,

@@ -139,21 +139,63 @@ impl View {
     }
 
     /// Fills `into` from `offset` on and returns how many bytes that were; fewer than asked for
-    /// only at the end of the file. EIO when the store has lost them (see [`super::check`]).
+    /// only at the end of the file. What is not on this machine is waited for. EIO when the store has
+    /// lost it (see [`super::check`]).
     pub fn read(&self, ino: Ino, offset: u64, into: &mut [u8]) -> FsResult<usize> {
+        if let Some(count) = self.read_here(ino, offset, into)? {
+            return Ok(count);
+        }
+        self.fault(ino)?;
+        self.read_here(ino, offset, into)?.ok_or(Errno::EIO)
+    }
+
+    /// The same of what is on this machine; `None` for what has to come from elsewhere first
+    /// ([`View::fault`]).
+    pub fn read_here(&self, ino: Ino, offset: u64, into: &mut [u8]) -> FsResult<Option<usize>> {
         let node = self.node(ino)?;
         match self.read_once(&node, offset, into)? {
-            Read::Done(count) => Ok(count),
+            Read::Done(count) => Ok(Some(count)),
             Read::Doubtful(digest, size) => {
-                if !self.doubt_blob(&node, &digest, size) {
+                self.storage.close_blob(&digest);
+                if !self.storage.cas.has(&digest, size) {
+                    if self.storage.kept(&digest, size).is_some() {
+                        return Ok(None);
+                    }
+                    self.doubt_blob(&node, &digest);
                     return Err(Errno::EIO);
                 }
+                // Somebody has just stored it again.
                 match self.read_once(&node, offset, into)? {
-                    Read::Done(count) => Ok(count),
+                    Read::Done(count) => Ok(Some(count)),
                     Read::Doubtful(..) => Err(Errno::EIO),
                 }
             }
         }
+    }
+
+    /// Makes sure that the bytes of a file are on this machine, and waits for them. EIO when they do
+    /// not come; a file whose bytes will not come loses its names.
+    pub fn fault(&self, ino: Ino) -> FsResult<()> {
+        let node = self.node(ino)?;
+        let Body::Blob { digest, size } = node.state.lock().body else {
+            return Ok(());
+        };
+        self.storage.fault(&digest, size).map_err(|error| {
+            tracing::error!(?ino, %digest, %error, "fault");
+            self.suspect([ino]);
+            Errno::EIO
+        })
+    }
+
+    /// Whether the bytes of a file have to come from elsewhere before they can be changed or copied.
+    pub fn is_elsewhere(&self, ino: Ino) -> bool {
+        let Ok(node) = self.node(ino) else {
+            return false;
+        };
+        let Body::Blob { digest, size } = node.state.lock().body else {
+            return false;
+        };
+        !self.storage.cas.has(&digest, size) && self.storage.kept(&digest, size).is_some()
     }
 
     fn read_once(&self, node: &Node, offset: u64, into: &mut [u8]) -> FsResult<Read> {
@@ -299,8 +341,10 @@ impl View {
             (_, None) => Ok(()),
         };
         if let Err(error) = copied {
-            if let Body::Blob { digest, size } = state.body {
-                self.doubt_blob(node, &digest, size);
+            if let Body::Blob { digest, size } = state.body
+                && !self.storage.cas.has(&digest, size)
+            {
+                self.doubt_blob(node, &digest);
             }
             self.storage.remove_scratch(id);
             return Err(io_failed("copy up", &error));

@@ -29,6 +29,7 @@ pub mod passthrough;
 mod records;
 pub mod recovery;
 mod small;
+pub mod snapshot;
 pub mod trees;
 pub mod view;
 

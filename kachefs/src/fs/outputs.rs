@@ -114,10 +114,11 @@ impl View {
                 Body::Blob { digest, size } => {
                     let (digest, size, generation) = (*digest, *size, state.generation);
                     drop(state);
+                    self.fault(node.ino)?;
                     let blob = self.storage.cas.open(&digest).map_err(failed)?;
                     let read = store::digest::hash_reader(blob, |chunk| scanner.feed(chunk));
                     if read.map_err(|e| errno(&e))? != (digest, size) {
-                        self.doubt_blob(node, &digest, size);
+                        self.doubt_blob(node, &digest);
                         return Err(Errno::EIO);
                     }
                     let stored = store::Ingested {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use store::{ActionKey, Attributes, Batch, Ino, Kind};
+use store::{ActionKey, Attributes, Batch, Ino, Kind, Timestamp};
 
 use super::directory::Directory;
 use super::names::RenameMode;
@@ -23,6 +23,10 @@ pub struct Grown {
     pub path: Vec<u8>,
     /// Permission bits.
     pub perm: u16,
+    /// Last change of its content; `None` for now.
+    pub mtime: Option<Timestamp>,
+    /// The action that made it, if it is a file.
+    pub origin: Option<Arc<ActionKey>>,
     /// What it is.
     pub body: GrownBody,
 }
@@ -33,6 +37,8 @@ pub enum GrownBody {
     Directory,
     /// A file or a symbolic link.
     Leaf(Body),
+    /// The file that the name at this place in the list has.
+    Same(usize),
 }
 
 /// A name found in a walk.
@@ -96,7 +102,6 @@ impl View {
         &self,
         directory: Ino,
         tree: Vec<Grown>,
-        origin: ActionKey,
         caller: Caller,
         also: impl FnOnce(&mut Batch<'_>),
     ) -> FsResult<()> {
@@ -106,7 +111,7 @@ impl View {
             .map(|grown| grown.path.clone())
             .collect();
         self.wait_for_the_clock();
-        self.grow_names(directory, tree, origin, caller, also)?;
+        self.grow_names(directory, tree, caller, also)?;
         if let Some(invalidate) = self.invalidate.get() {
             for name in &top {
                 invalidate.entry(directory, name);
@@ -120,7 +125,6 @@ impl View {
         &self,
         directory: Ino,
         tree: Vec<Grown>,
-        origin: ActionKey,
         caller: Caller,
         also: impl FnOnce(&mut Batch<'_>),
     ) -> FsResult<()> {
@@ -137,7 +141,6 @@ impl View {
         let now = clock::now();
         let mut batch = self.storage.index.batch();
         let planted = self.plant(directory, tree, &mut batch)?;
-        let origin = Arc::new(origin);
         let mut made = Vec::with_capacity(planted.nodes.len());
         for new in planted.nodes {
             let (kind, body) = match new.body {
@@ -152,10 +155,10 @@ impl View {
                 nlink: new.nlink,
                 rdev: 0,
                 atime: now,
-                mtime: now,
+                mtime: new.mtime.unwrap_or(now),
                 ctime: now,
             };
-            let origin = (kind == Kind::File).then(|| Arc::clone(&origin));
+            let origin = new.origin.filter(|_| kind == Kind::File);
             let node = Node::new(new.ino, kind, attributes, body, origin, change.epoch);
             {
                 let state = node.state.lock();
@@ -192,8 +195,19 @@ impl View {
             directories: 0,
         };
         let mut known: HashMap<Vec<u8>, usize> = HashMap::new();
+        // Which inode each name of the list has.
+        let mut of_name: Vec<usize> = Vec::with_capacity(tree.len());
         for grown in tree {
-            let ino = self.allocate_ino()?;
+            let ino = if let GrownBody::Same(name) = grown.body {
+                let at = *of_name.get(name).ok_or(Errno::EINVAL)?;
+                of_name.push(at);
+                let node = planted.nodes.get_mut(at).ok_or(Errno::EINVAL)?;
+                node.nlink += 1;
+                node.ino
+            } else {
+                of_name.push(planted.nodes.len());
+                self.allocate_ino()?
+            };
             let (parent, name) = split(&grown.path);
             let is_directory = matches!(grown.body, GrownBody::Directory);
             let holder = if parent.is_empty() {
@@ -214,10 +228,13 @@ impl View {
             let (body, nlink) = match grown.body {
                 GrownBody::Directory => (Body::Directory(Box::new(Directory::new(holder))), 2),
                 GrownBody::Leaf(body) => (body, 1),
+                GrownBody::Same(_) => continue,
             };
             planted.nodes.push(NewInode {
                 ino,
                 perm: grown.perm,
+                mtime: grown.mtime,
+                origin: grown.origin,
                 nlink,
                 body,
             });
@@ -269,6 +286,8 @@ impl View {
 struct NewInode {
     ino: Ino,
     perm: u16,
+    mtime: Option<Timestamp>,
+    origin: Option<Arc<ActionKey>>,
     nlink: u32,
     body: Body,
 }

@@ -6,7 +6,8 @@
 //! that serves the mount.
 //!
 //! `requests` has a handler for each request and `convert` the kernel's words for ours; `create`,
-//! `listing` and `tokens` do what takes more than one call, `handshake` comes before all of them, and
+//! `listing` and `tokens` do what takes more than one call, `elsewhere` what
+//! waits for bytes, `handshake` comes before all of them, and
 //! `notify` speaks to the kernel unasked.
 
 use std::ffi::OsStr;
@@ -27,6 +28,7 @@ use crate::keeper::wire::Connection;
 mod buffers;
 mod convert;
 mod create;
+mod elsewhere;
 mod handshake;
 mod listing;
 mod notify;

@@ -22,7 +22,7 @@ use super::{Adapter, GENERATION, TTL, ttl};
 use crate::fs::data::Changes;
 use crate::fs::names::{NewNode, RenameMode};
 use crate::fs::node::Body;
-use crate::fs::{FsResult, NAME_MAX};
+use crate::fs::{FsResult, NAME_MAX, View};
 
 fn reply_entry(result: FsResult<FileAttr>, name: &OsStr, reply: ReplyEntry) {
     match result {
@@ -103,9 +103,14 @@ impl Filesystem for Adapter {
             atime: atime.map(timestamp),
             mtime: mtime.map(timestamp),
         };
-        match self.view.setattr(Ino(ino.0), changes) {
+        let answer = move |view: &View| match view.setattr(Ino(ino.0), changes) {
             Ok(entry) => reply.attr(&TTL, &attr(&entry)),
             Err(error) => reply.error(errno(error)),
+        };
+        match changes.size {
+            // What is emptied, or keeps its length, needs no bytes.
+            None | Some(0) => answer(&self.view),
+            Some(_) => self.once_here(Ino(ino.0), answer),
         }
     }
 
@@ -282,8 +287,9 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         with_read_buffer(size as usize, |buffer| {
-            match self.view.read(Ino(ino.0), offset, buffer) {
-                Ok(read) => reply.data(&buffer[..read]),
+            match self.view.read_here(Ino(ino.0), offset, buffer) {
+                Ok(Some(read)) => reply.data(&buffer[..read]),
+                Ok(None) => self.read_elsewhere(Ino(ino.0), offset, size, reply),
                 Err(error) => reply.error(errno(error)),
             }
         });
@@ -301,9 +307,18 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.view.write(Ino(ino.0), offset, data) {
-            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+        let ino = Ino(ino.0);
+        let written = |result: FsResult<()>, length: usize| match result {
+            Ok(()) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(error)),
+        };
+        if self.view.is_elsewhere(ino) {
+            let data = data.to_vec();
+            self.once_here(ino, move |view| {
+                written(view.write(ino, offset, &data), data.len());
+            });
+        } else {
+            written(self.view.write(ino, offset, data), data.len());
         }
     }
 
@@ -434,7 +449,10 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(self.view.fallocate(Ino(ino.0), offset, length, mode), reply);
+        let ino = Ino(ino.0);
+        self.once_here(ino, move |view| {
+            reply_empty(view.fallocate(ino, offset, length, mode), reply);
+        });
     }
 
     fn lseek(

@@ -352,7 +352,7 @@ fn close_to_others(storage: &Storage) -> io::Result<()> {
 }
 
 /// When a process started (proc(5), "stat": the 22nd field; the second may hold blanks, in brackets).
-fn started(pid: u32) -> Option<u64> {
+pub(crate) fn started(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = text.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()

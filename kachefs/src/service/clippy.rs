@@ -10,11 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use store::{Digest, Hasher};
-use wrapper::environment;
+use wrapper::environment::{self, Environment};
 use wrapper::roots::Roots;
 
 use super::files::FileDigests;
-use super::programs::Environment;
 
 /// The names of its configuration (the clippy book, "Configuration").
 const NAMES: [&str; 2] = [".clippy.toml", "clippy.toml"];

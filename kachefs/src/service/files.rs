@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -20,10 +21,17 @@ use store::{Digest, FileMemo, Hasher, Timestamp};
 use wrapper::lease;
 
 use super::listings::{Identity, Listings, Opened, Wanted};
+use crate::flight::Flights;
 use crate::storage::Storage;
 
 /// Memos kept in memory; all are kept in the index.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
+
+/// A file of this many bytes is read by one of those who want to know it, while the others wait.
+const WORTH_WAITING: u64 = 1 << 20;
+
+/// How long they wait before they read it themselves.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Above this many files a directory of the system is known by names, sizes and times.
 const HASHED_FILES: usize = 512;
@@ -47,6 +55,7 @@ pub struct FileDigests {
     storage: Arc<Storage>,
     memos: Mutex<LruCache<PathBuf, FileMemo>>,
     listings: Listings,
+    reading: Arc<Flights<PathBuf>>,
 }
 
 /// When a file last changed, in a form to compare.
@@ -64,6 +73,7 @@ impl FileDigests {
             storage,
             memos: Mutex::new(LruCache::new(REMEMBERED)),
             listings: Listings::default(),
+            reading: Arc::default(),
         }
     }
 
@@ -84,6 +94,21 @@ impl FileDigests {
         if let Some(digest) = self.remembered(path, meta) {
             return Ok(digest);
         }
+        if meta.len() < WORTH_WAITING {
+            return self.read(path);
+        }
+        let flight = self.reading.take_off(path.to_owned());
+        if let Err(boarding) = &flight {
+            boarding.wait(PATIENCE);
+        }
+        // One has landed meanwhile.
+        match self.remembered(path, meta) {
+            Some(digest) => Ok(digest),
+            None => self.read(path),
+        }
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Digest> {
         let file = File::open(path)?;
         // Asked before the bytes are read: who maps the file later moves its mtime with the first
         // store to each page.

@@ -16,6 +16,7 @@ use wrapper::roots::Roots;
 use super::Service;
 use super::observed::Site;
 use super::prepare::{Place, Prepared};
+use super::share::Source;
 use crate::fs::outputs::Bound;
 use crate::fs::{Body, Errno, FsResult};
 
@@ -25,6 +26,8 @@ pub struct Found {
     pub key: ActionKey,
     /// The result.
     pub result: ActionResult,
+    /// How it was found.
+    pub(super) source: Source,
 }
 
 /// What processes about to compile the same agree on: everything but the sources, and the crate
@@ -79,15 +82,20 @@ pub fn entry_here(
 /// The first result whose recorded inputs are what they were.
 pub fn find(service: &Service, prepared: &Prepared) -> Option<Found> {
     records(service, &prepared.digest)
-        .iter()
+        .into_iter()
         .find_map(|record| {
-            let sources = current_sources(service, prepared, record)?;
+            let sources = current_sources(service, prepared, &record)?;
             let key = key::action_key(&prepared.digest, &prepared.dependencies, &sources);
+            let source = Source { record, key };
             let (key, entry) = entry_here(service, &key, &prepared.roots)?;
             let ActionEntry::Result(result) = entry else {
                 return None;
             };
-            is_whole(service, &result).then_some(Found { key, result })
+            is_whole(service, &result).then_some(Found {
+                key,
+                result,
+                source,
+            })
         })
 }
 
@@ -180,10 +188,10 @@ pub fn source_digest(service: &Service, prepared: &Prepared, path: &Path) -> Opt
     }
 }
 
-/// Whether every blob of a result is on this disk.
+/// Whether every blob of a result can be had: it is on this disk, or in a remote that answers.
 pub(super) fn is_whole(service: &Service, result: &ActionResult) -> bool {
     result.outputs.iter().all(|output| match &output.content {
-        OutputContent::Blob { digest, size } => service.storage.cas.has(digest, *size),
+        OutputContent::Blob { digest, size } => service.storage.is_within_reach(digest, *size),
         OutputContent::Template(_) => true,
     })
 }

@@ -2,14 +2,13 @@
 //!
 //! `prepare` turns a request into everything its key needs, `lookup` finds a result and binds it,
 //! `record` stores what a compiler made. `files`, `toolchain` and `units` know digests and
-//! origins, `flight` keeps two processes from compiling the same.
+//! origins.
 
 pub mod builds;
 pub mod cc;
 mod clippy;
 mod externs;
 pub mod files;
-pub mod flight;
 pub mod hit_cost;
 pub mod listings;
 pub mod lookup;
@@ -21,10 +20,12 @@ mod package;
 mod parts;
 mod plan;
 pub mod prepare;
+mod present;
 mod probes;
 mod programs;
 pub mod record;
 mod script;
+mod share;
 mod sidecars;
 mod swapped;
 pub mod toolchain;
@@ -32,33 +33,39 @@ mod unit_dirs;
 pub mod units;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use store::builds::{KeptRequest, LoggedEnd};
-use store::{ActionEntry, ActionKey, Counter, Ino, Timestamp};
+use store::{ActionEntry, ActionKey, Counter, Ino, InvocationDigest, Timestamp};
+use wrapper::environment::{self, Environment};
 use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
 use self::builds::{Asked, Builds};
 use self::cc::dates::Dates;
 use self::files::FileDigests;
-use self::flight::{Flight, Flights};
 use self::hit_cost::{HitCost, Percentiles, Stopwatch};
 use self::lookup::Found;
 use self::parts::Known;
 use self::prepare::{Place, Prepared, Refusal, prepare};
 use self::probes::Probes;
 use self::script::launcher::Launchers;
+use self::share::{Build, Source};
 use self::toolchain::Toolchains;
 use self::units::Units;
 use crate::clock;
 use crate::daemon::mounts::Mounts;
+use crate::flight::{self, Flights};
 use crate::fs::Caller;
 use crate::fs::passthrough::Writer;
+use crate::lazy::secrets::SecretsOf;
 use crate::storage::Storage;
 
 /// How often a waiting wrapper hears that we are alive.
@@ -71,6 +78,9 @@ const PREPARE: Duration = Duration::from_mins(3);
 /// How long one process waits for another's compile of the same action before it compiles too.
 const PATIENCE: Duration = Duration::from_mins(10);
 
+/// The right to compile one action.
+type Flight = flight::Flight<ActionKey>;
+
 /// Answers compilers.
 pub struct Service {
     storage: Arc<Storage>,
@@ -78,7 +88,7 @@ pub struct Service {
     files: Arc<FileDigests>,
     toolchains: Toolchains,
     units: Units,
-    flights: Arc<Flights>,
+    flights: Arc<Flights<ActionKey>>,
     recording: Recording,
     hit_cost: HitCost,
     /// What builds asked for.
@@ -86,6 +96,7 @@ pub struct Service {
     launchers: Launchers,
     probes: Probes,
     dates: Dates,
+    secrets: SecretsOf,
 }
 
 /// Numbers of the results being recorded, so that a daemon about to end can wait for them.
@@ -110,10 +121,31 @@ impl Service {
             builds: Arc::new(Builds::new(Arc::clone(&storage))),
             launchers: Launchers::new(Arc::clone(&storage)),
             dates: Dates::default(),
+            secrets: SecretsOf::default(),
             storage,
             mounts,
             files,
         }
+    }
+
+    /// Reads the compiler and the linker that whoever has this environment and working directory most
+    /// likely builds with: a toolchain has hundreds of megabytes, for which the first build would
+    /// wait. Compilers that are not there are nobody's loss.
+    pub fn acquaint(&self, environment: &Environment, cwd: &Path) {
+        let began = Instant::now();
+        let caller = toolchain::Caller {
+            environment,
+            cwd,
+            in_view: &|path| self.mounts.locate(path).is_some(),
+        };
+        let compiler = environment::value(environment, b"RUSTC").unwrap_or(b"rustc");
+        let compiler = Path::new(OsStr::from_bytes(compiler));
+        let compiler = self.toolchains.compiler(compiler, None, None, &caller);
+        let linker = self.toolchains.linker(None, None, &caller);
+        for error in [compiler.err(), linker.err()].into_iter().flatten() {
+            tracing::debug!(%error, "getting acquainted");
+        }
+        tracing::debug!(took = ?began.elapsed(), "got acquainted");
     }
 
     /// Serves one compile from request to end.
@@ -131,13 +163,15 @@ impl Service {
         let action = Compile {
             service: self,
             prepared: &prepared,
+            build: self.build_of(&prepared),
         };
         match self.decide(stream, &action, &mut asked.watch)? {
             Decided::Hit(replay) => {
                 let key = replay.key;
+                self.note_part(action.build, prepared.digest, &replay.source, key);
                 self.answer(stream, replay, asked, |asked| asked.kept(request, key))
             }
-            Decided::Run(flight) => self.run(stream, &prepared, flight, asked),
+            Decided::Run(flight) => self.run(stream, &action, flight, asked),
         }
     }
 
@@ -178,9 +212,13 @@ impl Service {
         watch: &mut Stopwatch,
     ) -> Result<Decided, ProtocolError> {
         let deadline = Instant::now() + PATIENCE;
+        let mut learned = false;
         loop {
             if let Some(replay) = find_and_bind(stream, action, *watch)? {
                 return Ok(Decided::Hit(replay));
+            }
+            if !std::mem::replace(&mut learned, true) && self.learn(stream, action)? {
+                continue;
             }
             let Some(key) = action.flight_key() else {
                 return Ok(Decided::Run(None));
@@ -215,6 +253,7 @@ impl Service {
             stderr,
             key,
             spared_ms,
+            ..
         } = replay;
         let _recording = self.recording.begin();
         let sent = protocol::send(stream, &Decision::Hit { stdout, stderr });
@@ -229,10 +268,12 @@ impl Service {
     fn run(
         &self,
         stream: &UnixStream,
-        prepared: &Prepared,
+        action: &Compile<'_>,
         flight: Option<Flight>,
         mut asked: Asked,
     ) -> Result<(), ProtocolError> {
+        let prepared = action.prepared;
+        Pulse::during(stream, || self.bring_externs(prepared))?;
         let run = run_of(prepared);
         let started: Timestamp = clock::now();
         let clock = Instant::now();
@@ -276,8 +317,12 @@ impl Service {
             self.count(&[(Counter::Misses, 1)], None);
         }
         drop(flight);
+        if let Ok(stored) = &stored {
+            let (invocation, source) = (prepared.digest, &stored.source);
+            self.note_part(action.build, invocation, source, stored.stored_under);
+        }
         let known = stored.as_ref().ok().map(|stored| Known {
-            key: stored.key,
+            key: stored.source.key,
             read: &stored.sources,
             bound: stored.bound,
         });
@@ -398,6 +443,12 @@ trait Action {
     /// A result that serves it.
     type Found;
 
+    /// Where its input records are found.
+    fn invocation(&self) -> InvocationDigest;
+
+    /// The build it belongs to, if others may have the same.
+    fn build(&self) -> Option<Build>;
+
     /// What processes about to run the same agree on; `None` when that cannot be told.
     fn flight_key(&self) -> Option<ActionKey>;
 
@@ -412,10 +463,19 @@ trait Action {
 struct Compile<'a> {
     service: &'a Service,
     prepared: &'a Prepared,
+    build: Option<Build>,
 }
 
 impl Action for Compile<'_> {
     type Found = Found;
+
+    fn invocation(&self) -> InvocationDigest {
+        self.prepared.digest
+    }
+
+    fn build(&self) -> Option<Build> {
+        self.build
+    }
 
     fn flight_key(&self) -> Option<ActionKey> {
         lookup::flight_key(self.service, self.prepared)
@@ -432,6 +492,7 @@ impl Action for Compile<'_> {
             stdout: roots.render(&result.stdout),
             stderr: roots.render(&result.stderr),
             key: found.key,
+            source: found.source.clone(),
             spared_ms: result.compile_ms,
         };
         match lookup::bind(self.service, self.prepared, &found) {
@@ -455,6 +516,8 @@ struct Replay {
     stderr: Vec<u8>,
     /// The result's key.
     key: ActionKey,
+    /// How it was found.
+    source: Source,
     /// What it spares.
     spared_ms: u64,
 }

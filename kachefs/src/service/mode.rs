@@ -8,11 +8,10 @@ use std::io;
 use std::path::Path;
 
 use toml_edit::DocumentMut;
-use wrapper::environment;
+use wrapper::environment::{self, Environment};
 use wrapper::mode::Mode;
 
 use super::prepare::Refusal;
-use super::programs::Environment;
 
 /// The name of a configuration file, in a workspace and in a store.
 pub const FILE: &str = "kachefs.toml";

@@ -104,7 +104,7 @@ impl Collected {
             version: version.to_owned(),
             noted_ms: clock::now_ms(),
             bound: RootSet::default(),
-            roots: Root::ALL.map(|root| roots.path(root).to_owned()),
+            roots: Root::OF_CHECKOUT.map(|root| roots.path(root).to_owned()),
             list: Vec::new(),
             left_out: 0,
         })

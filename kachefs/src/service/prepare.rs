@@ -14,7 +14,7 @@ use std::sync::Arc;
 use store::{Digest, Hasher, Ino, InvocationDigest, Origin, Root, RootSet, Timestamp};
 use wrapper::args::{self, SearchKind, Uncacheable};
 use wrapper::drivers;
-use wrapper::environment;
+use wrapper::environment::{self, Environment};
 use wrapper::key::{self, Dependencies};
 use wrapper::mode::Mode;
 use wrapper::protocol::CompileRequest;
@@ -29,12 +29,12 @@ use super::named::{
 };
 use super::observed::Site;
 use super::package::package_digest;
-use super::programs::Environment;
 use super::sidecars;
 use super::toolchain::{self, Compiler, Linker, Tools};
 use super::unit_dirs::is_out_dir;
 use super::units::UnderWay;
 use crate::fs::{Caller, View};
+use crate::lazy::secrets::Secrets;
 
 /// What `cargo fix` gives compilers whose suggestions it applies to the sources.
 const FIXING: &[u8] = b"__CARGO_FIX_PLZ";
@@ -95,6 +95,10 @@ pub struct Prepared {
     pub cwd: PathBuf,
     /// Who asks.
     pub caller: Caller,
+    /// The process that started the compiler: cargo.
+    pub parent: u32,
+    /// What must not leave this machine, where something may; `None` where that is not known.
+    pub secrets: Option<Secrets>,
     /// Their file mode creation mask.
     pub umask: u32,
     /// The outputs' name while they are being made.
@@ -363,6 +367,8 @@ pub fn prepare(
         scrubbed,
         cwd,
         caller,
+        parent: request.parent,
+        secrets: service.secrets_of(request.parent),
         umask: request.umask,
         under_way,
         hidden_roots,
@@ -553,7 +559,8 @@ fn find_roots(
         .ok_or(Refusal::Named("out-dir-mismatch"))?;
     let cargo_home = cargo_home(&request.environment)?;
     let cwd = text(cwd.as_os_str().as_bytes())?;
-    Ok(Roots::new(cwd, &cargo_home, text(view_path)?))
+    let roots = Roots::new(cwd, &cargo_home, text(view_path)?);
+    Ok(roots.with_environment(&request.environment))
 }
 
 /// `$CARGO_HOME` as cargo finds it; empty when there is none.

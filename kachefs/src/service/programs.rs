@@ -11,10 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use wrapper::environment;
-
-/// The environment of a request.
-pub type Environment = [(Vec<u8>, Vec<u8>)];
+use wrapper::environment::{self, Environment};
 
 /// How long a program may take to answer a question about itself.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -31,6 +31,7 @@ use super::lookup::{current_sources, module_twin};
 use super::observed::{self, Inputs, Program, Untold};
 use super::out_dir;
 use super::prepare::{Place, Prepared, Refusal, dependencies_again, same_tools};
+use super::share::Source;
 use super::sidecars::sidecars;
 use super::swapped::Swapped;
 use crate::clock;
@@ -198,8 +199,10 @@ impl Held<'_> {
 
 /// What was stored.
 pub struct Recorded {
-    /// Its key, before it is bound to paths.
-    pub key: ActionKey,
+    /// How it is found.
+    pub(super) source: Source,
+    /// The key it is stored under.
+    pub(super) stored_under: ActionKey,
     /// What the compiler read.
     pub sources: Sources,
     /// Roots the outputs are bound to.
@@ -276,6 +279,9 @@ pub fn record(
     let entry = ActionEntry::Result(result);
     let stored_under = put_entry(&mut batch, &key, bound, roots, &entry)?;
     batch.put_record(&prepared.digest, &record)?;
+    let source = Source { record, key };
+    let secrets = prepared.secrets.as_ref();
+    service.share(&mut batch, secrets, prepared.digest, &source, stored_under)?;
     batch.count(
         &[
             (Counter::Misses, 1),
@@ -292,12 +298,13 @@ pub fn record(
         ?bound,
         "stored"
     );
-    for observation in record.observed.iter().flatten() {
+    for observation in source.record.observed.iter().flatten() {
         let path = String::from_utf8_lossy(&observation.path);
         tracing::trace!(look = ?observation.look, %path, "observed");
     }
     Ok(Recorded {
-        key,
+        source,
+        stored_under,
         sources,
         bound,
     })

@@ -17,11 +17,11 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 use store::{Digest, Hasher};
-use wrapper::environment;
+use wrapper::environment::{self, Environment};
 use wrapper::trace::Scope;
 
 use super::files::FileDigests;
-use super::programs::{Environment, find_program, first_line, is_elf, loaded_libraries, said};
+use super::programs::{find_program, first_line, is_elf, loaded_libraries, said};
 
 /// What gcc-like drivers put into what they link without being asked (gcc(1), "-print-file-name").
 pub(super) const LINKED_IN: &[&str] = &[

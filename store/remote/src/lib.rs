@@ -10,6 +10,7 @@ mod directory;
 mod error;
 mod location;
 mod name;
+pub mod pack;
 mod s3;
 pub mod signed;
 

@@ -3,7 +3,7 @@
 //! ```text
 //! v1/blobs/xx/<digest>     a blob, in frames (`blob`)
 //! v1/packs/<digest>        many small blobs in one object
-//! v1/actions/xx/<key>      a signed action result
+//! v1/actions/xx/<digest>   the signed results of one invocation
 //! v1/builds/<fingerprint>  the signed results of one build
 //! v1/trees/<name>          a signed published tree
 //! v1/leases/<name>/<id>    somebody who uses a tree
@@ -16,7 +16,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use store::{ActionKey, Digest};
+use store::{Digest, InvocationDigest};
 
 /// What every name starts with: the layout.
 const LAYOUT: &str = "v1";
@@ -92,9 +92,9 @@ impl ObjectName {
         Self(format!("{}{digest}", Kind::Packs.prefix()))
     }
 
-    /// Of an action result.
-    pub fn action(key: &ActionKey) -> Self {
-        Self::spread(Kind::Actions, &key.0)
+    /// Of the results of an invocation.
+    pub fn action(invocation: &InvocationDigest) -> Self {
+        Self::spread(Kind::Actions, &invocation.0)
     }
 
     /// Of a build manifest, by its fingerprint.
@@ -127,6 +127,11 @@ impl ObjectName {
         &self.0
     }
 
+    /// The tree it names, if it is of that kind.
+    pub fn tree_name(&self) -> Option<TreeName> {
+        self.0.strip_prefix(&Kind::Trees.prefix())?.parse().ok()
+    }
+
     /// What it names, if it is of a kind that has digests for names.
     pub fn digest(&self) -> Option<Digest> {
         self.0.rsplit('/').next()?.parse().ok()
@@ -152,7 +157,7 @@ impl FromStr for ObjectName {
         let digest = |text: &str| text.parse().map_err(|_| no_name());
         let name = match (kind, rest.as_slice()) {
             (Kind::Blobs, [_, hex]) => Self::blob(&digest(hex)?),
-            (Kind::Actions, [_, hex]) => Self::action(&ActionKey(digest(hex)?)),
+            (Kind::Actions, [_, hex]) => Self::action(&InvocationDigest(digest(hex)?)),
             (Kind::Packs, [hex]) => Self::pack(&digest(hex)?),
             (Kind::Builds, [hex]) => Self::build(&digest(hex)?),
             (Kind::Check, [hex]) => Self::check(&digest(hex)?),
@@ -177,6 +182,12 @@ impl TreeName {
     /// As it was given.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl fmt::Display for TreeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -206,7 +217,7 @@ mod tests {
         for name in [
             ObjectName::blob(&digest),
             ObjectName::pack(&digest),
-            ObjectName::action(&ActionKey(digest)),
+            ObjectName::action(&InvocationDigest(digest)),
             ObjectName::build(&digest),
             ObjectName::tree(&tree),
             ObjectName::lease(&tree, &digest),

@@ -186,7 +186,10 @@ impl Batch<'_> {
 }
 
 /// A record is named by what it lists, not by when it was made.
-fn record_key(invocation: &InvocationDigest, record: &InputRecord) -> Result<Vec<u8>, CodecError> {
+pub(super) fn record_key(
+    invocation: &InvocationDigest,
+    record: &InputRecord,
+) -> Result<Vec<u8>, CodecError> {
     let timeless = encode(&InputRecord {
         created_ms: 0,
         ..record.clone()

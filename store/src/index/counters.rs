@@ -46,6 +46,12 @@ pub enum Counter {
     CcHits,
     /// C compiles that ran and could have been served.
     CcMisses,
+    /// Results sent to a remote.
+    ResultsUploaded,
+    /// Blobs fetched from a remote.
+    Faults,
+    /// Their bytes, as blobs.
+    BytesFaulted,
 }
 
 impl Index {

@@ -15,13 +15,15 @@
 //! | `builds` | view, 1, build, number | [`LoggedAction`] |
 //! | `requests` | view, 1, build, number | [`KeptRequest`] |
 //! | `parts` | digest of a [`Unit`], time, [`ActionKey`] | [`Parts`] |
+//! | `kept` | [`RemoteId`], digest of a blob, or [`ActionKey`] | [`Kept`] |
+//! | `uploads` | number | [`Upload`] |
 //!
 //! Numbers in keys are big-endian, so iteration follows their order. A [`Batch`] is atomic. A
 //! commit goes through the write-ahead log without a sync: it survives the death of the process,
 //! and a power cut may take back the most recent ones, in order (RocksDB wiki, "WAL").
 //!
 //! `schema` has the names of families and keys, `open` the options, `read` gets facts out by their
-//! types, `batch` puts them in, `counters` are kept in memory too.
+//! types, `batch` puts them in, `counters` are kept in memory too, `shared` is what concerns remotes.
 //!
 //! [`ActionEntry`]: crate::action::ActionEntry
 //! [`ActionKey`]: crate::action::ActionKey
@@ -31,11 +33,14 @@
 //! [`InodeRecord`]: crate::view::InodeRecord
 //! [`InputRecord`]: crate::action::InputRecord
 //! [`InvocationDigest`]: crate::action::InvocationDigest
+//! [`Kept`]: crate::shared::Kept
 //! [`KeptRequest`]: crate::builds::KeptRequest
 //! [`LoggedAction`]: crate::builds::LoggedAction
 //! [`Parts`]: crate::builds::Parts
+//! [`RemoteId`]: crate::shared::RemoteId
 //! [`SyncPoint`]: crate::sync_point::SyncPoint
 //! [`Unit`]: crate::builds::Unit
+//! [`Upload`]: crate::shared::Upload
 //! [`ViewRecord`]: crate::view::ViewRecord
 
 use std::fs::File;
@@ -58,14 +63,17 @@ mod counters;
 mod open;
 mod read;
 mod schema;
+mod shared;
 
 pub use batch::Batch;
 pub use counters::{Counter, Counters};
 pub(crate) use open::db_options;
 pub(crate) use schema::{
-    ACTIONS, BUILDS, COUNTERS_KEY, DENTRIES, EXCHANGES_KEY, FILES, INODES, META, PARTS, RECORDS,
-    REQUESTS, SCHEMA_VERSION, SCRATCH_KEY, SYNC_POINT_KEY, VIEWS, dentry_key, inode_key,
+    ACTIONS, BUILDS, COUNTERS_KEY, DENTRIES, EXCHANGES_KEY, FILES, INODES, KEPT, META, PARTS,
+    RECORDS, REQUESTS, SCHEMA_VERSION, SCRATCH_KEY, SYNC_POINT_KEY, UPLOADS, VIEWS, dentry_key,
+    inode_key,
 };
+pub use shared::{UploadId, record_digest};
 
 /// The facts of one store.
 pub struct Index {

@@ -148,7 +148,7 @@ impl Index {
         Ok(rows)
     }
 
-    fn each(
+    pub(super) fn each(
         &self,
         family: &'static str,
         prefix: &[u8],

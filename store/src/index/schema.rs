@@ -2,6 +2,8 @@
 //! kachefs would misread raises the version.
 
 use crate::builds::BuildId;
+use crate::digest::Digest;
+use crate::shared::RemoteId;
 use crate::view::{Ino, ViewId};
 
 pub(crate) const META: &str = "meta";
@@ -14,11 +16,13 @@ pub(crate) const FILES: &str = "files";
 pub(crate) const BUILDS: &str = "builds";
 pub(crate) const REQUESTS: &str = "requests";
 pub(crate) const PARTS: &str = "parts";
-pub(super) const FAMILIES: [&str; 10] = [
-    META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES, BUILDS, REQUESTS, PARTS,
+pub(crate) const KEPT: &str = "kept";
+pub(crate) const UPLOADS: &str = "uploads";
+pub(super) const FAMILIES: [&str; 12] = [
+    META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES, BUILDS, REQUESTS, PARTS, KEPT, UPLOADS,
 ];
 
-pub(crate) const SCHEMA_VERSION: u32 = 4;
+pub(crate) const SCHEMA_VERSION: u32 = 5;
 pub(super) const SCHEMA_KEY: &[u8] = b"schema";
 pub(crate) const COUNTERS_KEY: &[u8] = b"counters";
 pub(crate) const SCRATCH_KEY: &[u8] = b"next-scratch";
@@ -40,6 +44,10 @@ pub(crate) fn dentry_key(view: ViewId, parent: Ino, name: &[u8]) -> Vec<u8> {
     let mut key = inode_key(view, parent).to_vec();
     key.extend_from_slice(name);
     key
+}
+
+pub(crate) fn kept_key(remote: RemoteId, digest: &Digest) -> Vec<u8> {
+    [remote.as_bytes(), digest.as_bytes()].concat()
 }
 
 /// Rows of builds come before rows of actions, so that they are found without those.

@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
         token: (token.view, token.directory),
         directory: directory.into_os_string().into_vec(),
         argv: argv.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
-        environment: client::environment(),
+        environment: crate::environment::own(),
         cwd: cwd.into_os_string().into_vec(),
         umask: client::current_umask(),
         watched,

@@ -65,7 +65,7 @@ pub(super) fn of(site: Site<'_>, seen: &[(Observation, Digest)]) -> Option<Vec<A
 
 /// The working directory, the roots and what is above them: no observations say what they are.
 fn surroundings(site: Site<'_>) -> Option<HashMap<Identity, u64>> {
-    let roots = Root::ALL
+    let roots = Root::OF_CHECKOUT
         .into_iter()
         .map(|root| Path::new(site.roots.path(root)));
     let starts = [site.cwd].into_iter().chain(roots);

@@ -15,8 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use store::{
-    ActionEntry, ActionKey, ActionResult, Batch, Counter, Look, Observation, OutputContent,
-    Timestamp,
+    ActionEntry, ActionKey, ActionResult, Batch, Counter, InvocationDigest, Look, Observation,
+    OutputContent, Timestamp,
 };
 use wrapper::cc::key::cc_key;
 use wrapper::protocol::{self, CcRequest, Decision, Outcome, ProtocolError, Run, Verdict};
@@ -24,6 +24,7 @@ use wrapper::protocol::{self, CcRequest, Decision, Outcome, ProtocolError, Run, 
 use self::prepare::Prepared;
 use super::hit_cost::Stopwatch;
 use super::lookup;
+use super::share::{Build, Source};
 use super::{Action, Decided, Flight, Replay, Service};
 use crate::clock;
 use crate::fs::outputs::Bound;
@@ -121,11 +122,20 @@ struct CcAction<'a> {
 struct FoundObject {
     key: ActionKey,
     result: ActionResult,
-    observed: Vec<Observation>,
+    source: Source,
 }
 
 impl Action for CcAction<'_> {
     type Found = FoundObject;
+
+    fn invocation(&self) -> InvocationDigest {
+        self.prepared.digest
+    }
+
+    fn build(&self) -> Option<Build> {
+        // Where the run of the script hits, nobody asks for what it compiles.
+        None
+    }
 
     fn flight_key(&self) -> Option<ActionKey> {
         Some(ActionKey(self.prepared.digest.0))
@@ -141,9 +151,12 @@ impl Action for CcAction<'_> {
             stdout: roots.render(&result.stdout),
             stderr: roots.render(&result.stderr),
             key: found.key,
+            source: found.source.clone(),
             spared_ms: result.compile_ms,
         };
-        self.looked.replace(looked(self.prepared, &found.observed));
+        let observed = found.source.record.observed.as_deref();
+        let looked = looked(self.prepared, observed.unwrap_or_default());
+        self.looked.replace(looked);
         match bind(self.prepared, &found) {
             Ok(()) => Some(replay),
             Err(error) => {
@@ -166,9 +179,9 @@ fn key_now(service: &Service, prepared: &Prepared, observed: &[Observation]) -> 
 fn find(service: &Service, prepared: &Prepared) -> Option<FoundObject> {
     lookup::records(service, &prepared.digest)
         .into_iter()
-        .filter_map(|record| record.observed)
-        .find_map(|observed| {
-            let key = key_now(service, prepared, &observed)?;
+        .find_map(|record| {
+            let key = key_now(service, prepared, record.observed.as_deref()?)?;
+            let source = Source { record, key };
             let (key, entry) = lookup::entry_here(service, &key, &prepared.roots)?;
             let ActionEntry::Result(result) = entry else {
                 return None;
@@ -177,7 +190,7 @@ fn find(service: &Service, prepared: &Prepared) -> Option<FoundObject> {
             (fits && lookup::is_whole(service, &result)).then_some(FoundObject {
                 key,
                 result,
-                observed,
+                source,
             })
         })
 }

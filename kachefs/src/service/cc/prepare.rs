@@ -26,6 +26,7 @@ use super::super::script::prepare::{view_root, workspace_root};
 use super::super::unit_dirs::UnitDirs;
 use super::dates;
 use crate::fs::{Caller, View};
+use crate::lazy::secrets::{self, Secrets};
 
 /// How the programs are called that take the arguments `args` knows.
 const DRIVERS: [&str; 5] = ["gcc", "g++", "clang", "clang++", "c++"];
@@ -52,6 +53,8 @@ pub(super) struct Prepared {
     pub(super) caller: Caller,
     /// Their file mode creation mask.
     pub(super) umask: u32,
+    /// What must not leave this machine.
+    pub(super) secrets: Secrets,
     /// What it need not be watched at: its outputs.
     pub(super) scope: Scope,
 }
@@ -109,7 +112,8 @@ pub(super) fn prepare(
     let view_path = view_root(&request.directory, directory, &view)?;
     let home = cargo_home(&request.environment)?;
     let workspace = workspace_root(Path::new(view_path), &cwd, Path::new(&home));
-    let roots = Roots::new(text(workspace.as_os_str().as_bytes())?, &home, view_path);
+    let roots = Roots::new(text(workspace.as_os_str().as_bytes())?, &home, view_path)
+        .with_environment(&request.environment);
 
     let (named, driver) = driver(service, &roots, Path::new(program), request, &cwd)?;
     let unit_dirs = UnitDirs::of(&roots, &request.environment);
@@ -142,6 +146,7 @@ pub(super) fn prepare(
         digest: facts.digest(),
         environment: read.iter().copied().map(as_is).collect(),
         umask: request.umask,
+        secrets: secrets::of_script(&request.environment),
         scope: Scope::default(),
         compile,
         view,

@@ -21,6 +21,7 @@ use super::super::Service;
 use super::super::observed::{self, Inputs, Program, Untold};
 use super::super::prepare::Place;
 use super::super::record::{put_entry, read_whole};
+use super::super::share::Source;
 use super::dates;
 use super::key_now;
 use super::prepare::Prepared;
@@ -181,6 +182,9 @@ pub(super) fn record(
         created_ms: clock::now_ms(),
     };
     batch.put_record(&prepared.digest, &record)?;
+    let source = Source { record, key };
+    let secrets = Some(&prepared.secrets);
+    service.share(&mut batch, secrets, prepared.digest, &source, stored_under)?;
     batch.count(
         &[
             (Counter::CcMisses, 1),

@@ -30,7 +30,7 @@ impl Ways {
         let given = values
             .map(|value| Path::new(OsStr::from_bytes(value)).components().collect())
             .filter(|path: &PathBuf| path.is_absolute());
-        let own = Root::ALL
+        let own = Root::OF_CHECKOUT
             .into_iter()
             .map(|root| (Some(root), PathBuf::from(roots.path(root))));
         let known = scope.known.iter().chain(&scope.own);

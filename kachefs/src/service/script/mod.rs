@@ -9,10 +9,14 @@ pub(super) mod prepare;
 mod record;
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use store::builds::LoggedEnd;
-use store::{ActionEntry, ActionKey, Counter, Observation, ScriptResult, Timestamp, TreeContent};
+use store::{
+    ActionEntry, ActionKey, Counter, InvocationDigest, Observation, ScriptResult, Timestamp,
+    TreeContent,
+};
 use wrapper::key;
 use wrapper::protocol::{self, Decision, Outcome, ProtocolError, Run, ScriptRequest, Verdict};
 
@@ -21,6 +25,7 @@ use super::builds::Asked;
 use super::lookup;
 use super::parts::{self, Known};
 use super::prepare::Refusal;
+use super::share::{Build, Source};
 use super::{Action, Decided, Flight, Replay, Service, millis};
 use crate::clock;
 use crate::fs::passthrough::Writer;
@@ -43,25 +48,30 @@ impl Service {
         let action = ScriptAction {
             service: self,
             prepared: &prepared,
+            build: self.build_of_process(prepared.parent),
         };
         match self.decide(stream, &action, &mut asked.watch)? {
-            Decided::Hit(replay) => self.answer(stream, replay, asked, |_| None),
+            Decided::Hit(replay) => {
+                self.note_part(action.build, prepared.digest, &replay.source, replay.key);
+                self.answer(stream, replay, asked, |_| None)
+            }
             // What an earlier run left may get into what this one makes.
             Decided::Run(_) if !prepared.starts_empty() => {
                 self.refused(&Refusal::Named("out-dir-in-use"), Some(&asked));
                 protocol::send(stream, &Decision::Plain)
             }
-            Decided::Run(flight) => self.run_script(stream, &prepared, flight, asked),
+            Decided::Run(flight) => self.run_script(stream, &action, flight, asked),
         }
     }
 
     fn run_script(
         &self,
         stream: &UnixStream,
-        prepared: &Prepared,
+        action: &ScriptAction<'_>,
         flight: Option<Flight>,
         mut asked: Asked,
     ) -> Result<(), ProtocolError> {
+        let prepared = action.prepared;
         let run = Run::as_called(prepared.scope.clone());
         let started: Timestamp = clock::now();
         let clock = Instant::now();
@@ -96,8 +106,12 @@ impl Service {
             self.count(&[(Counter::ScriptMisses, 1)], reason.name());
         }
         drop(flight);
+        if let Ok(stored) = &stored {
+            let (invocation, source) = (prepared.digest, &stored.source);
+            self.note_part(action.build, invocation, source, stored.stored_under);
+        }
         let known = stored.as_ref().ok().map(|stored| Known {
-            key: stored.key,
+            key: stored.source.key,
             read: stored.seen.as_slice(),
             bound: stored.bound,
         });
@@ -115,10 +129,19 @@ impl Service {
 struct ScriptAction<'a> {
     service: &'a Service,
     prepared: &'a Prepared,
+    build: Option<Build>,
 }
 
 impl Action for ScriptAction<'_> {
-    type Found = (ActionKey, ScriptResult);
+    type Found = FoundRun;
+
+    fn invocation(&self) -> InvocationDigest {
+        self.prepared.digest
+    }
+
+    fn build(&self) -> Option<Build> {
+        self.build
+    }
 
     fn flight_key(&self) -> Option<ActionKey> {
         Some(ActionKey(self.prepared.digest.0))
@@ -128,12 +151,18 @@ impl Action for ScriptAction<'_> {
         find(self.service, self.prepared)
     }
 
-    fn bind(&self, (key, result): Self::Found) -> Option<Replay> {
+    fn bind(&self, found: FoundRun) -> Option<Replay> {
+        let FoundRun {
+            key,
+            result,
+            source,
+        } = found;
         let roots = &self.prepared.roots;
         let replay = Replay {
             stdout: roots.render(&result.stdout),
             stderr: roots.render(&result.stderr),
             key,
+            source,
             spared_ms: result.run_ms,
         };
         match bind(self.prepared, key, &result) {
@@ -144,6 +173,13 @@ impl Action for ScriptAction<'_> {
             }
         }
     }
+}
+
+/// A result that serves a run.
+struct FoundRun {
+    key: ActionKey,
+    result: ScriptResult,
+    source: Source,
 }
 
 /// The key of a run with these inputs.
@@ -157,27 +193,34 @@ fn script_key(
 }
 
 /// The first result whose recorded inputs are what they were.
-fn find(service: &Service, prepared: &Prepared) -> Option<(ActionKey, ScriptResult)> {
+fn find(service: &Service, prepared: &Prepared) -> Option<FoundRun> {
     lookup::records(service, &prepared.digest)
-        .iter()
-        .filter_map(|record| record.observed.as_deref())
-        .find_map(|observed| {
-            let key = script_key(service, prepared, observed)?;
+        .into_iter()
+        .find_map(|record| {
+            let key = script_key(service, prepared, record.observed.as_deref()?)?;
+            let source = Source { record, key };
             let (key, entry) = lookup::entry_here(service, &key, &prepared.roots)?;
             let ActionEntry::Script(result) = entry else {
                 return None;
             };
             let is_there = |content: &TreeContent| match content {
-                TreeContent::Blob { digest, size } => service.storage.cas.has(digest, *size),
+                TreeContent::Blob { digest, size } => {
+                    service.storage.is_within_reach(digest, *size)
+                }
                 TreeContent::Directory | TreeContent::Link(_) => true,
             };
             let whole = result.tree.iter().all(|entry| is_there(&entry.content));
-            whole.then_some((key, result))
+            whole.then_some(FoundRun {
+                key,
+                result,
+                source,
+            })
         })
 }
 
 /// Makes `OUT_DIR` what the run left, and counts the hit in the same commit.
 fn bind(prepared: &Prepared, key: ActionKey, result: &ScriptResult) -> FsResult<()> {
+    let origin = Arc::new(key);
     let tree = result
         .tree
         .iter()
@@ -195,6 +238,8 @@ fn bind(prepared: &Prepared, key: ActionKey, result: &ScriptResult) -> FsResult<
             Grown {
                 path: entry.path.clone(),
                 perm: entry.mode,
+                mtime: None,
+                origin: Some(Arc::clone(&origin)),
                 body,
             }
         })
@@ -208,5 +253,5 @@ fn bind(prepared: &Prepared, key: ActionKey, result: &ScriptResult) -> FsResult<
     let count = |batch: &mut store::Batch<'_>| batch.count(&counted, None);
     prepared
         .view
-        .grow(prepared.out_dir, tree, key, prepared.caller, count)
+        .grow(prepared.out_dir, tree, prepared.caller, count)
 }

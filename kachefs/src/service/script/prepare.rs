@@ -19,6 +19,7 @@ use super::super::prepare::{Refusal, cargo_home, in_view, scope_around, text};
 use super::super::toolchain;
 use super::super::unit_dirs::UnitDirs;
 use crate::fs::{Caller, View};
+use crate::lazy::secrets::Secrets;
 
 /// Files that say that a directory is a workspace's root, or a package's.
 const MANIFESTS: [&str; 2] = [LOCK, "Cargo.toml"];
@@ -48,6 +49,10 @@ pub struct Prepared {
     pub(in crate::service) mode: Mode,
     /// Who asks.
     pub(in crate::service) caller: Caller,
+    /// The process that started it: cargo.
+    pub(in crate::service) parent: u32,
+    /// What must not leave this machine, where something may; `None` where that is not known.
+    pub(in crate::service) secrets: Option<Secrets>,
     /// What it need not be watched at.
     pub(in crate::service) scope: Scope,
 }
@@ -87,7 +92,8 @@ pub(super) fn prepare(
     let view_path = view_root(&request.directory, Ino(request.token.1), &view)?;
     let home = cargo_home(&request.environment)?;
     let workspace = workspace_root(Path::new(view_path), &cwd, Path::new(&home));
-    let roots = Roots::new(text(workspace.as_os_str().as_bytes())?, &home, view_path);
+    let roots = Roots::new(text(workspace.as_os_str().as_bytes())?, &home, view_path)
+        .with_environment(&request.environment);
 
     let out_dir = variable(b"OUT_DIR").ok_or(Refusal::Named("no-out-dir"))?;
     let inside = Path::new(text(out_dir)?)
@@ -150,6 +156,8 @@ pub(super) fn prepare(
         facts,
         environment: request.environment.clone(),
         caller,
+        parent: request.parent,
+        secrets: service.secrets_of(request.parent),
         scope,
         view,
         roots,

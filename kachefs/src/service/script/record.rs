@@ -21,6 +21,7 @@ use super::super::Service;
 use super::super::lookup;
 use super::super::observed::{self, Program, Untold};
 use super::super::record::put_entry;
+use super::super::share::Source;
 use super::prepare::Prepared;
 use crate::clock;
 use crate::fs::trees::Walked;
@@ -119,8 +120,10 @@ pub(super) fn hold(prepared: &Prepared) -> Result<Held<'_>, NotStored> {
 
 /// What was stored.
 pub(super) struct Recorded {
-    /// Its key, before it is bound to paths.
-    pub(super) key: ActionKey,
+    /// How it is found.
+    pub(super) source: Source,
+    /// The key it is stored under.
+    pub(super) stored_under: ActionKey,
     /// What the script read.
     pub(super) seen: Vec<(Observation, Digest)>,
     /// Roots what it left is bound to.
@@ -199,6 +202,9 @@ pub(super) fn record(
         created_ms: clock::now_ms(),
     };
     batch.put_record(&prepared.digest, &record)?;
+    let source = Source { record, key };
+    let secrets = prepared.secrets.as_ref();
+    service.share(&mut batch, secrets, prepared.digest, &source, stored_under)?;
     batch.count(
         &[
             (Counter::ScriptMisses, 1),
@@ -211,12 +217,13 @@ pub(super) fn record(
         .view
         .commit_origin(batch, &taken.nodes, stored_under)?;
     tracing::debug!(package = prepared.package, ?bound, "build script stored");
-    for observation in record.observed.iter().flatten() {
+    for observation in source.record.observed.iter().flatten() {
         let path = String::from_utf8_lossy(&observation.path);
         tracing::trace!(look = ?observation.look, %path, "observed");
     }
     Ok(Recorded {
-        key,
+        source,
+        stored_under,
         seen: now,
         bound,
     })

@@ -1,0 +1,124 @@
+//! A breaker: a remote that does not answer is left alone for a while, so that builds go on without it
+//! at full speed, and is tried again by itself.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Failures in a row after which the remote is left alone.
+const FAILURES: u32 = 3;
+
+/// How long at first, and at most: each try that fails doubles it.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// Whether a remote is worth a try.
+pub struct Breaker(Mutex<State>);
+
+struct State {
+    failures: u32,
+    pause: Duration,
+    /// Until when nobody tries.
+    open_until: Option<Instant>,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            failures: 0,
+            pause: FIRST_PAUSE,
+            open_until: None,
+        }))
+    }
+}
+
+impl Breaker {
+    /// Whether a call may be made. Behind a pause, one may, and the others wait for what comes of it.
+    pub fn allows(&self) -> bool {
+        self.allows_at(Instant::now())
+    }
+
+    fn allows_at(&self, now: Instant) -> bool {
+        let mut state = self.0.lock();
+        match state.open_until {
+            None => true,
+            Some(until) if now < until => false,
+            Some(_) => {
+                state.open_until = Some(now + state.pause);
+                true
+            }
+        }
+    }
+
+    /// Whether the remote is being left alone.
+    pub fn is_open(&self) -> bool {
+        self.0.lock().open_until.is_some()
+    }
+
+    /// A call was answered. Whether the remote had been left alone before.
+    pub fn answered(&self) -> bool {
+        let mut state = self.0.lock();
+        state.failures = 0;
+        state.pause = FIRST_PAUSE;
+        state.open_until.take().is_some()
+    }
+
+    /// A call was not answered; `waited` when all of its time went by, which costs a build more than
+    /// an error does. Whether the remote is left alone from now on.
+    pub fn failed(&self, waited: bool) -> bool {
+        self.failed_at(waited, Instant::now())
+    }
+
+    fn failed_at(&self, waited: bool, now: Instant) -> bool {
+        let mut state = self.0.lock();
+        state.failures += 1;
+        if state.open_until.is_some() {
+            state.pause = (state.pause * 2).min(LONGEST_PAUSE);
+            state.open_until = Some(now + state.pause);
+            return false;
+        }
+        if !waited && state.failures < FAILURES {
+            return false;
+        }
+        state.open_until = Some(now + state.pause);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_opens_after_some_errors_or_one_long_wait() {
+        let now = Instant::now();
+        let breaker = Breaker::default();
+        assert!(!breaker.failed_at(false, now));
+        assert!(!breaker.failed_at(false, now));
+        assert!(breaker.allows_at(now));
+        assert!(breaker.failed_at(false, now));
+        assert!(!breaker.allows_at(now));
+        let breaker = Breaker::default();
+        assert!(breaker.failed_at(true, now));
+        assert!(!breaker.allows_at(now) && breaker.is_open());
+    }
+
+    #[test]
+    fn one_tries_again_and_an_answer_closes_it() {
+        let now = Instant::now();
+        let breaker = Breaker::default();
+        breaker.failed_at(true, now);
+        let later = now + FIRST_PAUSE;
+        assert!(breaker.allows_at(later), "one may try");
+        assert!(!breaker.allows_at(later), "the others wait");
+        breaker.failed_at(true, later);
+        assert!(!breaker.allows_at(later + FIRST_PAUSE), "twice as long");
+        assert!(breaker.allows_at(later + FIRST_PAUSE * 2));
+        assert!(breaker.answered());
+        assert!(breaker.allows_at(later) && !breaker.answered());
+        for _ in 0..20 {
+            breaker.failed_at(true, now);
+        }
+        assert!(breaker.allows_at(now + LONGEST_PAUSE), "it never gives up");
+    }
+}

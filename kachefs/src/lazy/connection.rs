@@ -1,0 +1,198 @@
+//! One remote in use: its runtime, its limits, and whether it answers.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use remote::signed::{SecretKey, Trust};
+use remote::{Limits, Remote, RemoteError};
+use store::{RemoteId, StoreDir};
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+use super::breaker::Breaker;
+use super::counted::{Counted, Traffic, TrafficNow};
+use crate::remote_config::{self, RemoteConfig};
+
+/// Threads that wait for the network; those that unpack what comes are started as they are needed.
+const WORKERS: usize = 2;
+
+/// How long an upload may take at least, for a call.
+const SEND: Duration = Duration::from_mins(1);
+
+/// Why nothing came of a call.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// The remote has not answered lately, and is left alone for a while.
+    #[error("the remote is left alone: it did not answer")]
+    LeftAlone,
+    /// It did not answer, or not so that it can be used.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+}
+
+impl Unavailable {
+    /// Whether the same call may succeed later, with nobody doing anything.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::LeftAlone => true,
+            Self::Remote(error) => error.is_passing(),
+        }
+    }
+}
+
+/// A remote in use.
+pub struct Connection {
+    /// How it is configured.
+    pub config: RemoteConfig,
+    /// What tells what is known of it from what is known of others.
+    pub id: RemoteId,
+    /// What signs.
+    pub key: Option<SecretKey>,
+    /// What builds wait for.
+    asking: Line,
+    /// What nobody waits for: it may take longer, and when it fails, builds go on asking.
+    sending: Line,
+    traffic: Arc<Traffic>,
+}
+
+/// One way to a remote.
+struct Line {
+    opened: OnceCell<Arc<dyn Remote>>,
+    breaker: Breaker,
+    limits: Limits,
+}
+
+impl Line {
+    fn new(call: Duration) -> Self {
+        Self {
+            opened: OnceCell::new(),
+            breaker: Breaker::default(),
+            limits: Limits {
+                call,
+                ..Limits::default()
+            },
+        }
+    }
+}
+
+/// The threads of all connections. They live as long as the process: what waits for a remote in them
+/// is never waited for.
+fn runtime() -> std::io::Result<&'static Runtime> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let made = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("remote")
+        .enable_all()
+        .build()?;
+    Ok(RUNTIME.get_or_init(|| made))
+}
+
+impl Connection {
+    /// Nothing is asked yet. An error where the signing key cannot be read.
+    pub(super) fn new(dir: &StoreDir, config: RemoteConfig) -> Result<Self> {
+        runtime().context("cannot start threads for the remote")?;
+        Ok(Self {
+            id: RemoteId::of(&config.location.to_string()),
+            key: remote_config::signing_key(dir)?,
+            asking: Line::new(config.wait),
+            sending: Line::new(config.wait.max(SEND)),
+            traffic: Arc::default(),
+            config,
+        })
+    }
+
+    /// Where it is, for people.
+    pub fn place(&self) -> String {
+        self.config.location.to_string()
+    }
+
+    /// Who is believed.
+    pub fn trust(&self) -> &Trust {
+        &self.config.trust
+    }
+
+    /// Whether it is left alone because it does not answer.
+    pub fn is_left_alone(&self) -> bool {
+        self.asking.breaker.is_open()
+    }
+
+    /// What went over the wire.
+    pub fn traffic(&self) -> TrafficNow {
+        self.traffic.now()
+    }
+
+    /// How long a call may take that moves so many bytes, with all its requests.
+    pub fn patience(&self, bytes: u64) -> Duration {
+        2 * self.asking.limits.call + Duration::from_secs(bytes / Limits::SLOWEST)
+    }
+
+    /// Asks it, and waits for the answer: never from a thread of the runtime.
+    pub fn call<T>(
+        &self,
+        what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
+    ) -> Result<T, Unavailable> {
+        self.call_on(&self.asking, what)
+    }
+
+    /// The same for what may take longer.
+    pub fn send<T>(
+        &self,
+        what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
+    ) -> Result<T, Unavailable> {
+        self.call_on(&self.sending, what)
+    }
+
+    fn call_on<T>(
+        &self,
+        line: &Line,
+        what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
+    ) -> Result<T, Unavailable> {
+        if !line.breaker.allows() {
+            return Err(Unavailable::LeftAlone);
+        }
+        let place = || self.place();
+        let runtime = runtime().map_err(|source| RemoteError::Io {
+            path: "threads".to_owned(),
+            source,
+        })?;
+        let result = runtime.block_on(async { what(self.open(line).await?).await });
+        match &result {
+            Err(error) if !is_of_this_machine(error) => {
+                let waited = matches!(error, RemoteError::TimedOut { .. });
+                if line.breaker.failed(waited) {
+                    tracing::warn!(%error, "the remote is left alone for a while");
+                }
+            }
+            _ => {
+                if line.breaker.answered() {
+                    tracing::info!(remote = place(), "the remote answers again");
+                }
+            }
+        }
+        Ok(result?)
+    }
+
+    /// Opening looks for credentials, which may ask others for them.
+    async fn open(&self, line: &Line) -> Result<Arc<dyn Remote>, RemoteError> {
+        let open = async || {
+            let opening = remote::open(&self.config.location, line.limits);
+            let opened = tokio::time::timeout(line.limits.call, opening).await;
+            let remote = opened.map_err(|_| RemoteError::TimedOut {
+                place: self.place(),
+                limit: line.limits.call,
+            })??;
+            let traffic = Arc::clone(&self.traffic);
+            Ok::<Arc<dyn Remote>, RemoteError>(Arc::new(Counted { remote, traffic }))
+        };
+        line.opened.get_or_try_init(open).await.map(Arc::clone)
+    }
+}
+
+/// Whether the remote has no part in an error: it answers, or nobody knows.
+fn is_of_this_machine(error: &RemoteError) -> bool {
+    matches!(error, RemoteError::Io { .. } | RemoteError::TooLarge { .. })
+}

@@ -1,0 +1,250 @@
+//! The objects that hold facts: what is in them, and what of it is believed.
+//!
+//! Everything here comes from somewhere else: lengths are bounded before anything is unpacked, and a
+//! fact is used only when who made it is trusted and when binding it stays where it belongs.
+
+use std::io;
+
+use remote::TreeName;
+use remote::signed::{self, Opened, Purpose, SecretKey, Trust, Untrusted};
+use store::codec::{decode, encode};
+use store::{BuildManifest, Digest, Fact, InvocationDigest, Tree};
+
+/// Results of one invocation that are kept: the branches a team switches between.
+const RESULTS: usize = 8;
+
+/// Compression of facts: they are sent once and read by everybody.
+const LEVEL: i32 = 9;
+
+/// No object with facts unpacks to more.
+const LARGEST_UNPACKED: usize = 256 << 20;
+
+/// No object with facts is larger.
+pub const LARGEST: u64 = 64 << 20;
+
+/// The results of an invocation, as they are in a remote: each in an envelope of whoever made it.
+#[derive(Default)]
+pub struct Results(Vec<Vec<u8>>);
+
+impl Results {
+    /// What an object holds; nothing where it does not hold results.
+    pub fn read(object: &[u8]) -> Self {
+        let read = || {
+            let unpacked = unpack(object)?;
+            let (sealed, rest) = postcard::take_from_bytes::<Vec<Vec<u8>>>(&unpacked).ok()?;
+            (rest.is_empty() && sealed.len() <= RESULTS).then_some(sealed)
+        };
+        Self(read().unwrap_or_default())
+    }
+
+    /// Those that may be used.
+    pub fn open(&self, invocation: &InvocationDigest, trust: &Trust) -> Vec<Fact> {
+        let open = |sealed: &Vec<u8>| open_fact(invocation, sealed, trust);
+        self.0.iter().filter_map(open).collect()
+    }
+
+    /// Adds one, in front; one that it is newer than goes, and what others cannot use.
+    pub fn add(&mut self, fact: &Fact, key: Option<&SecretKey>, trust: &Trust) -> io::Result<()> {
+        let is_other = |sealed: &Vec<u8>| {
+            let known = open_fact(&fact.invocation, sealed, trust);
+            known.is_some_and(|known| !is_same(&known, fact))
+        };
+        self.0.retain(is_other);
+        let sealed = seal_fact(fact, key)?;
+        self.0.insert(0, sealed);
+        self.0.truncate(RESULTS);
+        Ok(())
+    }
+
+    /// Whether one that says the same is there.
+    pub fn hold(&self, fact: &Fact, trust: &Trust) -> bool {
+        let opened = self.open(&fact.invocation, trust);
+        opened.iter().any(|known| is_same(known, fact))
+    }
+
+    /// The object.
+    pub fn write(&self) -> io::Result<Vec<u8>> {
+        pack(&postcard::to_allocvec(&self.0).map_err(io::Error::other)?)
+    }
+}
+
+/// Whether two facts are of the same keys.
+fn is_same(one: &Fact, other: &Fact) -> bool {
+    let keys = |fact: &Fact| fact.entries.iter().map(|(key, _)| *key).collect::<Vec<_>>();
+    keys(one) == keys(other)
+}
+
+fn seal_fact(fact: &Fact, key: Option<&SecretKey>) -> io::Result<Vec<u8>> {
+    let bytes = encode(fact).map_err(io::Error::other)?;
+    let subject = fact.invocation.0;
+    Ok(signed::seal(
+        Purpose::Action,
+        subject.as_bytes(),
+        bytes,
+        key,
+    ))
+}
+
+fn open_fact(invocation: &InvocationDigest, sealed: &[u8], trust: &Trust) -> Option<Fact> {
+    let Opened { fact, .. } =
+        signed::open(Purpose::Action, invocation.0.as_bytes(), sealed, trust).ok()?;
+    let fact: Fact = decode(&fact).ok()?;
+    (fact.invocation == *invocation && is_harmless(&fact)).then_some(fact)
+}
+
+/// Whether using a fact does nothing but what a result does.
+fn is_harmless(fact: &Fact) -> bool {
+    fact.entries.iter().all(|(_, entry)| entry.stays_inside())
+}
+
+/// The object that holds the results of a build.
+pub fn write_build(
+    fingerprint: &Digest,
+    manifest: &BuildManifest,
+    key: Option<&SecretKey>,
+) -> io::Result<Vec<u8>> {
+    let packed = pack(&encode(manifest).map_err(io::Error::other)?)?;
+    let subject = fingerprint.as_bytes();
+    Ok(signed::seal(Purpose::Build, subject, packed, key))
+}
+
+/// The results of a build that may be used; `None` where the object does not hold any that may.
+pub fn read_build(fingerprint: &Digest, object: &[u8], trust: &Trust) -> Option<BuildManifest> {
+    let opened = signed::open(Purpose::Build, fingerprint.as_bytes(), object, trust).ok()?;
+    let mut manifest: BuildManifest = decode(&unpack(&opened.fact)?).ok()?;
+    manifest.facts.retain(is_harmless);
+    Some(manifest)
+}
+
+/// The object that holds a tree.
+pub fn write_tree(name: &TreeName, tree: &Tree, key: Option<&SecretKey>) -> io::Result<Vec<u8>> {
+    let packed = pack(&encode(tree).map_err(io::Error::other)?)?;
+    let subject = name.as_str().as_bytes();
+    Ok(signed::seal(Purpose::Tree, subject, packed, key))
+}
+
+/// The tree that an object holds, if it may be used and is one.
+pub fn read_tree(name: &TreeName, object: &[u8], trust: &Trust) -> Result<Tree, Untrusted> {
+    let opened = signed::open(Purpose::Tree, name.as_str().as_bytes(), object, trust)?;
+    let bytes = unpack(&opened.fact).ok_or(Untrusted::Damaged)?;
+    let tree: Tree = decode(&bytes).map_err(|_| Untrusted::Damaged)?;
+    if tree.is_sound() {
+        Ok(tree)
+    } else {
+        Err(Untrusted::Damaged)
+    }
+}
+
+fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    zstd::bulk::compress(bytes, LEVEL)
+}
+
+/// What was packed, if it is no more than anybody would pack.
+fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
+    // What it says of its own length decides what is set aside for it, up to the limit.
+    let said = zstd::zstd_safe::get_frame_content_size(packed).ok()??;
+    let length = usize::try_from(said)
+        .ok()
+        .filter(|length| *length <= LARGEST_UNPACKED)?;
+    zstd::bulk::decompress(packed, length).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use store::{ActionEntry, ActionKey, InputRecord, RootSet};
+
+    fn fact(n: u8) -> Fact {
+        Fact {
+            invocation: InvocationDigest(Digest::of(b"i")),
+            record: InputRecord {
+                sources: vec![vec![n]],
+                env: Vec::new(),
+                observed: None,
+                created_ms: u64::from(n),
+            },
+            entries: vec![(
+                ActionKey(Digest::of(&[n])),
+                ActionEntry::PathBound(RootSet::all()),
+            )],
+            packed: Vec::new(),
+        }
+    }
+
+    fn keys() -> (SecretKey, Trust) {
+        let key = SecretKey::generate().expect("a key");
+        let trust = Trust::Only(vec![key.public()]);
+        (key, trust)
+    }
+
+    #[test]
+    fn the_newest_results_are_kept_and_each_once() {
+        let (key, trust) = keys();
+        let mut results = Results::default();
+        for n in [1, 2, 1, 3] {
+            results.add(&fact(n), Some(&key), &trust).expect("adds");
+        }
+        let object = results.write().expect("writes");
+        let read = Results::read(&object).open(&fact(1).invocation, &trust);
+        assert_eq!(read, [3, 1, 2].map(fact));
+        assert!(results.hold(&fact(2), &trust) && !results.hold(&fact(9), &trust));
+        for n in 10..30 {
+            results.add(&fact(n), Some(&key), &trust).expect("adds");
+        }
+        let read = Results::read(&results.write().expect("writes"));
+        assert_eq!(read.open(&fact(1).invocation, &trust).len(), RESULTS);
+    }
+
+    #[test]
+    fn strangers_are_not_believed_and_not_kept() {
+        let (key, trust) = keys();
+        let (stranger, _) = keys();
+        let everybody = Trust::Everybody;
+        let mut results = Results::default();
+        results
+            .add(&fact(1), Some(&stranger), &everybody)
+            .expect("adds");
+        results.add(&fact(2), None, &everybody).expect("adds");
+        assert!(results.open(&fact(1).invocation, &trust).is_empty());
+        assert_eq!(results.open(&fact(1).invocation, &everybody).len(), 2);
+        results.add(&fact(3), Some(&key), &trust).expect("adds");
+        let all = results.open(&fact(1).invocation, &everybody);
+        assert_eq!(all, [fact(3)]);
+    }
+
+    #[test]
+    fn results_of_one_invocation_are_not_those_of_another() {
+        let (key, trust) = keys();
+        let mut results = Results::default();
+        results.add(&fact(1), Some(&key), &trust).expect("adds");
+        let other = InvocationDigest(Digest::of(b"other"));
+        for trust in [trust, Trust::Everybody] {
+            assert!(results.open(&other, &trust).is_empty());
+        }
+    }
+
+    #[test]
+    fn builds_are_read_as_they_were_written() {
+        let (key, trust) = keys();
+        let fingerprint = Digest::of(b"f");
+        let manifest = BuildManifest {
+            facts: vec![fact(1), fact(2)],
+        };
+        let object = write_build(&fingerprint, &manifest, Some(&key)).expect("writes");
+        assert_eq!(read_build(&fingerprint, &object, &trust), Some(manifest));
+        assert_eq!(read_build(&Digest::of(b"g"), &object, &trust), None);
+        for end in 0..object.len() {
+            assert_eq!(read_build(&fingerprint, &object[..end], &trust), None);
+        }
+    }
+
+    #[test]
+    fn nothing_unpacks_to_more_than_the_limit() {
+        let bomb = pack(&vec![0; LARGEST_UNPACKED + 1]).expect("packs");
+        assert!(bomb.len() < 1 << 20);
+        assert_eq!(unpack(&bomb), None);
+        assert!(Results::read(&bomb).0.is_empty());
+        assert_eq!(unpack(b""), None);
+        assert_eq!(unpack(b"no zstd at all"), None);
+    }
+}

@@ -1,0 +1,365 @@
+//! Faults: the bytes of a blob are fetched when they are first wanted, once however many want them.
+//!
+//! A small blob is one request. A larger one is fetched by its frames, some at a time, each verified
+//! against the digest before it is written. Only when all of it is there does it get its name in the
+//! store: nobody sees a part of a blob.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use remote::blob::{self, Damage, Frames, Header};
+use remote::{ObjectName, Remote, RemoteError};
+use store::{CasError, Counter, Digest, IndexError, Kept, Place};
+use tokio::task::JoinSet;
+
+use super::connection::{Connection, Unavailable};
+use crate::storage::Storage;
+
+/// A blob of at most so many bytes is fetched in one request.
+const WHOLE: u64 = 4 << 20;
+
+/// How many bytes of a larger one are asked for at once, and how many such requests are under way.
+const PIECE: u64 = 4 << 20;
+const PIECES: usize = 4;
+
+/// Blobs that are fetched at the same time, when many are wanted.
+const AT_ONCE: usize = 16;
+
+/// How often a blob is asked for, each time with all the tries of a call.
+const TRIES: u32 = 3;
+
+/// Why the bytes of a blob are not here.
+#[derive(Debug, thiserror::Error)]
+pub enum FaultError {
+    /// They may come later.
+    #[error("not fetched: {0}")]
+    Unavailable(#[from] Unavailable),
+    /// Another thread tried, and they did not come.
+    #[error("not fetched by another thread, either")]
+    Failed,
+    /// No remote has them, or not as they should be: they will not come.
+    #[error("no remote has it: {0}")]
+    Gone(String),
+    /// This machine cannot take them.
+    #[error(transparent)]
+    Store(#[from] CasError),
+    /// Nor write them.
+    #[error("cannot write it: {0}")]
+    Io(#[from] io::Error),
+    /// The index refuses.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// What came of one request for a blob.
+enum Fetched {
+    /// All of it, verified.
+    Whole(Vec<u8>),
+    /// It is in the file.
+    Filed,
+    /// It is not there.
+    Absent,
+    /// It is not what it should be.
+    Damaged(Damage),
+}
+
+impl Storage {
+    /// Where the store's remote holds a blob of this size, if it is known to.
+    pub fn kept(&self, digest: &Digest, size: u64) -> Option<(Arc<Connection>, Kept)> {
+        let connection = self.lazy.connection()?;
+        match self.index.kept(connection.id, digest) {
+            Ok(kept) => Some((connection, kept.filter(|kept| kept.size == size)?)),
+            Err(error) => {
+                tracing::warn!(%digest, %error, "place of a blob");
+                None
+            }
+        }
+    }
+
+    /// Whether a blob is on this disk, or known to be in the remote.
+    pub fn has(&self, digest: &Digest, size: u64) -> bool {
+        self.cas.has(digest, size) || self.kept(digest, size).is_some()
+    }
+
+    /// Whether the bytes of a blob can be had now: from this disk, or from a remote that answers.
+    pub fn is_within_reach(&self, digest: &Digest, size: u64) -> bool {
+        self.cas.has(digest, size)
+            || self
+                .kept(digest, size)
+                .is_some_and(|(connection, _)| !connection.is_left_alone())
+    }
+
+    /// Makes sure that the bytes of a blob are on this disk. Waits for them, within the limits of the
+    /// remote.
+    pub fn fault(&self, digest: &Digest, size: u64) -> Result<(), FaultError> {
+        if self.cas.has(digest, size) {
+            return Ok(());
+        }
+        let (connection, kept) = self
+            .kept(digest, size)
+            .ok_or_else(|| FaultError::Gone("it is known to be nowhere".to_owned()))?;
+        match self.lazy.faults.take_off(*digest) {
+            // Fetched between the look and the take-off?
+            Ok(_) if self.cas.has(digest, size) => Ok(()),
+            Ok(_flight) => self.fetch(&connection, digest, &kept),
+            Err(boarding) => {
+                boarding.wait(connection.patience(size));
+                if self.cas.has(digest, size) {
+                    Ok(())
+                } else {
+                    Err(FaultError::Failed)
+                }
+            }
+        }
+    }
+
+    /// The same for many, some at a time. The first error ends it.
+    pub fn fault_all(&self, blobs: &[(Digest, u64)]) -> Result<(), FaultError> {
+        let wanted: Vec<_> = blobs
+            .iter()
+            .filter(|(digest, size)| !self.cas.has(digest, *size))
+            .collect();
+        let share = wanted.len().div_ceil(AT_ONCE).max(1);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = wanted
+                .chunks(share)
+                .map(|blobs| {
+                    scope.spawn(|| {
+                        blobs
+                            .iter()
+                            .try_for_each(|(digest, size)| self.fault(digest, *size))
+                    })
+                })
+                .collect();
+            workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().unwrap_or(Err(FaultError::Failed)))
+        })
+    }
+
+    /// Fetches a blob. What arrives damaged, or breaks off, may do so on the way: it is asked for again
+    /// before anything is concluded from it.
+    fn fetch(
+        &self,
+        connection: &Connection,
+        digest: &Digest,
+        kept: &Kept,
+    ) -> Result<(), FaultError> {
+        // Counts as a change: a blob is new since the last sync point.
+        let _change = self.epochs.change();
+        let mut tries = 0..TRIES;
+        let fetched = loop {
+            tries.next();
+            match self.fetch_once(connection, digest, kept) {
+                Ok(Fetched::Damaged(damage)) if !tries.is_empty() => {
+                    tracing::warn!(%digest, %damage, "a blob arrived damaged");
+                }
+                Err(FaultError::Unavailable(Unavailable::Remote(error)))
+                    if error.is_passing() && !tries.is_empty() =>
+                {
+                    tracing::warn!(%digest, %error, "a blob did not arrive");
+                }
+                fetched => break fetched?,
+            }
+        };
+        match fetched {
+            Fetched::Whole(bytes) => {
+                self.cas.ingest_bytes(&bytes)?;
+            }
+            Fetched::Filed => {}
+            Fetched::Absent => return self.forget(connection, digest, "it is gone"),
+            Fetched::Damaged(damage) => {
+                return self.forget(connection, digest, &format!("it is damaged: {damage}"));
+            }
+        }
+        let mut batch = self.index.batch();
+        let counted = [(Counter::Faults, 1), (Counter::BytesFaulted, kept.size)];
+        batch.count(&counted, None);
+        batch.commit()?;
+        Ok(())
+    }
+
+    fn fetch_once(
+        &self,
+        connection: &Connection,
+        digest: &Digest,
+        kept: &Kept,
+    ) -> Result<Fetched, FaultError> {
+        if kept.size > WHOLE {
+            return self.fetch_filed(connection, digest, kept);
+        }
+        let fetched = connection.call(async |remote| whole(&*remote, digest, kept).await);
+        Ok(fetched?)
+    }
+
+    fn fetch_filed(
+        &self,
+        connection: &Connection,
+        digest: &Digest,
+        kept: &Kept,
+    ) -> Result<Fetched, FaultError> {
+        let (id, file) = self.new_scratch()?;
+        let file = Arc::new(file);
+        let fetched = connection.call(async |remote| {
+            let into = Arc::clone(&file);
+            in_pieces(remote, digest, kept, into).await
+        });
+        let named = match fetched {
+            Ok(Fetched::Filed) => {
+                let path = self.dir.scratch_file(id);
+                let adopted = self.cas.adopt(&path, &file, *digest, kept.size);
+                adopted.map(|_| Fetched::Filed).map_err(FaultError::from)
+            }
+            other => other.map_err(FaultError::from),
+        };
+        self.remove_scratch(id);
+        named
+    }
+
+    /// What a remote does not hold as it should is not looked for there again.
+    fn forget(
+        &self,
+        connection: &Connection,
+        digest: &Digest,
+        why: &str,
+    ) -> Result<(), FaultError> {
+        tracing::error!(%digest, remote = connection.place(), why, "a blob cannot be fetched");
+        self.lazy.gone.lock().put(*digest, ());
+        let mut batch = self.index.batch();
+        batch.delete_kept(connection.id, digest);
+        batch.commit()?;
+        Err(FaultError::Gone(why.to_owned()))
+    }
+}
+
+/// The object a blob is in, and which part of it.
+fn place_of(digest: &Digest, kept: &Kept) -> (ObjectName, Option<Range<u64>>) {
+    match kept.place {
+        Place::Own => (ObjectName::blob(digest), None),
+        Place::Pack {
+            pack,
+            offset,
+            length,
+        } => {
+            let range = offset..offset.saturating_add(length);
+            (ObjectName::pack(&pack), Some(range))
+        }
+    }
+}
+
+async fn whole(remote: &dyn Remote, digest: &Digest, kept: &Kept) -> Result<Fetched, RemoteError> {
+    let (name, range) = place_of(digest, kept);
+    // No frame is longer than what it holds.
+    let most = Frames::of(kept.size).map_or(0, |frames| frames.header_len() + kept.size);
+    match remote.get(&name, range, most).await {
+        Ok(Some(object)) => Ok(match blob::unpack(&object, *digest, kept.size) {
+            Ok(bytes) => Fetched::Whole(bytes),
+            Err(damage) => Fetched::Damaged(damage),
+        }),
+        Ok(None) => Ok(Fetched::Absent),
+        Err(RemoteError::TooLarge { .. }) => Ok(Fetched::Damaged(Damage::Size(kept.size))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Fetches a large blob into a file.
+async fn in_pieces(
+    remote: Arc<dyn Remote>,
+    digest: &Digest,
+    kept: &Kept,
+    into: Arc<File>,
+) -> Result<Fetched, RemoteError> {
+    let (name, within) = place_of(digest, kept);
+    let start = within.map_or(0, |range| range.start);
+    let frames = match Frames::of(kept.size) {
+        Ok(frames) => frames,
+        Err(damage) => return Ok(Fetched::Damaged(damage)),
+    };
+    let range = start..start + frames.header_len();
+    let Some(bytes) = remote.get(&name, Some(range), u64::MAX).await? else {
+        return Ok(Fetched::Absent);
+    };
+    let header = match Header::read(&bytes, *digest, kept.size) {
+        Ok(header) => Arc::new(header),
+        Err(damage) => return Ok(Fetched::Damaged(damage)),
+    };
+    let mut pieces = pieces(&header).into_iter();
+    let mut under_way = JoinSet::new();
+    loop {
+        while under_way.len() < PIECES
+            && let Some(frames) = pieces.next()
+        {
+            let kept = header.kept(frames.clone());
+            let range = start + kept.start..start + kept.end;
+            let (remote, name) = (Arc::clone(&remote), name.clone());
+            let (header, into) = (Arc::clone(&header), Arc::clone(&into));
+            under_way.spawn(async move {
+                let Some(bytes) = remote.get(&name, Some(range), u64::MAX).await? else {
+                    return Ok(Fetched::Absent);
+                };
+                let write = move || unpack_into(&header, frames, &bytes, &into);
+                let written = tokio::task::spawn_blocking(write).await;
+                written
+                    .unwrap_or_else(|error| Err(io::Error::other(error)))
+                    .map_err(|source| RemoteError::Io {
+                        path: "a file of the store".to_owned(),
+                        source,
+                    })
+            });
+        }
+        match under_way.join_next().await {
+            None => return Ok(Fetched::Filed),
+            Some(Ok(Ok(Fetched::Filed))) => {}
+            Some(Ok(other)) => return other,
+            Some(Err(error)) => {
+                return Err(RemoteError::Io {
+                    path: "a thread".to_owned(),
+                    source: io::Error::other(error),
+                });
+            }
+        }
+    }
+}
+
+/// Frames that are asked for together.
+fn pieces(header: &Header) -> Vec<Range<u64>> {
+    let mut pieces = Vec::new();
+    let mut first = 0;
+    for frame in 0..header.frames().count() {
+        let kept = header.kept(first..frame + 1);
+        if kept.end - kept.start >= PIECE {
+            pieces.push(first..frame + 1);
+            first = frame + 1;
+        }
+    }
+    if first < header.frames().count() {
+        pieces.push(first..header.frames().count());
+    }
+    pieces
+}
+
+/// Verifies frames and writes them where they belong.
+fn unpack_into(
+    header: &Header,
+    frames: Range<u64>,
+    kept: &Bytes,
+    into: &File,
+) -> io::Result<Fetched> {
+    let start = header.kept(frames.clone()).start;
+    for frame in frames {
+        let range = header.kept(frame..frame + 1);
+        let at = |offset: u64| usize::try_from(offset - start).unwrap_or(usize::MAX);
+        let Some(bytes) = kept.get(at(range.start)..at(range.end)) else {
+            return Ok(Fetched::Damaged(Damage::Short));
+        };
+        match header.unpack(frame, bytes) {
+            Ok(bytes) => into.write_all_at(&bytes, header.frames().bytes(frame).start)?,
+            Err(damage) => return Ok(Fetched::Damaged(damage)),
+        }
+    }
+    Ok(Fetched::Filed)
+}

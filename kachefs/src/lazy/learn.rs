@@ -1,0 +1,168 @@
+//! Results of other machines: asked for when nobody here has one, and taken into the index, where a
+//! lookup finds them like our own.
+//!
+//! A build's manifest is one request for all of its results; what it does not hold is asked for one
+//! invocation at a time. Nothing is asked for twice within a minute: who edits a file and builds again
+//! does not wait for the answer that nobody else has built it either.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use remote::{ObjectName, RemoteError};
+use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Place, record_digest};
+
+use super::connection::{Connection, Unavailable};
+use super::facts::{self, Results};
+use super::kept_now;
+
+use crate::flight::Flights;
+use crate::storage::Storage;
+
+/// How long an answer counts.
+const COUNTS: Duration = Duration::from_mins(1);
+
+/// Answers remembered.
+const ANSWERS: NonZeroUsize = NonZeroUsize::new(64 * 1024).expect("not zero");
+
+/// What was asked lately.
+pub(super) struct Asked {
+    when: Mutex<LruCache<Digest, Instant>>,
+    under_way: Arc<Flights<Digest>>,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            when: Mutex::new(LruCache::new(ANSWERS)),
+            under_way: Arc::default(),
+        }
+    }
+}
+
+impl Asked {
+    fn is_due(&self, question: &Digest) -> bool {
+        let when = self.when.lock().get(question).copied();
+        when.is_none_or(|when| when.elapsed() > COUNTS)
+    }
+}
+
+impl Storage {
+    /// Asks the remote for results of an invocation, unless that was done lately. Whether there may be
+    /// something now that was not there before.
+    pub fn learn(&self, invocation: &InvocationDigest) -> bool {
+        self.ask(&invocation.0, |connection| {
+            let name = ObjectName::action(invocation);
+            let object = get(connection, &name).ok()?;
+            let results = object.map(|object| Results::read(&object));
+            let facts = results.map(|results| results.open(invocation, connection.trust()));
+            Some(facts.unwrap_or_default())
+        })
+    }
+
+    /// Asks the remote for the results of a build, unless that was done lately. Whether there may be
+    /// something now that was not there before.
+    pub fn learn_build(&self, fingerprint: &Digest) -> bool {
+        self.ask(fingerprint, |connection| {
+            let object = get(connection, &ObjectName::build(fingerprint)).ok()?;
+            let manifest = object
+                .and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
+            let facts = manifest.map(|manifest| manifest.facts).unwrap_or_default();
+            self.lazy.builds.published(*fingerprint, &facts);
+            Some(facts)
+        })
+    }
+
+    fn ask(
+        &self,
+        question: &Digest,
+        answer: impl FnOnce(&Connection) -> Option<Vec<Fact>>,
+    ) -> bool {
+        let Some(connection) = self.lazy.connection() else {
+            return false;
+        };
+        if !self.lazy.asked.is_due(question) {
+            return false;
+        }
+        let _flight = match self.lazy.asked.under_way.take_off(*question) {
+            Ok(flight) => flight,
+            Err(boarding) => return boarding.wait(connection.patience(0)),
+        };
+        if !self.lazy.asked.is_due(question) {
+            // Somebody has just asked.
+            return true;
+        }
+        // No answer is none: asked again next time, if the remote answers by then.
+        let Some(facts) = answer(&connection) else {
+            return false;
+        };
+        let taken = self.take_in(&connection, &facts);
+        self.lazy.asked.when.lock().put(*question, Instant::now());
+        match taken {
+            Ok(new) => new > 0,
+            Err(error) => {
+                tracing::warn!(%error, "results of the remote");
+                false
+            }
+        }
+    }
+
+    /// Takes facts into the index, but for what is known already. Returns how many were new.
+    fn take_in(&self, connection: &Connection, facts: &[Fact]) -> Result<usize, IndexError> {
+        let mut batch = self.index.batch();
+        let mut new = 0;
+        let is_there = |fact: &&Fact| {
+            let blobs = fact.entries.iter().flat_map(|(_, entry)| entry.blobs());
+            let mut blobs = blobs.collect::<Vec<_>>().into_iter();
+            !blobs.any(|(digest, size)| self.lazy.is_gone(&digest) && !self.cas.has(&digest, size))
+        };
+        for fact in facts.iter().filter(is_there) {
+            let record = record_digest(&fact.invocation, &fact.record)?;
+            let mut is_new = self.index.record(&fact.invocation, &record)?.is_none();
+            for (key, entry) in &fact.entries {
+                let known = self.index.action(key)?;
+                let blobs = known.iter().flat_map(ActionEntry::blobs);
+                let mut blobs = blobs.collect::<Vec<_>>().into_iter();
+                // Ours first: it was made here.
+                if known.is_some() && blobs.all(|(digest, size)| self.has(&digest, size)) {
+                    continue;
+                }
+                is_new = true;
+                batch.put_action(key, entry)?;
+                batch.put_kept(connection.id, &key.0, &kept_now(0, Place::Own))?;
+                for (digest, size) in entry.blobs() {
+                    if self.cas.has(&digest, size) {
+                        continue;
+                    }
+                    let packed = fact.packed.iter().find(|(packed, _)| *packed == digest);
+                    let place = packed.map_or(Place::Own, |(_, place)| *place);
+                    batch.put_kept(connection.id, &digest, &kept_now(size, place))?;
+                }
+            }
+            if is_new {
+                batch.put_record(&fact.invocation, &fact.record)?;
+                new += 1;
+            }
+        }
+        batch.commit()?;
+        tracing::debug!(facts = facts.len(), new, "learned from the remote");
+        Ok(new)
+    }
+}
+
+/// An object with facts, if there is one.
+fn get(connection: &Connection, name: &ObjectName) -> Result<Option<bytes::Bytes>, Unavailable> {
+    match connection.call(async |remote| remote.get(name, None, facts::LARGEST).await) {
+        Ok(object) => Ok(object),
+        Err(Unavailable::Remote(error @ RemoteError::TooLarge { .. })) => {
+            tracing::warn!(%error, "results of the remote");
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::debug!(%error, %name, "not asked");
+            Err(error)
+        }
+    }
+}

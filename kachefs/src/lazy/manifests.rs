@@ -1,0 +1,191 @@
+//! Build manifests: all the results of a build in one object, so that a machine that has none of them
+//! learns them with one request.
+//!
+//! A build is the actions one cargo process asks for. When it is gone and everything it made is
+//! uploaded, its results are added to the manifest of its fingerprint: of the lockfile, the toolchain
+//! and the profile, which a checkout of the same project has in common with this one. What has been
+//! there longest goes first when there are too many.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use parking_lot::Mutex;
+use remote::{Body, ObjectName, Put, Remote, RemoteError};
+use store::{ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest};
+
+use super::connection::Connection;
+use super::facts;
+use super::uploads::not_encoded;
+use crate::storage::Storage;
+
+/// Results in a manifest: those of a large workspace, with several sets of flags.
+const RESULTS: usize = 16 * 1024;
+
+/// Fingerprints whose manifests are remembered.
+const REMEMBERED: usize = 64;
+
+/// One result of a build.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// The invocation it is a result of.
+    pub invocation: InvocationDigest,
+    /// The input record that led to it, as [`store::record_digest`] has it.
+    pub record: Digest,
+    /// The key, and the key it is bound under where it is bound to paths.
+    pub keys: Vec<ActionKey>,
+}
+
+/// A process whose actions are a build: its number, and when it started.
+pub type Process = (u32, Option<u64>);
+
+/// Builds under way, and what manifests are known to hold.
+#[derive(Default)]
+pub struct OpenBuilds {
+    open: Mutex<HashMap<Process, HashMap<Digest, HashSet<Part>>>>,
+    published: Mutex<HashMap<Digest, HashSet<ActionKey>>>,
+}
+
+impl OpenBuilds {
+    /// Notes a result that a build has used or made.
+    pub fn note(&self, process: Process, fingerprint: Digest, part: Part) {
+        let mut open = self.open.lock();
+        let builds = open.entry(process).or_default();
+        builds.entry(fingerprint).or_default().insert(part);
+    }
+
+    /// The fingerprint of the first thing a process asked for, if it has asked for anything.
+    pub fn fingerprint(&self, process: Process) -> Option<Digest> {
+        let open = self.open.lock();
+        open.get(&process)?.keys().next().copied()
+    }
+
+    /// Notes what a manifest holds.
+    pub(super) fn published(&self, fingerprint: Digest, facts: &[Fact]) {
+        let mut published = self.published.lock();
+        if published.len() >= REMEMBERED {
+            published.clear();
+        }
+        published.insert(fingerprint, keys(facts).collect());
+    }
+
+    /// The builds whose processes are gone.
+    fn take_ended(&self) -> HashMap<Digest, HashSet<Part>> {
+        let mut ended: HashMap<Digest, HashSet<Part>> = HashMap::new();
+        let mut open = self.open.lock();
+        open.retain(|(pid, started), builds| {
+            let is_there = started.is_some() && crate::service::builds::started(*pid) == *started;
+            if !is_there {
+                for (fingerprint, parts) in std::mem::take(builds) {
+                    ended.entry(fingerprint).or_default().extend(parts);
+                }
+            }
+            is_there
+        });
+        ended
+    }
+
+    /// Takes back what could not be published.
+    fn give_back(&self, builds: HashMap<Digest, HashSet<Part>>) {
+        let mut open = self.open.lock();
+        // A process that is nowhere is gone.
+        let again = open.entry((0, None)).or_default();
+        for (fingerprint, parts) in builds {
+            again.entry(fingerprint).or_default().extend(parts);
+        }
+    }
+
+    fn holds(&self, fingerprint: &Digest, key: &ActionKey) -> bool {
+        let published = self.published.lock();
+        published
+            .get(fingerprint)
+            .is_some_and(|keys| keys.contains(key))
+    }
+}
+
+fn keys(facts: &[Fact]) -> impl Iterator<Item = ActionKey> {
+    facts
+        .iter()
+        .filter_map(|fact| fact.entries.last().map(|(key, _)| *key))
+}
+
+impl Storage {
+    /// Adds the results of builds that have ended to their manifests.
+    pub(super) fn publish_builds(&self, connection: &Arc<Connection>) -> Result<()> {
+        let mut ended = self.lazy.builds.take_ended();
+        while let Some(fingerprint) = ended.keys().next().copied() {
+            let parts = ended.get(&fingerprint).cloned().unwrap_or_default();
+            let published = self.publish_build(connection, fingerprint, &parts);
+            if let Err(error) = published {
+                self.lazy.builds.give_back(ended);
+                return Err(error).context("build manifest");
+            }
+            ended.remove(&fingerprint);
+        }
+        Ok(())
+    }
+
+    fn publish_build(
+        &self,
+        connection: &Connection,
+        fingerprint: Digest,
+        parts: &HashSet<Part>,
+    ) -> Result<()> {
+        let mut facts = Vec::new();
+        for part in parts {
+            facts.extend(self.uploaded(connection, part)?);
+        }
+        let builds = &self.lazy.builds;
+        if keys(&facts).all(|key| builds.holds(&fingerprint, &key)) {
+            return Ok(());
+        }
+        facts.sort_by_key(|fact| fact.invocation);
+        let merged = connection
+            .send(async |remote| merge(&*remote, connection, &fingerprint, facts).await)?;
+        tracing::debug!(%fingerprint, results = merged.len(), "build manifest");
+        builds.published(fingerprint, &merged);
+        Ok(())
+    }
+
+    /// A result as others learn it, if it is in the remote: what stays here stays out of manifests, too.
+    fn uploaded(&self, connection: &Connection, part: &Part) -> Result<Option<Fact>, IndexError> {
+        let mut entries = Vec::new();
+        for key in &part.keys {
+            let is_there = self.index.kept(connection.id, &key.0)?.is_some();
+            match self.index.action(key)? {
+                Some(entry) if is_there => entries.push((*key, entry)),
+                _ => return Ok(None),
+            }
+        }
+        let Some(record) = self.index.record(&part.invocation, &part.record)? else {
+            return Ok(None);
+        };
+        let fact = self.fact(connection, part.invocation, record, &entries)?;
+        Ok(Some(fact))
+    }
+}
+
+/// Adds results to those that a manifest holds. Returns all that it holds then.
+async fn merge(
+    remote: &dyn Remote,
+    connection: &Connection,
+    fingerprint: &Digest,
+    facts: Vec<Fact>,
+) -> Result<Vec<Fact>, RemoteError> {
+    let name = ObjectName::build(fingerprint);
+    let there = remote.get(&name, None, facts::LARGEST).await?;
+    let there =
+        there.and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
+    let own: HashSet<ActionKey> = keys(&facts).collect();
+    let mut manifest = BuildManifest { facts };
+    let others = there.map(|there| there.facts).unwrap_or_default();
+    let is_other = |fact: &Fact| !keys(std::slice::from_ref(fact)).any(|key| own.contains(&key));
+    manifest.facts.extend(others.into_iter().filter(is_other));
+    manifest.facts.truncate(RESULTS);
+    let object = facts::write_build(fingerprint, &manifest, connection.key.as_ref());
+    let object = object.map_err(not_encoded)?;
+    remote
+        .put(&name, Body::Bytes(object.into()), Put::Replace)
+        .await?;
+    Ok(manifest.facts)
+}

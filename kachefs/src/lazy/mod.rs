@@ -1,0 +1,142 @@
+//! What is elsewhere: blobs and results that only the store's remote holds.
+//!
+//! A name in a view may point at a blob whose bytes are not on this machine. Its first read is a
+//! *fault*: `faults` fetches the bytes, verifies them and keeps them. `learn` asks the remote for
+//! results nobody made here, `uploads` sends what was made here, `manifests` sends what a build is made
+//! of as one object, `trees` whole views. `facts` says what objects hold, `secrets` what never leaves the machine.
+//!
+//! Nothing of it may break a build or keep it waiting: every call has a limit, and a remote that does
+//! not answer is left alone for a while (`breaker`).
+
+pub mod breaker;
+mod connection;
+mod counted;
+mod facts;
+mod faults;
+mod learn;
+pub mod manifests;
+pub mod secrets;
+pub mod trees;
+mod uploads;
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use lru::LruCache;
+use parking_lot::Mutex;
+use store::{Digest, Kept, Place, StoreDir, UploadId};
+
+pub use connection::{Connection, Unavailable};
+pub use counted::TrafficNow;
+pub use faults::FaultError;
+pub use uploads::Pushed;
+
+use self::learn::Asked;
+use self::manifests::OpenBuilds;
+use self::uploads::Queue;
+use crate::clock;
+use crate::flight::Flights;
+use crate::remote_config::RemoteConfig;
+
+/// Blobs that are remembered as gone.
+const GONE: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
+
+/// What a store knows of its remote.
+pub struct Lazy {
+    dir: StoreDir,
+    configured: Mutex<Configured>,
+    faults: Arc<Flights<Digest>>,
+    asked: Asked,
+    /// Blobs that were not where they should be, or not what they should be. What names them is not
+    /// believed again.
+    gone: Mutex<LruCache<Digest, ()>>,
+    /// Builds under way.
+    pub builds: OpenBuilds,
+    /// What is still to be sent.
+    pub queue: Arc<Queue>,
+}
+
+/// The configuration as it was last read.
+#[derive(Default)]
+struct Configured {
+    /// Of the configuration and of the key: device, inode, length and time of last change.
+    stamps: Option<[Option<[i128; 4]>; 2]>,
+    connection: Option<Arc<Connection>>,
+}
+
+impl Lazy {
+    /// Nothing is asked before anybody wants something. `last` is the last upload that was noted.
+    pub fn new(dir: StoreDir, last: Option<UploadId>) -> Self {
+        Self {
+            dir,
+            configured: Mutex::default(),
+            faults: Arc::default(),
+            asked: Asked::default(),
+            gone: Mutex::new(LruCache::new(GONE)),
+            queue: Arc::new(Queue::new(last)),
+            builds: OpenBuilds::default(),
+        }
+    }
+
+    /// The remote, if the store has one. What it is may change at any time: the configuration is looked
+    /// at each time, and read when it has changed.
+    pub fn connection(&self) -> Option<Arc<Connection>> {
+        let stamps = [self.dir.configuration(), self.dir.signing_key()].map(|path| stamp(&path));
+        let mut configured = self.configured.lock();
+        if configured.stamps == Some(stamps) {
+            return configured.connection.clone();
+        }
+        configured.connection = self.connect().unwrap_or_else(|error| {
+            let error = format!("{error:#}");
+            tracing::error!(error, "no remote is used");
+            None
+        });
+        configured.stamps = Some(stamps);
+        configured.connection.clone()
+    }
+
+    fn connect(&self) -> Result<Option<Arc<Connection>>> {
+        let Some(config) = RemoteConfig::load(&self.dir)? else {
+            return Ok(None);
+        };
+        let connection = Connection::new(&self.dir, config)?;
+        tracing::info!(remote = connection.place(), "remote");
+        Ok(Some(Arc::new(connection)))
+    }
+
+    /// Whether a blob was found not to be in the remote, or damaged there.
+    fn is_gone(&self, digest: &Digest) -> bool {
+        self.gone.lock().contains(digest)
+    }
+
+    /// The remote, if something may be sent to it.
+    pub fn writable(&self) -> Option<Arc<Connection>> {
+        self.connection()
+            .filter(|connection| !connection.config.read_only)
+    }
+}
+
+/// What tells that a file has changed; `None` where there is none.
+fn stamp(path: &Path) -> Option<[i128; 4]> {
+    let meta = fs::metadata(path).ok()?;
+    let changed = i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec());
+    Some([
+        i128::from(meta.dev()),
+        i128::from(meta.ino()),
+        i128::from(meta.len()),
+        changed,
+    ])
+}
+
+/// Something that was seen in a remote just now; `size` is 0 for what is no blob.
+fn kept_now(size: u64, place: Place) -> Kept {
+    Kept {
+        size,
+        place,
+        seen_ms: clock::now_ms(),
+    }
+}

@@ -1,0 +1,152 @@
+//! Published trees: sent by name, listed, fetched, taken back.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use remote::{Body, Kind, Object, ObjectName, Put, TreeName};
+use store::{ActionKey, Place, Tree};
+
+use super::connection::Connection;
+use super::{facts, kept_now};
+use crate::storage::Storage;
+
+/// A tree in the remote, seen from outside.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// Its name.
+    pub name: TreeName,
+    /// What of it is no blob, in bytes.
+    pub size: u64,
+    /// Milliseconds since the epoch when it was published, by the clock of the remote.
+    pub published_ms: u64,
+}
+
+/// What was sent for a tree.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// Names in the tree.
+    pub names: u64,
+    /// Bytes of blobs it names.
+    pub bytes: u64,
+    /// Blobs that were not in the remote.
+    pub blobs_sent: u64,
+}
+
+impl Storage {
+    /// The remote, for a command that cannot do without.
+    pub fn the_remote(&self) -> Result<Arc<Connection>> {
+        let none = "the store has no remote (kachefs remote set)";
+        self.lazy.connection().context(none)
+    }
+
+    /// The same to write to.
+    pub fn the_writable_remote(&self) -> Result<Arc<Connection>> {
+        let connection = self.the_remote()?;
+        if connection.config.read_only {
+            bail!("{} is only read here", connection.place());
+        }
+        Ok(connection)
+    }
+
+    /// Sends a tree: its blobs, those the remote lacks, and then the tree under its name, in the place
+    /// of one that has it.
+    pub fn publish_tree(&self, name: &TreeName, mut tree: Tree) -> Result<Sent> {
+        let connection = self.the_writable_remote()?;
+        let blobs: HashSet<_> = tree.blobs().collect();
+        let blobs: Vec<_> = blobs.into_iter().collect();
+        let blobs_sent = self.send_blobs(&connection, &blobs)?;
+        for (digest, _) in &blobs {
+            let kept = self.index.kept(connection.id, digest)?;
+            if let Some(place @ Place::Pack { .. }) = kept.map(|kept| kept.place) {
+                tree.packed.push((*digest, place));
+            }
+        }
+        let origins: HashSet<ActionKey> = tree
+            .inodes
+            .iter()
+            .filter_map(|inode| inode.origin)
+            .collect();
+        for key in origins {
+            if let Some(entry) = self.index.action(&key)? {
+                tree.actions.push((key, entry));
+            }
+        }
+        let object = facts::write_tree(name, &tree, connection.key.as_ref())?;
+        if object.len() as u64 > facts::LARGEST {
+            bail!("the tree has too many names to be published");
+        }
+        let sent = Sent {
+            names: tree.names.len() as u64,
+            bytes: blobs.iter().map(|(_, size)| size).sum(),
+            blobs_sent,
+        };
+        let (object_name, body) = (ObjectName::tree(name), Body::Bytes(object.into()));
+        connection.send(async |remote| remote.put(&object_name, body, Put::Replace).await)?;
+        Ok(sent)
+    }
+
+    /// A published tree, whose blobs are known from now on.
+    pub fn published_tree(&self, name: &TreeName) -> Result<Tree> {
+        let connection = self.the_remote()?;
+        let object_name = ObjectName::tree(name);
+        let object =
+            connection.call(async |remote| remote.get(&object_name, None, facts::LARGEST).await)?;
+        let object = object.with_context(|| format!("no tree {name} is published"))?;
+        let tree = facts::read_tree(name, &object, connection.trust())
+            .with_context(|| format!("tree {name}"))?;
+        let mut batch = self.index.batch();
+        for (digest, size) in tree.blobs() {
+            if self.cas.has(&digest, size) {
+                continue;
+            }
+            let packed = tree.packed.iter().find(|(packed, _)| *packed == digest);
+            let place = packed.map_or(Place::Own, |(_, place)| *place);
+            batch.put_kept(connection.id, &digest, &kept_now(size, place))?;
+        }
+        for (key, entry) in &tree.actions {
+            if self.index.action(key)?.is_none() {
+                batch.put_action(key, entry)?;
+            }
+        }
+        batch.commit()?;
+        Ok(tree)
+    }
+
+    /// All published trees, in the order of their names.
+    pub fn published_trees(&self) -> Result<Vec<Published>> {
+        let connection = self.the_remote()?;
+        let objects = connection.call(async |remote| {
+            let mut all: Vec<Object> = Vec::new();
+            loop {
+                let after = all.last().map(|object| &object.name);
+                let page = remote.list(Kind::Trees, after).await?;
+                if page.is_empty() {
+                    return Ok(all);
+                }
+                all.extend(page);
+            }
+        })?;
+        let published = |object: Object| {
+            let since = object.modified.duration_since(std::time::UNIX_EPOCH);
+            Some(Published {
+                name: object.name.tree_name()?,
+                size: object.size,
+                published_ms: u64::try_from(since.ok()?.as_millis()).ok()?,
+            })
+        };
+        Ok(objects.into_iter().filter_map(published).collect())
+    }
+
+    /// Takes a tree back. Whether there was one.
+    pub fn unpublish_tree(&self, name: &TreeName) -> Result<bool> {
+        let connection = self.the_writable_remote()?;
+        let name = ObjectName::tree(name);
+        let existed = connection.call(async |remote| {
+            let existed = remote.head(&name).await?.is_some();
+            remote.delete(&name).await?;
+            Ok(existed)
+        })?;
+        Ok(existed)
+    }
+}

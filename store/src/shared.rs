@@ -1,0 +1,242 @@
+//! What machines tell each other through a remote: results, where the blobs they name are, and which
+//! of them are still to be sent.
+//!
+//! A [`Fact`] is everything another machine needs to hit: what to look at, and what was made. It holds
+//! path templates, digests and texts; what must not leave the machine is decided before a fact is made.
+
+use serde::{Deserialize, Serialize};
+
+use crate::action::{
+    ActionEntry, ActionKey, InputRecord, InvocationDigest, OutputContent, TreeContent,
+};
+use crate::codec::Record;
+use crate::digest::Digest;
+
+/// Which remote a fact is about: its location, as a digest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemoteId([u8; 8]);
+
+impl RemoteId {
+    /// The remote at `location`.
+    pub fn of(location: &str) -> Self {
+        let digest = Digest::of(location.as_bytes());
+        let start = digest.as_bytes().first_chunk().copied();
+        Self(start.unwrap_or_default())
+    }
+
+    /// What keys about it start with.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Where in a remote a blob is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Place {
+    /// It is an object of its own.
+    Own,
+    /// It is part of a pack.
+    Pack {
+        /// The name of the pack.
+        pack: Digest,
+        /// Where it starts there, in bytes.
+        offset: u64,
+        /// How many bytes it is there.
+        length: u64,
+    },
+}
+
+/// A blob that a remote holds; or a result, under the digest of its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// Its length in bytes, as a blob; 0 for a result.
+    pub size: u64,
+    /// Where it is.
+    pub place: Place,
+    /// When it was last known to be there, in milliseconds since the epoch.
+    pub seen_ms: u64,
+}
+
+impl Record for Kept {
+    const NAME: &'static str = "blob in a remote";
+    const VERSION: u8 = 1;
+}
+
+/// A result that others are to learn.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Upload {
+    /// The invocation it is a result of.
+    pub invocation: InvocationDigest,
+    /// What the run read.
+    pub record: InputRecord,
+    /// The key, and the key it is bound under where it is bound to paths.
+    pub keys: Vec<ActionKey>,
+    /// Bytes that must not leave this machine. What holds any of them is not sent.
+    pub secrets: Vec<Vec<u8>>,
+}
+
+impl Record for Upload {
+    const NAME: &'static str = "upload";
+    const VERSION: u8 = 1;
+}
+
+/// A result as others learn it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fact {
+    /// The invocation it is a result of.
+    pub invocation: InvocationDigest,
+    /// What the run read.
+    pub record: InputRecord,
+    /// What the action cache holds under which key: one result, and before it where to find it.
+    pub entries: Vec<(ActionKey, ActionEntry)>,
+    /// The blobs that are no objects of their own.
+    pub packed: Vec<(Digest, Place)>,
+}
+
+impl Record for Fact {
+    const NAME: &'static str = "shared result";
+    const VERSION: u8 = 1;
+}
+
+/// The results of one build.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct BuildManifest {
+    /// Its results.
+    pub facts: Vec<Fact>,
+}
+
+impl Record for BuildManifest {
+    const NAME: &'static str = "build manifest";
+    const VERSION: u8 = 1;
+}
+
+impl ActionEntry {
+    /// The blobs it names, with their sizes in bytes.
+    pub fn blobs(&self) -> Vec<(Digest, u64)> {
+        match self {
+            Self::Result(result) => {
+                let blob = |content: &OutputContent| match content {
+                    OutputContent::Blob { digest, size } => Some((*digest, *size)),
+                    OutputContent::Template(_) => None,
+                };
+                let outputs = result.outputs.iter();
+                outputs.filter_map(|output| blob(&output.content)).collect()
+            }
+            Self::Script(result) => {
+                let blob = |content: &TreeContent| match content {
+                    TreeContent::Blob { digest, size } => Some((*digest, *size)),
+                    TreeContent::Directory | TreeContent::Link(_) => None,
+                };
+                let tree = result.tree.iter();
+                tree.filter_map(|entry| blob(&entry.content)).collect()
+            }
+            Self::PathBound(_) => Vec::new(),
+        }
+    }
+
+    /// Whether binding it puts nothing but into the directory it is bound in.
+    pub fn stays_inside(&self) -> bool {
+        match self {
+            Self::PathBound(_) => true,
+            Self::Result(result) => result
+                .outputs
+                .iter()
+                .all(|output| is_name(output.name.as_bytes())),
+            Self::Script(result) => result
+                .tree
+                .iter()
+                .all(|entry| entry.path.split(|byte| *byte == b'/').all(is_name)),
+        }
+    }
+}
+
+/// Whether bytes are the name of something in a directory, and no way out of it.
+pub(crate) fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::{ActionResult, Origin, Output, RootSet, ScriptResult, TreeEntry};
+    use crate::codec::{decode, encode};
+
+    fn fact() -> Fact {
+        Fact {
+            invocation: InvocationDigest(Digest::of(b"i")),
+            record: InputRecord {
+                sources: vec![b"s".to_vec()],
+                env: Vec::new(),
+                observed: None,
+                created_ms: 1,
+            },
+            entries: vec![(
+                ActionKey(Digest::of(b"k")),
+                ActionEntry::PathBound(RootSet::all()),
+            )],
+            packed: vec![(
+                Digest::of(b"b"),
+                Place::Pack {
+                    pack: Digest::of(b"p"),
+                    offset: 2,
+                    length: 3,
+                },
+            )],
+        }
+    }
+
+    #[test]
+    fn the_layout_of_facts_is_fixed() {
+        let bytes = encode(&fact()).expect("encodes");
+        let mut golden = vec![1];
+        golden.extend_from_slice(Digest::of(b"i").as_bytes());
+        golden.extend_from_slice(&[1, 1, b's', 0, 0, 1, 1]);
+        golden.extend_from_slice(Digest::of(b"k").as_bytes());
+        golden.extend_from_slice(&[1, 31, 1]);
+        golden.extend_from_slice(Digest::of(b"b").as_bytes());
+        golden.push(1);
+        golden.extend_from_slice(Digest::of(b"p").as_bytes());
+        golden.extend_from_slice(&[2, 3]);
+        assert_eq!(bytes, golden, "a changed layout needs a new Fact::VERSION");
+        assert_eq!(decode::<Fact>(&bytes).expect("decodes"), fact());
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_seen() {
+        let result = |name: &str| {
+            ActionEntry::Result(ActionResult {
+                crate_name: "c".into(),
+                outputs: vec![Output {
+                    name: name.into(),
+                    mode: 0o644,
+                    content: OutputContent::Template(Vec::new()),
+                }],
+                stdout: Vec::new(),
+                stderr: Vec::new(),
+                origin: Origin::default(),
+                compile_ms: 0,
+            })
+        };
+        let script = |path: &str| {
+            ActionEntry::Script(ScriptResult {
+                package: "p".into(),
+                tree: vec![TreeEntry {
+                    path: path.into(),
+                    mode: 0o644,
+                    content: TreeContent::Directory,
+                }],
+                stdout: Vec::new(),
+                stderr: Vec::new(),
+                run_ms: 0,
+            })
+        };
+        assert!(result("liba.rlib").stays_inside());
+        assert!(script("a/b").stays_inside());
+        for name in ["", ".", "..", "a/b", "/a", "a\0"] {
+            assert!(!result(name).stays_inside(), "{name:?}");
+        }
+        for path in ["", "..", "a/../b", "/a", "a//b", "a/", "./a", "a\0"] {
+            assert!(!script(path).stays_inside(), "{path:?}");
+        }
+    }
+}

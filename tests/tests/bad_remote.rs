@@ -1,0 +1,181 @@
+//! Between a machine and its remote everything goes wrong that can, and builds are correct all the
+//! same: nothing damaged is used, nothing hangs.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use harness::proxy::Fault;
+use harness::{Chance, Project, Proxy, Sandbox, Seaweed, samples};
+
+/// How long anything waits for the remote, in seconds.
+const WAIT: u64 = 3;
+
+/// How long a build may take, with all that waits in it one after the other.
+const LONGEST: Duration = Duration::from_mins(2);
+
+/// One of this many answers is not what it should be.
+const BAD: usize = 8;
+
+fn rounds() -> u64 {
+    if std::env::var_os("KACHEFS_TEST_LONG").is_some() {
+        200
+    } else {
+        6
+    }
+}
+
+/// What is dropped in this order: the server before the machine it runs on.
+struct Bucket {
+    seaweed: Seaweed,
+    project: Project,
+    _machine: Sandbox,
+}
+
+/// A bucket with everything a project is made of.
+fn warm_bucket() -> Bucket {
+    let machine = Sandbox::with_limit(Duration::from_secs(60 + rounds() * 60));
+    let seaweed = Seaweed::start(&machine);
+    seaweed.make_bucket("cache");
+    set(&machine, &seaweed.endpoint());
+    let project = samples::whole(machine.path("project"));
+    machine.mount(project.target());
+    machine.cargo(&project, "build").ok();
+    machine.kachefs("push --wait").ok();
+    Bucket {
+        seaweed,
+        project,
+        _machine: machine,
+    }
+}
+
+fn set(machine: &Sandbox, endpoint: &str) {
+    let set = format!("remote set s3://cache --endpoint {endpoint} --anonymous --wait {WAIT}");
+    machine.kachefs(&set).ok();
+}
+
+fn any_fault(chance: &mut Chance) -> Fault {
+    if chance.below(BAD) > 0 {
+        return Fault::None;
+    }
+    match chance.below(9) {
+        0 => Fault::Late(chance.pause(Duration::from_millis(500))),
+        1 => Fault::Slow(200_000),
+        2 | 3 => Fault::Overloaded,
+        4 => Fault::Reset,
+        5 => Fault::Truncated,
+        6 => Fault::Flipped,
+        7 => Fault::Hung,
+        _ => Fault::Skewed,
+    }
+}
+
+#[test]
+fn builds_are_correct_whatever_the_remote_does() {
+    let bucket = warm_bucket();
+    let mut chance = Chance::new();
+    let (mut hits, mut misses, mut faulty) = (0, 0, 0);
+    for round in 0..rounds() {
+        let bad = std::sync::Arc::new(AtomicU64::new(0));
+        let (counted, seed) = (std::sync::Arc::clone(&bad), chance.number());
+        let choices = Mutex::new(Chance::of(seed));
+        let proxy = Proxy::start(&bucket.seaweed.endpoint(), move |_| {
+            let mut choices = choices
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let fault = any_fault(&mut choices);
+            counted.fetch_add(u64::from(fault != Fault::None), Ordering::Relaxed);
+            fault
+        });
+        let machine = Sandbox::with_limit(Duration::from_mins(5));
+        set(&machine, &proxy.endpoint());
+        let checkout = bucket.project.checkout(machine.path("checkout"));
+        machine.mount(checkout.target());
+        let build = || {
+            let began = Instant::now();
+            let outcome = machine.cargo(&checkout, "build").timeout(LONGEST).run();
+            assert!(
+                began.elapsed() < LONGEST,
+                "round {round}, seed {seed}: {outcome}"
+            );
+            outcome
+        };
+        let (seen, first) = machine.during(build);
+        let _ = first.success();
+        // What was bound may not come: then the next build makes it.
+        let program = checkout.program("app");
+        let output = run_or_rebuild(&program, &build);
+        assert_eq!(output, samples::WHOLE_OUTPUT, "round {round}, seed {seed}");
+        checkout.write(
+            "crates/app/src/main.rs",
+            &format!("fn main() {{ println!(\"{round} {{}}\", app::line()); }}\n"),
+        );
+        let output = run_or_rebuild(&program, &build);
+        let expected = format!("{round} {}", samples::WHOLE_OUTPUT);
+        assert_eq!(output, expected, "round {round}, seed {seed}");
+        hits += seen.hits;
+        misses += seen.misses;
+        faulty += bad.load(Ordering::Relaxed);
+    }
+    println!("{hits} hits, {misses} misses, {faulty} bad answers");
+    assert!(hits > 0 && faulty > 0);
+}
+
+/// Builds until the program runs: a build may find that something it needs is gone, and say so once
+/// for each.
+fn run_or_rebuild(program: &PathBuf, build: &dyn Fn() -> harness::Outcome) -> String {
+    for _ in 0..6 {
+        if build().status.success() && program.exists() {
+            let mut command = std::process::Command::new(program);
+            if let Ok(output) = command.output()
+                && output.status.success()
+            {
+                return String::from_utf8_lossy(&output.stdout).into_owned();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    panic!("no build repairs it:\n{}", build());
+}
+
+#[test]
+fn a_remote_that_hangs_is_left_alone() {
+    let bucket = warm_bucket();
+    let proxy = Proxy::start(&bucket.seaweed.endpoint(), |_| Fault::Hung);
+    let machine = Sandbox::new();
+    set(&machine, &proxy.endpoint());
+    let checkout = bucket.project.checkout(machine.path("checkout"));
+    machine.mount(checkout.target());
+    let began = Instant::now();
+    let (seen, _) = machine.during(|| machine.cargo(&checkout, "build").ok());
+    let took = began.elapsed();
+    assert_eq!((seen.hits, seen.failed), (0, 0), "{seen:?}");
+    // Once as long as anything waits, and then again each time it is given another chance.
+    assert!(took < Duration::from_secs(10 * WAIT), "{took:?}");
+    assert_eq!(machine.stats()["remote"]["answers"], false);
+}
+
+#[test]
+fn a_remote_that_comes_back_is_used_again() {
+    let bucket = warm_bucket();
+    let is_up = std::sync::Arc::new(AtomicU64::new(0));
+    let up = std::sync::Arc::clone(&is_up);
+    let proxy = Proxy::start(&bucket.seaweed.endpoint(), move |_| {
+        if up.load(Ordering::Relaxed) == 0 {
+            Fault::Overloaded
+        } else {
+            Fault::None
+        }
+    });
+    let machine = Sandbox::new();
+    set(&machine, &proxy.endpoint());
+    let checkout = bucket.project.checkout(machine.path("checkout"));
+    machine.mount(checkout.target());
+    machine.cargo(&checkout, "build -p greeting").ok();
+    is_up.store(1, Ordering::Relaxed);
+    // Its pause is five seconds at first.
+    std::thread::sleep(Duration::from_secs(11));
+    let (seen, _) = machine.during(|| machine.cargo(&checkout, "build").ok());
+    assert!(seen.hits > 0, "{seen:?}");
+}
