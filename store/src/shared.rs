@@ -13,7 +13,7 @@ use crate::codec::Record;
 use crate::digest::Digest;
 
 /// Which remote a fact is about: its location, as a digest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RemoteId([u8; 8]);
 
 impl RemoteId {
@@ -65,6 +65,8 @@ impl Record for Kept {
 /// A result that others are to learn.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Upload {
+    /// Where it is to be uploaded.
+    pub remote: RemoteId,
     /// The invocation it is a result of.
     pub invocation: InvocationDigest,
     /// What the run read.

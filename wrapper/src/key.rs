@@ -63,6 +63,8 @@ pub struct ScriptInvocation {
     pub script: Digest,
     /// Content of the compiler cargo names to it.
     pub compiler: Digest,
+    /// The processor: what it can do, a script may ask it itself.
+    pub processor: Digest,
     /// Its arguments.
     pub arguments: Vec<Vec<u8>>,
     /// Its working directory.
@@ -83,6 +85,7 @@ impl ScriptInvocation {
             .number(KEY_FORMAT)
             .digest(&self.script)
             .digest(&self.compiler)
+            .digest(&self.processor)
             .number(self.umask.into())
             .number(self.mode as u64)
             .field(&self.cwd)

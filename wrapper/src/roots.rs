@@ -93,15 +93,32 @@ impl Roots {
                 .is_some_and(|rest| rest.starts_with('/'))
     }
 
-    /// `text` with every root path replaced by its placeholder. Only whole path components count:
-    /// `/a/ws2` does not hold the root `/a/ws`.
+    /// `text` with the paths of the checkout replaced by their placeholders. Only whole path components
+    /// count: `/a/ws2` does not hold the root `/a/ws`. Home and `$TMPDIR` stay: what a text says of
+    /// them may have been said by a file, for everybody.
     pub fn template(&self, text: &[u8]) -> Vec<u8> {
+        self.template_of(text, &Root::OF_CHECKOUT)
+    }
+
+    /// A path, or the value of a variable, with every root replaced.
+    pub fn template_place(&self, text: &[u8]) -> Vec<u8> {
+        self.template_of(text, &Root::ALL)
+    }
+
+    fn template_of(&self, text: &[u8], roots: &[Root]) -> Vec<u8> {
         let pairs: Vec<(&[u8], Vec<u8>)> = self
             .paths
             .iter()
+            .filter(|(root, _)| roots.contains(root))
             .map(|(root, path)| (path.as_bytes(), placeholder(*root).to_vec()))
             .collect();
         replace_paths(text, &pairs)
+    }
+
+    /// Whether there is a path for every root a template holds.
+    pub fn knows(&self, template: &[u8]) -> bool {
+        let mut held = template.windows(3).filter_map(root_of);
+        held.all(|root| !self.path(root).is_empty())
     }
 
     /// The text `template` stands for in this checkout.
@@ -329,8 +346,14 @@ mod tests {
         let ann = ann().with_environment(&environment("/home/ann", "/scratch/ann/"));
         let bob = bob().with_environment(&environment("/home/bob", "/scratch/bob"));
         let text = b"/home/ann/.rustup/x /home/ann/ws/y /scratch/ann /home/anna";
-        let template = ann.template(text);
+        assert_eq!(
+            ann.template(text),
+            b"/home/ann/.rustup/x \0C\0/y /scratch/ann /home/anna"
+        );
+        let template = ann.template_place(text);
         assert_eq!(template, b"\0U\0/.rustup/x \0C\0/y \0T\0 /home/anna");
+        assert!(bob.knows(&template));
+        assert!(!Roots::new("/b", "/c", "/t").knows(&template));
         let there = b"/home/bob/.rustup/x /b/y /scratch/bob /home/anna";
         assert_eq!(bob.render(&template), there);
         assert_eq!(ann.remaps().len(), 3);

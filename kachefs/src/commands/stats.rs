@@ -128,7 +128,14 @@ fn remote_rows(remote: &stats::RemoteStats, row: &mut impl FnMut(&str, String)) 
     let faulted = bytes(remote.bytes_faulted);
     row("faults", format!("{} blobs, {faulted}", remote.faults));
     let (sent, waiting) = (remote.results_uploaded, remote.results_waiting);
-    row("uploads", format!("{sent} results, {waiting} waiting"));
+    let held_back = match remote.results_held_back {
+        0 => String::new(),
+        count => format!(", {count} kept here (they hold a secret or a home)"),
+    };
+    row(
+        "uploads",
+        format!("{sent} results, {waiting} waiting{held_back}"),
+    );
     let traffic = &remote.traffic;
     let (received, sent) = (bytes(traffic.bytes_received), bytes(traffic.bytes_sent));
     let requests = traffic.requests;

@@ -18,6 +18,7 @@ use store::{Tree, ViewId, ViewRecord};
 use super::takeover::Keeper;
 use super::{managed, pace};
 use crate::fs::import::{Imported, import};
+use crate::fs::view::READ_ONLY;
 use crate::fs::{Caller, View};
 use crate::fuse::{Adapter, KernelInvalidate, MAX_REQUEST};
 use crate::keeper::wire;
@@ -338,7 +339,7 @@ impl Mounts {
         let bytes = path.as_os_str().as_bytes();
         // What is only read is in no way of what somebody has at this path.
         let name = match shown {
-            Shown::Tree(_, Access::ReadOnly) => [bytes, b"\0read-only"].concat(),
+            Shown::Tree(_, Access::ReadOnly) => [bytes, READ_ONLY].concat(),
             _ => bytes.to_vec(),
         };
         let bytes = name.as_slice();

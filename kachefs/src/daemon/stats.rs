@@ -61,6 +61,8 @@ pub struct RemoteStats {
     pub bytes_faulted: u64,
     /// Results sent, over the life of the store.
     pub results_uploaded: u64,
+    /// Results not sent, because they hold what must not leave the machine.
+    pub results_held_back: u64,
     /// Results that wait to be sent.
     pub results_waiting: u64,
     /// What went over the wire since the daemon started.
@@ -254,6 +256,7 @@ fn remote(daemon: &Daemon, number: &dyn Fn(Counter) -> u64) -> Result<Option<Rem
         faults: number(Counter::Faults),
         bytes_faulted: number(Counter::BytesFaulted),
         results_uploaded: number(Counter::ResultsUploaded),
+        results_held_back: number(Counter::ResultsHeldBack),
         results_waiting: daemon.storage.waiting_uploads()?,
         traffic: connection.traffic(),
     }))

@@ -47,7 +47,8 @@ impl View {
             .into_iter()
             .filter(|ino| self.is_lost(*ino))
             .collect();
-        if lost.is_empty() {
+        // Nobody builds in what is only read: it waits for the remote.
+        if lost.is_empty() || self.is_read_only() {
             return;
         }
         lost.extend(self.made_with(&lost));

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use store::{
-    Cas, CasError, Content, Digest, Epoch, Index, InodeRecord, Kind, Quarantine, StoreDir,
-    SyncPoint, Thing, Timestamp, ViewId,
+    Cas, CasError, Content, Digest, Epoch, Index, InodeRecord, Kind, Quarantine, RemoteId,
+    StoreDir, SyncPoint, Thing, Timestamp, ViewId,
 };
 
 use crate::clock;
+use crate::remote_config::RemoteConfig;
 use crate::sync_points::ScratchName;
 
 /// How long blobs are verified: compilers wait meanwhile. What is not verified by then counts as
@@ -77,8 +78,14 @@ pub fn recover(dir: &StoreDir, cas: &Cas, index: &Index, last: &SyncPoint) -> Re
             .with_context(|| format!("cannot set blob {digest} aside"))?;
     }
     let mut dropped = 0;
+    let here = Here {
+        dir,
+        cas,
+        index,
+        remote: configured(dir),
+    };
     for (view, _) in index.views()? {
-        dropped += drop_from(dir, cas, index, view, last.durable)?;
+        dropped += drop_from(&here, view, last.durable)?;
     }
     // A source that was being written may have bytes its times do not tell of.
     let mut batch = index.batch();
@@ -167,18 +174,35 @@ fn is_whole(cas: &Cas, digest: &Digest) -> bool {
     }
 }
 
+/// The store being recovered.
+struct Here<'a> {
+    dir: &'a StoreDir,
+    cas: &'a Cas,
+    index: &'a Index,
+    remote: Option<RemoteId>,
+}
+
+impl Here<'_> {
+    /// Whether the store's remote holds a blob.
+    fn is_kept(&self, digest: &Digest, size: u64) -> bool {
+        let kept = self.remote.map(|remote| self.index.kept(remote, digest));
+        matches!(kept, Some(Ok(Some(kept))) if kept.size == size)
+    }
+}
+
+/// The remote a store has, if anybody can tell.
+fn configured(dir: &StoreDir) -> Option<RemoteId> {
+    let config = RemoteConfig::load(dir).ok()??;
+    Some(RemoteId::of(&config.location.to_string()))
+}
+
 /// Takes every name away from the files of a view that did not survive; says how many.
-fn drop_from(
-    dir: &StoreDir,
-    cas: &Cas,
-    index: &Index,
-    view: ViewId,
-    durable: Epoch,
-) -> Result<usize> {
+fn drop_from(here: &Here<'_>, view: ViewId, durable: Epoch) -> Result<usize> {
+    let index = here.index;
     let lost: HashSet<_> = index
         .inodes(view)?
         .into_iter()
-        .filter(|(_, record)| !survives(dir, cas, record, durable))
+        .filter(|(_, record)| !survives(here, record, durable))
         .map(|(ino, _)| ino)
         .collect();
     if lost.is_empty() {
@@ -200,13 +224,15 @@ fn drop_from(
 }
 
 /// Whether a file is whole, and may be there without anything that was dropped.
-fn survives(dir: &StoreDir, cas: &Cas, record: &InodeRecord, durable: Epoch) -> bool {
+fn survives(here: &Here<'_>, record: &InodeRecord, durable: Epoch) -> bool {
     let vouched = record.fsynced || record.changed < durable;
     match &record.content {
         _ if record.kind != Kind::File => true,
         // Suspects that are still in the CAS were verified.
-        Content::Blob { digest, size } => cas.has(digest, *size),
-        Content::Private(id) => vouched && is_file(&dir.scratch_file(*id)),
+        Content::Blob { digest, size } => {
+            here.cas.has(digest, *size) || here.is_kept(digest, *size)
+        }
+        Content::Private(id) => vouched && is_file(&here.dir.scratch_file(*id)),
         _ => vouched,
     }
 }

@@ -91,7 +91,15 @@ pub struct View {
     pub(super) retired: AtomicBool,
 }
 
+/// What the path of a view that is only read ends with in its record, so that it is none.
+pub const READ_ONLY: &[u8] = b"\0read-only";
+
 impl View {
+    /// Whether nobody writes to it.
+    pub fn is_read_only(&self) -> bool {
+        self.record.lock().path.ends_with(READ_ONLY)
+    }
+
     pub(super) fn with_nodes(
         storage: Arc<Storage>,
         id: ViewId,

@@ -20,6 +20,8 @@ struct State {
     pause: Duration,
     /// Until when nobody tries.
     open_until: Option<Instant>,
+    /// Whether one does, behind a pause.
+    trying: bool,
 }
 
 impl Default for Breaker {
@@ -28,6 +30,7 @@ impl Default for Breaker {
             failures: 0,
             pause: FIRST_PAUSE,
             open_until: None,
+            trying: false,
         }))
     }
 }
@@ -45,6 +48,7 @@ impl Breaker {
             Some(until) if now < until => false,
             Some(_) => {
                 state.open_until = Some(now + state.pause);
+                state.trying = true;
                 true
             }
         }
@@ -55,10 +59,17 @@ impl Breaker {
         self.0.lock().open_until.is_some()
     }
 
+    /// Whether a call would not be made now.
+    pub fn is_paused(&self) -> bool {
+        let until = self.0.lock().open_until;
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
     /// A call was answered. Whether the remote had been left alone before.
     pub fn answered(&self) -> bool {
         let mut state = self.0.lock();
         state.failures = 0;
+        state.trying = false;
         state.pause = FIRST_PAUSE;
         state.open_until.take().is_some()
     }
@@ -73,6 +84,10 @@ impl Breaker {
         let mut state = self.0.lock();
         state.failures += 1;
         if state.open_until.is_some() {
+            // Calls that were under way when it opened say nothing new.
+            if !std::mem::take(&mut state.trying) {
+                return false;
+            }
             state.pause = (state.pause * 2).min(LONGEST_PAUSE);
             state.open_until = Some(now + state.pause);
             return false;

@@ -8,7 +8,7 @@ use remote::signed::{SecretKey, Trust};
 use remote::{Limits, Remote, RemoteError};
 use store::{RemoteId, StoreDir};
 use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::breaker::Breaker;
 use super::counted::{Counted, Traffic, TrafficNow};
@@ -16,6 +16,9 @@ use crate::remote_config::{self, RemoteConfig};
 
 /// Threads that wait for the network; those that unpack what comes are started as they are needed.
 const WORKERS: usize = 2;
+
+/// Calls under way at once, of either kind.
+const AT_ONCE: usize = 16;
 
 /// How long an upload may take at least, for a call.
 const SEND: Duration = Duration::from_mins(1);
@@ -61,6 +64,8 @@ struct Line {
     opened: OnceCell<Arc<dyn Remote>>,
     breaker: Breaker,
     limits: Limits,
+    /// Calls that may be under way: more of them only share the same bandwidth, and their time.
+    places: Semaphore,
 }
 
 impl Line {
@@ -68,6 +73,7 @@ impl Line {
         Self {
             opened: OnceCell::new(),
             breaker: Breaker::default(),
+            places: Semaphore::new(AT_ONCE),
             limits: Limits {
                 call,
                 ..Limits::default()
@@ -115,9 +121,20 @@ impl Connection {
         &self.config.trust
     }
 
+    /// Whether what others say may be passed on as our own word: who signs, but believes everybody,
+    /// would have strangers believed.
+    pub fn vouches(&self) -> bool {
+        self.key.is_none() || *self.trust() != Trust::Everybody
+    }
+
     /// Whether it is left alone because it does not answer.
     pub fn is_left_alone(&self) -> bool {
         self.asking.breaker.is_open()
+    }
+
+    /// Whether nothing is sent for a while, because that failed.
+    pub fn sends_nothing(&self) -> bool {
+        self.sending.breaker.is_paused()
     }
 
     /// What went over the wire.
@@ -159,7 +176,11 @@ impl Connection {
             path: "threads".to_owned(),
             source,
         })?;
-        let result = runtime.block_on(async { what(self.open(line).await?).await });
+        let result = runtime.block_on(async {
+            // It is never closed.
+            let _place = line.places.acquire().await.ok();
+            what(self.open(line).await?).await
+        });
         match &result {
             Err(error) if !is_of_this_machine(error) => {
                 let waited = matches!(error, RemoteError::TimedOut { .. });

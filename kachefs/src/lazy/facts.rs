@@ -11,7 +11,7 @@ use store::codec::{decode, encode};
 use store::{BuildManifest, Digest, Fact, InvocationDigest, Tree};
 
 /// Results of one invocation that are kept: the branches a team switches between.
-const RESULTS: usize = 8;
+pub const RESULTS: usize = 8;
 
 /// Compression of facts: they are sent once and read by everybody.
 const LEVEL: i32 = 9;

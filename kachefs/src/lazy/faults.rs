@@ -71,6 +71,9 @@ impl Storage {
     /// Where the store's remote holds a blob of this size, if it is known to.
     pub fn kept(&self, digest: &Digest, size: u64) -> Option<(Arc<Connection>, Kept)> {
         let connection = self.lazy.connection()?;
+        if self.lazy.is_gone(digest) {
+            return None;
+        }
         match self.index.kept(connection.id, digest) {
             Ok(kept) => Some((connection, kept.filter(|kept| kept.size == size)?)),
             Err(error) => {
@@ -149,8 +152,6 @@ impl Storage {
         digest: &Digest,
         kept: &Kept,
     ) -> Result<(), FaultError> {
-        // Counts as a change: a blob is new since the last sync point.
-        let _change = self.epochs.change();
         let mut tries = 0..TRIES;
         let fetched = loop {
             tries.next();
@@ -163,11 +164,19 @@ impl Storage {
                 {
                     tracing::warn!(%digest, %error, "a blob did not arrive");
                 }
+                // What this one blob is refused with, no other try changes.
+                Err(FaultError::Unavailable(Unavailable::Remote(error))) if !error.is_passing() => {
+                    tracing::error!(%digest, %error, "a blob cannot be fetched");
+                    self.lazy.gone.lock().put(*digest, ());
+                    return Err(FaultError::Gone(error.to_string()));
+                }
                 fetched => break fetched?,
             }
         };
         match fetched {
             Fetched::Whole(bytes) => {
+                // Counts as a change: a blob is new since the last sync point.
+                let _change = self.epochs.change();
                 self.cas.ingest_bytes(&bytes)?;
             }
             Fetched::Filed => {}
@@ -211,6 +220,7 @@ impl Storage {
         let named = match fetched {
             Ok(Fetched::Filed) => {
                 let path = self.dir.scratch_file(id);
+                let _change = self.epochs.change();
                 let adopted = self.cas.adopt(&path, &file, *digest, kept.size);
                 adopted.map(|_| Fetched::Filed).map_err(FaultError::from)
             }
@@ -280,7 +290,8 @@ async fn in_pieces(
         Err(damage) => return Ok(Fetched::Damaged(damage)),
     };
     let range = start..start + frames.header_len();
-    let Some(bytes) = remote.get(&name, Some(range), u64::MAX).await? else {
+    let most = frames.header_len();
+    let Some(bytes) = remote.get(&name, Some(range), most).await? else {
         return Ok(Fetched::Absent);
     };
     let header = match Header::read(&bytes, *digest, kept.size) {
@@ -298,7 +309,8 @@ async fn in_pieces(
             let (remote, name) = (Arc::clone(&remote), name.clone());
             let (header, into) = (Arc::clone(&header), Arc::clone(&into));
             under_way.spawn(async move {
-                let Some(bytes) = remote.get(&name, Some(range), u64::MAX).await? else {
+                let most = range.end - range.start;
+                let Some(bytes) = remote.get(&name, Some(range), most).await? else {
                     return Ok(Fetched::Absent);
                 };
                 let write = move || unpack_into(&header, frames, &bytes, &into);

@@ -5,6 +5,7 @@
 //! invocation at a time. Nothing is asked for twice within a minute: who edits a file and builds again
 //! does not wait for the answer that nobody else has built it either.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,11 +13,10 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::Mutex;
 use remote::{ObjectName, RemoteError};
-use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Place, record_digest};
+use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Kept, Place, record_digest};
 
 use super::connection::{Connection, Unavailable};
 use super::facts::{self, Results};
-use super::kept_now;
 
 use crate::flight::Flights;
 use crate::storage::Storage;
@@ -118,7 +118,15 @@ impl Storage {
             let mut blobs = blobs.collect::<Vec<_>>().into_iter();
             !blobs.any(|(digest, size)| self.lazy.is_gone(&digest) && !self.cas.has(&digest, size))
         };
-        for fact in facts.iter().filter(is_there) {
+        // Others' results must not take the place of ours.
+        let mut of_invocation: HashMap<InvocationDigest, usize> = HashMap::new();
+        let mut is_one_of_few = |fact: &&Fact| {
+            let count = of_invocation.entry(fact.invocation).or_default();
+            *count += 1;
+            *count <= facts::RESULTS
+        };
+        let known = facts.iter().filter(is_there);
+        for fact in known.filter(|fact| is_one_of_few(fact)) {
             let record = record_digest(&fact.invocation, &fact.record)?;
             let mut is_new = self.index.record(&fact.invocation, &record)?.is_none();
             for (key, entry) in &fact.entries {
@@ -131,14 +139,24 @@ impl Storage {
                 }
                 is_new = true;
                 batch.put_action(key, entry)?;
-                batch.put_kept(connection.id, &key.0, &kept_now(0, Place::Own))?;
+                let kept = Kept {
+                    size: 0,
+                    place: Place::Own,
+                    seen_ms: 0,
+                };
+                batch.put_kept(connection.id, &key.0, &kept)?;
                 for (digest, size) in entry.blobs() {
                     if self.cas.has(&digest, size) {
                         continue;
                     }
                     let packed = fact.packed.iter().find(|(packed, _)| *packed == digest);
-                    let place = packed.map_or(Place::Own, |(_, place)| *place);
-                    batch.put_kept(connection.id, &digest, &kept_now(size, place))?;
+                    let kept = Kept {
+                        size,
+                        place: packed.map_or(Place::Own, |(_, place)| *place),
+                        // Nobody has looked.
+                        seen_ms: 0,
+                    };
+                    batch.put_kept(connection.id, &digest, &kept)?;
                 }
             }
             if is_new {
@@ -154,7 +172,18 @@ impl Storage {
 
 /// An object with facts, if there is one.
 fn get(connection: &Connection, name: &ObjectName) -> Result<Option<bytes::Bytes>, Unavailable> {
-    match connection.call(async |remote| remote.get(name, None, facts::LARGEST).await) {
+    // Not as long as the largest object may take: a build waits.
+    let patience = connection.patience(0);
+    let asked = connection.call(async |remote| {
+        let got = tokio::time::timeout(patience, remote.get(name, None, facts::LARGEST)).await;
+        got.unwrap_or_else(|_| {
+            Err(RemoteError::TimedOut {
+                place: connection.place(),
+                limit: patience,
+            })
+        })
+    });
+    match asked {
         Ok(object) => Ok(object),
         Err(Unavailable::Remote(error @ RemoteError::TooLarge { .. })) => {
             tracing::warn!(%error, "results of the remote");

@@ -151,7 +151,9 @@ impl Storage {
     fn uploaded(&self, connection: &Connection, part: &Part) -> Result<Option<Fact>, IndexError> {
         let mut entries = Vec::new();
         for key in &part.keys {
-            let is_there = self.index.kept(connection.id, &key.0)?.is_some();
+            let kept = self.index.kept(connection.id, &key.0)?;
+            let is_ours = kept.is_some_and(|kept| kept.seen_ms > 0);
+            let is_there = kept.is_some() && (is_ours || connection.vouches());
             match self.index.action(key)? {
                 Some(entry) if is_there => entries.push((*key, entry)),
                 _ => return Ok(None),
@@ -178,12 +180,25 @@ async fn merge(
         there.and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
     let own: HashSet<ActionKey> = keys(&facts).collect();
     let mut manifest = BuildManifest { facts };
-    let others = there.map(|there| there.facts).unwrap_or_default();
+    let others = there.filter(|_| connection.vouches());
+    let others = others.map(|there| there.facts).unwrap_or_default();
     let is_other = |fact: &Fact| !keys(std::slice::from_ref(fact)).any(|key| own.contains(&key));
     manifest.facts.extend(others.into_iter().filter(is_other));
+    let mut of_invocation: HashMap<InvocationDigest, usize> = HashMap::new();
+    manifest.facts.retain(|fact| {
+        let count = of_invocation.entry(fact.invocation).or_default();
+        *count += 1;
+        *count <= facts::RESULTS
+    });
     manifest.facts.truncate(RESULTS);
-    let object = facts::write_build(fingerprint, &manifest, connection.key.as_ref());
-    let object = object.map_err(not_encoded)?;
+    let object = loop {
+        let object = facts::write_build(fingerprint, &manifest, connection.key.as_ref());
+        let object = object.map_err(not_encoded)?;
+        if object.len() as u64 <= facts::LARGEST {
+            break object;
+        }
+        manifest.facts.truncate(manifest.facts.len() / 2);
+    };
     remote
         .put(&name, Body::Bytes(object.into()), Put::Replace)
         .await?;

@@ -90,11 +90,14 @@ impl Lazy {
         if configured.stamps == Some(stamps) {
             return configured.connection.clone();
         }
-        configured.connection = self.connect().unwrap_or_else(|error| {
-            let error = format!("{error:#}");
-            tracing::error!(error, "no remote is used");
-            None
-        });
+        match self.connect() {
+            Ok(connection) => configured.connection = connection,
+            // Half of a change, most likely: what only the remote has is not gone.
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "the configuration of the remote cannot be used");
+            }
+        }
         configured.stamps = Some(stamps);
         configured.connection.clone()
     }

@@ -43,6 +43,16 @@ const COMMON: &[&[u8]] = &[
 /// What such variables begin with. Those of cargo, rustc and rustup say what is built, and by whom.
 const COMMON_PREFIXES: &[&[u8]] = &[b"CARGO", b"LC_", b"RUSTC", b"RUSTUP_", b"KACHEFS_"];
 
+/// What the names of variables hold whose values are secret, whoever reads them.
+const SECRET_WORDS: &[&[u8]] = &[
+    b"CREDENTIAL",
+    b"KEY",
+    b"PASSWORD",
+    b"PROXY",
+    b"SECRET",
+    b"TOKEN",
+];
+
 /// What cargo tells build scripts, and the programs these run, beside its own `CARGO_*` (the cargo book,
 /// "Environment variables Cargo sets for build scripts").
 const TOLD_TO_SCRIPTS: &[&[u8]] = &[
@@ -103,7 +113,14 @@ pub fn of_script(environment: &Environment) -> Secrets {
 }
 
 fn of(environment: &Environment, is_told: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+    let is_secret = |name: &[u8]| {
+        let mut words = SECRET_WORDS.iter();
+        words.any(|word| name.windows(word.len()).any(|part| part == *word))
+    };
     let is_common = |name: &[u8]| {
+        if is_secret(name) {
+            return false;
+        }
         COMMON.contains(&name)
             || COMMON_PREFIXES
                 .iter()
@@ -116,7 +133,10 @@ fn of(environment: &Environment, is_told: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>
         .map(|(_, value)| value.clone())
         .collect();
     let home = environment::value(environment, b"HOME").map(OsStr::from_bytes);
-    if let Some(home) = home.map(Path::new).filter(|home| home.parent().is_some()) {
+    // As it is spelled, and as it is.
+    let real = home.and_then(|home| fs::canonicalize(home).ok());
+    let homes = home.map(Path::new).into_iter().chain(real.as_deref());
+    for home in homes.filter(|home| home.is_absolute() && home.parent().is_some()) {
         let mut home = home.as_os_str().as_bytes().to_vec();
         // Not the beginning of another name.
         home.push(b'/');
@@ -161,6 +181,7 @@ mod tests {
             ("MY_TOKEN", "hunter2-hunter2"),
             ("AWS_SECRET_ACCESS_KEY", "abcdefgh12345678"),
             ("CARGO_PKG_NAME", "long-package-name"),
+            ("CARGO_REGISTRY_TOKEN", "registry-token"),
             ("RUSTUP_TOOLCHAIN", "nightly-2026-01-01"),
             ("TERM", "xterm-256color"),
             ("SHLVL", "1"),
@@ -168,11 +189,12 @@ mod tests {
         .map(|(name, value)| (name.into(), value.into()))
         .to_vec();
         let secrets = of(&environment, |_| false);
-        let expected: [&[u8]; 4] = [
+        let expected: [&[u8]; 5] = [
             b"/home/ann",
             b"/home/ann/",
             b"abcdefgh12345678",
             b"hunter2-hunter2",
+            b"registry-token",
         ];
         assert_eq!(secrets, expected);
         let search = Search::new(&secrets).expect("a search");

@@ -184,13 +184,27 @@ impl Storage {
     }
 
     fn upload_to(&self, connection: &Arc<Connection>) -> Result<()> {
-        while self.upload_round(connection)? > 0 {}
+        // Packing is work, too.
+        if connection.sends_nothing() {
+            return Err(Unavailable::LeftAlone.into());
+        }
+        let mut most = ROUND;
+        loop {
+            match self.upload_round(connection, most) {
+                Ok(0) => break,
+                Ok(_) => {}
+                // One of them, perhaps; the others need not wait for it.
+                Err(error) if most > 1 && is_refused(&error) => most = 1,
+                Err(error) if is_refused(&error) => self.give_up_oldest(&error)?,
+                Err(error) => return Err(error),
+            }
+        }
         self.publish_builds(connection)
     }
 
     /// Sends the oldest results. Returns how many there were.
-    fn upload_round(&self, connection: &Arc<Connection>) -> Result<usize> {
-        let noted = self.index.uploads(ROUND)?;
+    fn upload_round(&self, connection: &Arc<Connection>, most: usize) -> Result<usize> {
+        let noted = self.index.uploads(most)?;
         let count = noted.len();
         if count == 0 {
             return Ok(0);
@@ -200,12 +214,18 @@ impl Storage {
         let mut objects = Objects::default();
         let mut packer = Packer::default();
         let mut looked_at = HashSet::new();
+        let mut held_back = 0;
         for (id, upload) in noted {
             // The rest of it is for the next round.
             if objects.bytes > ROUND_BYTES {
                 break;
             }
             let entries = self.entries_of(&upload)?;
+            if upload.remote != connection.id {
+                // It was made for another.
+                done.push(id);
+                continue;
+            }
             let sendable = self.gather(
                 connection,
                 &upload,
@@ -221,7 +241,10 @@ impl Storage {
                     entries,
                 }),
                 // It stays here.
-                Ok(false) => done.push(id),
+                Ok(false) => {
+                    held_back += 1;
+                    done.push(id);
+                }
                 Err(error) => {
                     let error = format!("{error:#}");
                     tracing::warn!(error, "a result is not uploaded");
@@ -241,9 +264,24 @@ impl Storage {
         for id in &done {
             batch.delete_upload(*id);
         }
-        batch.count(&[(Counter::ResultsUploaded, wanted.len() as u64)], None);
+        let counted = [
+            (Counter::ResultsUploaded, wanted.len() as u64),
+            (Counter::ResultsHeldBack, held_back),
+        ];
+        batch.count(&counted, None);
         batch.commit()?;
         Ok(count)
+    }
+
+    /// Forgets the upload that the remote will not have.
+    fn give_up_oldest(&self, error: &anyhow::Error) -> Result<()> {
+        let error = format!("{error:#}");
+        tracing::error!(error, "a result is not uploaded");
+        let mut batch = self.index.batch();
+        for (id, _) in self.index.uploads(1)? {
+            batch.delete_upload(id);
+        }
+        Ok(batch.commit()?)
     }
 
     /// What the action cache holds under the keys of an upload, by now.
@@ -292,8 +330,8 @@ impl Storage {
             wanted.push((digest, size));
         }
         for (digest, size) in wanted {
-            looked_at.insert(digest);
             self.add(digest, size, packer, objects)?;
+            looked_at.insert(digest);
         }
         Ok(true)
     }
@@ -492,6 +530,17 @@ impl Objects {
         self.puts.push((name, Body::Bytes(object), Put::Replace));
         Ok(())
     }
+}
+
+/// Whether a remote that answers does not take what it was sent, and will not.
+fn is_refused(error: &anyhow::Error) -> bool {
+    let unavailable = error.downcast_ref::<Unavailable>();
+    matches!(
+        unavailable,
+        Some(Unavailable::Remote(
+            RemoteError::Refused { .. } | RemoteError::TooLarge { .. }
+        ))
+    )
 }
 
 async fn put_all(

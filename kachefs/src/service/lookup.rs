@@ -35,7 +35,7 @@ pub struct Found {
 pub fn flight_key(service: &Service, prepared: &Prepared) -> Option<ActionKey> {
     let source = &prepared.invocation.source;
     let digest = source_digest(service, prepared, source)?;
-    let template = prepared.roots.template(source.as_os_str().as_bytes());
+    let template = prepared.roots.template_place(source.as_os_str().as_bytes());
     let sources = Sources {
         files: vec![(template, digest)],
         environment: Vec::new(),
@@ -107,6 +107,9 @@ pub fn current_sources(
 ) -> Option<Sources> {
     let mut files = Vec::with_capacity(record.sources.len());
     for template in &record.sources {
+        if !prepared.roots.knows(template) {
+            return None;
+        }
         let path = prepared.roots.render(template);
         let path = Path::new(OsStr::from_bytes(&path));
         let digest = source_digest(service, prepared, path)?;
@@ -115,7 +118,7 @@ pub fn current_sources(
         if let Some(twin) = module_twin(path)
             && exists(service, prepared, &twin)
         {
-            let template = prepared.roots.template(twin.as_os_str().as_bytes());
+            let template = prepared.roots.template_place(twin.as_os_str().as_bytes());
             files.push((template, Digest::of(b"kachefs other file of a module")));
         }
     }
@@ -150,7 +153,11 @@ pub fn current_sources(
 pub fn look_again(site: Site<'_>, observed: &[Observation]) -> Option<Vec<(Observation, Digest)>> {
     observed
         .iter()
-        .map(|observation| Some((observation.clone(), site.look_again(observation)?)))
+        .map(|observation| {
+            let is_somewhere = site.roots.knows(&observation.path);
+            is_somewhere.then_some(())?;
+            Some((observation.clone(), site.look_again(observation)?))
+        })
         .collect()
 }
 

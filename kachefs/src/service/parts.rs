@@ -139,6 +139,7 @@ impl Collected {
     fn script(&mut self, facts: &ScriptInvocation) {
         self.hash(PartKind::Script, b"", &facts.script);
         self.hash(PartKind::Compiler, b"", &facts.compiler);
+        self.hash(PartKind::Processor, b"", &facts.processor);
         self.arguments(&facts.arguments);
         self.add(PartKind::Directory, b"", text(&facts.cwd));
         let umask = format!("{:o}", facts.umask);

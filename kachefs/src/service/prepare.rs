@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use store::{Digest, Hasher, Ino, InvocationDigest, Origin, Root, RootSet, Timestamp};
 use wrapper::args::{self, SearchKind, Uncacheable};
@@ -390,7 +390,7 @@ pub fn prepare(
     prepared.dependencies.environment = environment::keyed(&prepared.environment, opaque)
         .into_iter()
         .map(|(name, value)| (name, unit_dirs.keyed(name, value)))
-        .map(|(name, value)| (name.to_vec(), prepared.roots.template(&value)))
+        .map(|(name, value)| (name.to_vec(), prepared.roots.template_place(&value)))
         .collect();
     Ok(prepared)
 }
@@ -571,6 +571,14 @@ pub(super) fn cargo_home(environment: &Environment) -> Result<String, Refusal> {
         (None, Some(home)) => format!("{}/.cargo", text(home)?),
         (None, None) => String::new(),
     })
+}
+
+/// This machine's processor, which what runs may ask what it can do.
+pub(super) fn processor() -> Result<Digest, Refusal> {
+    static PROCESSOR: OnceLock<Option<Digest>> = OnceLock::new();
+    PROCESSOR
+        .get_or_init(|| cpu().ok())
+        .ok_or(Refusal::Named("unknown-processor"))
 }
 
 /// What programs may know of this machine's processor.

@@ -37,6 +37,7 @@ impl Service {
         if self.storage.fault_all(&blobs).is_ok() {
             return;
         }
+        let mut views = Vec::new();
         for Wanted { view, ino, blob } in wanted {
             let (digest, size) = blob;
             if !self.storage.cas.has(&digest, size)
@@ -44,6 +45,11 @@ impl Service {
             {
                 tracing::debug!(?ino, %error, "it will not be found");
             }
+            if views.iter().all(|known: &Arc<View>| known.id != view.id) {
+                views.push(view);
+            }
+        }
+        for view in views {
             view.drop_suspects();
         }
     }

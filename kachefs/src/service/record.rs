@@ -391,7 +391,7 @@ fn input_record(prepared: &Prepared, info: &DepInfo, inputs: Option<&Inputs>) ->
         sources: info
             .sources
             .iter()
-            .map(|path| prepared.roots.template(path.as_os_str().as_bytes()))
+            .map(|path| prepared.roots.template_place(path.as_os_str().as_bytes()))
             .collect(),
         env: info.env.iter().map(|(name, _)| name.clone()).collect(),
         observed: inputs.map(|inputs| inputs.observations.clone()),

@@ -108,7 +108,7 @@ impl Service {
         source: &Source,
         stored_under: ActionKey,
     ) {
-        let Some(build) = build else {
+        let Some(build) = build.filter(|_| self.storage.lazy.writable().is_some()) else {
             return;
         };
         match store::record_digest(&invocation, &source.record) {
@@ -135,14 +135,15 @@ impl Service {
         source: &Source,
         stored_under: ActionKey,
     ) -> Result<(), IndexError> {
-        if self.storage.lazy.writable().is_none() {
+        let Some(connection) = self.storage.lazy.writable() else {
             return Ok(());
-        }
+        };
         let Some(secrets) = secrets else {
             tracing::info!("not uploaded: nobody knows what must not leave this machine");
             return Ok(());
         };
         let upload = Upload {
+            remote: connection.id,
             invocation,
             record: source.record.clone(),
             keys: keys(source.key, stored_under),

@@ -48,6 +48,8 @@ pub enum Counter {
     CcMisses,
     /// Results sent to a remote.
     ResultsUploaded,
+    /// Results that hold what must not leave the machine.
+    ResultsHeldBack,
     /// Blobs fetched from a remote.
     Faults,
     /// Their bytes, as blobs.

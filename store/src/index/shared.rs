@@ -117,6 +117,7 @@ mod tests {
         let index = Index::open(&dir.path().join("index")).expect("opens");
         assert_eq!(index.last_upload().expect("reads"), None);
         let upload = |n: u64| Upload {
+            remote: RemoteId::of("s3://one"),
             invocation: InvocationDigest(Digest::of(&n.to_be_bytes())),
             record: InputRecord {
                 sources: Vec::new(),

@@ -8,9 +8,9 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use store::{Digest, Ino, InvocationDigest, ViewId};
+use store::{Ino, InvocationDigest, ViewId};
 use wrapper::cc::args::{self, Compile};
 use wrapper::cc::environment;
 use wrapper::cc::key::CcInvocation;
@@ -20,7 +20,7 @@ use wrapper::trace::Scope;
 
 use super::super::Service;
 use super::super::observed::Site;
-use super::super::prepare::{Refusal, cargo_home, cpu, in_view, text};
+use super::super::prepare::{Refusal, cargo_home, in_view, processor, text};
 use super::super::programs::{find_program, is_elf};
 use super::super::script::prepare::{view_root, workspace_root};
 use super::super::unit_dirs::UnitDirs;
@@ -119,7 +119,7 @@ pub(super) fn prepare(
     let unit_dirs = UnitDirs::of(&roots, &request.environment);
     let keyed = |(name, value): (&[u8], &[u8])| {
         let value = if environment::is_searched(name) {
-            roots.template(&unit_dirs.keyed(name, value))
+            roots.template_place(&unit_dirs.keyed(name, value))
         } else {
             value.to_vec()
         };
@@ -200,14 +200,6 @@ fn other_name_of<'a>(
     // Nothing is asked of a view through its mount.
     let hidden = in_view(service, roots, said) || in_view(service, roots, cwd);
     (hidden || identity(said) == identity(cwd)).then_some((PWD, value))
-}
-
-/// The processor, which a compiler may have been configured to compile for.
-fn processor() -> Result<Digest, Refusal> {
-    static PROCESSOR: OnceLock<Option<Digest>> = OnceLock::new();
-    PROCESSOR
-        .get_or_init(|| cpu().ok())
-        .ok_or(Refusal::Named("unknown-processor"))
 }
 
 /// The program of a gcc or a clang, as it is found and as it is; not a script, and none that stands before compilers.

@@ -249,7 +249,7 @@ impl Run<'_> {
     fn push(&mut self, look: Look, path: &Path) -> Result<(), Untold> {
         let changed = || Untold::Changed(path.display().to_string());
         self.site.look(look, path).ok_or_else(changed)?;
-        let path = self.site.roots.template(path.as_os_str().as_bytes());
+        let path = self.site.roots.template_place(path.as_os_str().as_bytes());
         self.inputs.observations.push(Observation { path, look });
         Ok(())
     }

@@ -15,7 +15,7 @@ use wrapper::trace::Scope;
 use super::super::Service;
 use super::super::mode;
 use super::super::observed::Site;
-use super::super::prepare::{Refusal, cargo_home, in_view, scope_around, text};
+use super::super::prepare::{Refusal, cargo_home, in_view, processor, scope_around, text};
 use super::super::toolchain;
 use super::super::unit_dirs::UnitDirs;
 use crate::fs::{Caller, View};
@@ -131,12 +131,13 @@ pub(super) fn prepare(
     let facts = ScriptInvocation {
         script,
         compiler: compiler.digest,
+        processor: processor()?,
         arguments: templates(&roots, &request.arguments),
         cwd: roots.template(&request.cwd),
         environment: environment::keyed_for_script(&request.environment)
             .into_iter()
             .map(|(name, value)| (name, unit_dirs.keyed(name, value)))
-            .map(|(name, value)| (name.to_vec(), roots.template(&value)))
+            .map(|(name, value)| (name.to_vec(), roots.template_place(&value)))
             .collect(),
         umask: request.umask,
         mode,

@@ -240,7 +240,7 @@ fn declared(prepared: &Prepared, stdout: &[u8]) -> Vec<(PathBuf, Observation)> {
             let path = line[prefix.len()..].trim_ascii();
             let path = prepared.cwd.join(std::ffi::OsStr::from_bytes(path));
             let observation = Observation {
-                path: prepared.roots.template(path.as_os_str().as_bytes()),
+                path: prepared.roots.template_place(path.as_os_str().as_bytes()),
                 look: Look::Tree,
             };
             Some((path, observation))
