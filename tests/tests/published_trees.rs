@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use harness::{Must, Project, Sandbox, samples, tree};
+use harness::{Chance, Must, Project, Sandbox, samples, tree};
 use serde_json::Value;
 
 /// Two machines with a directory that both see.
@@ -226,4 +226,51 @@ fn a_tree_that_strangers_signed_is_not_mounted() {
         .fails();
     assert!(error.one_line_error().contains("trusted"), "{error}");
     assert!(!machines.shard.is_mounted(&directory));
+}
+
+#[test]
+fn what_is_gone_gives_eio_and_the_rest_is_there() {
+    let machines = Machines::new();
+    let project = machines.publish("build");
+    let there = machines.mount_read_only();
+    let mut chance = Chance::new();
+    let blobs = tree::files(&machines.shared.path().join("v1/blobs"));
+    let gone: Vec<_> = blobs.iter().filter(|_| chance.percent(50)).collect();
+    assert!(!blobs.is_empty());
+    for blob in &gone {
+        fs::remove_file(blob).must("remove");
+    }
+    let mut lost = 0;
+    // Twice: what is lost stays lost, and nothing else goes with it.
+    for _ in 0..2 {
+        lost = 0;
+        for path in tree::files(&there) {
+            let name = path.strip_prefix(&there).must("below");
+            match fs::read(&path) {
+                Ok(bytes) => {
+                    let original = fs::read(project.target().join(name)).must(path.display());
+                    assert!(bytes == original, "{name:?}");
+                }
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name:?}: {error}");
+                    lost += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(
+        lost > 0,
+        !gone.is_empty(),
+        "{} of {}",
+        gone.len(),
+        blobs.len()
+    );
+    let log = fs::read_to_string(machines.shard.store().join("daemon.log")).must("the log");
+    for blob in &gone {
+        let digest = blob
+            .file_name()
+            .and_then(|name| name.to_str())
+            .must("a name");
+        assert!(log.contains(digest), "{digest} is not named");
+    }
 }

@@ -19,6 +19,9 @@ const LEVEL: i32 = 9;
 /// No object with facts unpacks to more.
 const LARGEST_UNPACKED: usize = 256 << 20;
 
+/// Nor do the results of an invocation, which are unpacked before anybody knows who signed them.
+const LARGEST_RESULTS: usize = 32 << 20;
+
 /// No object with facts is larger.
 pub const LARGEST: u64 = 64 << 20;
 
@@ -30,7 +33,7 @@ impl Results {
     /// What an object holds; nothing where it does not hold results.
     pub fn read(object: &[u8]) -> Self {
         let read = || {
-            let unpacked = unpack(object)?;
+            let unpacked = unpack(object, LARGEST_RESULTS)?;
             let (sealed, rest) = postcard::take_from_bytes::<Vec<Vec<u8>>>(&unpacked).ok()?;
             (rest.is_empty() && sealed.len() <= RESULTS).then_some(sealed)
         };
@@ -111,7 +114,7 @@ pub fn write_build(
 /// The results of a build that may be used; `None` where the object does not hold any that may.
 pub fn read_build(fingerprint: &Digest, object: &[u8], trust: &Trust) -> Option<BuildManifest> {
     let opened = signed::open(Purpose::Build, fingerprint.as_bytes(), object, trust).ok()?;
-    let mut manifest: BuildManifest = decode(&unpack(&opened.fact)?).ok()?;
+    let mut manifest: BuildManifest = decode(&unpack(&opened.fact, LARGEST_UNPACKED)?).ok()?;
     manifest.facts.retain(is_harmless);
     Some(manifest)
 }
@@ -126,7 +129,7 @@ pub fn write_tree(name: &TreeName, tree: &Tree, key: Option<&SecretKey>) -> io::
 /// The tree that an object holds, if it may be used and is one.
 pub fn read_tree(name: &TreeName, object: &[u8], trust: &Trust) -> Result<Tree, Untrusted> {
     let opened = signed::open(Purpose::Tree, name.as_str().as_bytes(), object, trust)?;
-    let bytes = unpack(&opened.fact).ok_or(Untrusted::Damaged)?;
+    let bytes = unpack(&opened.fact, LARGEST_UNPACKED).ok_or(Untrusted::Damaged)?;
     let tree: Tree = decode(&bytes).map_err(|_| Untrusted::Damaged)?;
     if tree.is_sound() {
         Ok(tree)
@@ -136,16 +139,19 @@ pub fn read_tree(name: &TreeName, object: &[u8], trust: &Trust) -> Result<Tree, 
 }
 
 fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    if bytes.len() > LARGEST_UNPACKED {
+        return Err(io::Error::other("too much for one object"));
+    }
     zstd::bulk::compress(bytes, LEVEL)
 }
 
 /// What was packed, if it is no more than anybody would pack.
-fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
+fn unpack(packed: &[u8], most: usize) -> Option<Vec<u8>> {
     // What it says of its own length decides what is set aside for it, up to the limit.
     let said = zstd::zstd_safe::get_frame_content_size(packed).ok()??;
     let length = usize::try_from(said)
         .ok()
-        .filter(|length| *length <= LARGEST_UNPACKED)?;
+        .filter(|length| *length <= most)?;
     zstd::bulk::decompress(packed, length).ok()
 }
 
@@ -240,11 +246,12 @@ mod tests {
 
     #[test]
     fn nothing_unpacks_to_more_than_the_limit() {
-        let bomb = pack(&vec![0; LARGEST_UNPACKED + 1]).expect("packs");
+        pack(&vec![0; LARGEST_UNPACKED + 1]).expect_err("refused");
+        let bomb = pack(&vec![0; LARGEST_RESULTS + 1]).expect("packs");
         assert!(bomb.len() < 1 << 20);
-        assert_eq!(unpack(&bomb), None);
+        assert_eq!(unpack(&bomb, LARGEST_RESULTS), None);
         assert!(Results::read(&bomb).0.is_empty());
-        assert_eq!(unpack(b""), None);
-        assert_eq!(unpack(b"no zstd at all"), None);
+        assert_eq!(unpack(b"", LARGEST_RESULTS), None);
+        assert_eq!(unpack(b"no zstd at all", LARGEST_RESULTS), None);
     }
 }

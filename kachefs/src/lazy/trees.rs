@@ -1,14 +1,14 @@
 //! Published trees: sent by name, listed, fetched, taken back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use remote::{Body, Kind, Object, ObjectName, Put, TreeName};
-use store::{ActionKey, Place, Tree};
+use store::{ActionKey, Kept, Place, Tree};
 
 use super::connection::Connection;
-use super::{facts, kept_now};
+use super::facts;
 use crate::storage::Storage;
 
 /// A tree in the remote, seen from outside.
@@ -96,13 +96,18 @@ impl Storage {
         let tree = facts::read_tree(name, &object, connection.trust())
             .with_context(|| format!("tree {name}"))?;
         let mut batch = self.index.batch();
+        let packed: HashMap<_, _> = tree.packed.iter().copied().collect();
         for (digest, size) in tree.blobs() {
             if self.cas.has(&digest, size) {
                 continue;
             }
-            let packed = tree.packed.iter().find(|(packed, _)| *packed == digest);
-            let place = packed.map_or(Place::Own, |(_, place)| *place);
-            batch.put_kept(connection.id, &digest, &kept_now(size, place))?;
+            let kept = Kept {
+                size,
+                place: packed.get(&digest).copied().unwrap_or(Place::Own),
+                // Nobody has looked.
+                seen_ms: 0,
+            };
+            batch.put_kept(connection.id, &digest, &kept)?;
         }
         for (key, entry) in &tree.actions {
             if self.index.action(key)?.is_none() {
