@@ -43,6 +43,15 @@ impl Machines {
         self.warm.kachefs("push --wait").ok();
     }
 
+    /// The same for a project that a sample makes; then a checkout of it on the cold machine, mounted.
+    fn built(sample: impl FnOnce(PathBuf) -> Project) -> (Self, Project) {
+        let machines = Self::new();
+        let project = sample(machines.warm.path("project"));
+        machines.build(&project, "build");
+        let checkout = machines.checkout(&project);
+        (machines, checkout)
+    }
+
     /// A checkout of the same project on the cold machine, mounted.
     fn checkout(&self, project: &Project) -> Project {
         let checkout = project.checkout(self.cold.path("somewhere/else"));
@@ -81,10 +90,7 @@ fn assert_warm(counters: &Counters) {
 
 #[test]
 fn everything_hits_and_only_what_is_read_is_fetched() {
-    let machines = Machines::new();
-    let project = samples::whole(machines.warm.path("project"));
-    machines.build(&project, "build");
-    let checkout = machines.checkout(&project);
+    let (machines, checkout) = Machines::built(samples::whole);
     let cold = &machines.cold;
     let (seen, _) = cold.during(|| cold.cargo(&checkout, "build").ok());
     assert_warm(&seen);
@@ -134,10 +140,7 @@ fn without_the_manifest_each_result_is_asked_for() {
 
 #[test]
 fn what_is_changed_is_compiled_with_what_is_fetched_for_it() {
-    let machines = Machines::new();
-    let project = samples::whole(machines.warm.path("project"));
-    machines.build(&project, "build");
-    let checkout = machines.checkout(&project);
+    let (machines, checkout) = Machines::built(samples::whole);
     let cold = &machines.cold;
     cold.cargo(&checkout, "build").ok();
     checkout.write(
@@ -155,10 +158,7 @@ fn what_is_changed_is_compiled_with_what_is_fetched_for_it() {
 
 #[test]
 fn a_file_from_elsewhere_can_be_changed() {
-    let machines = Machines::new();
-    let project = samples::plain(machines.warm.path("project"));
-    machines.build(&project, "build");
-    let checkout = machines.checkout(&project);
+    let (machines, checkout) = Machines::built(samples::plain);
     let cold = &machines.cold;
     cold.cargo(&checkout, "build").ok();
     let program = checkout.program("app");
@@ -308,10 +308,7 @@ fn unpacked(object: &Path) -> Vec<u8> {
 
 #[test]
 fn what_is_gone_from_the_remote_is_made_again() {
-    let machines = Machines::new();
-    let project = samples::whole(machines.warm.path("project"));
-    machines.build(&project, "build");
-    let checkout = machines.checkout(&project);
+    let (machines, checkout) = Machines::built(samples::whole);
     let cold = &machines.cold;
     cold.cargo(&checkout, "build").ok();
     for object in machines
@@ -396,4 +393,24 @@ fn a_remote_that_is_only_read_gets_nothing() {
     let error = machines.warm.kachefs("push --wait").fails();
     assert!(error.one_line_error().contains("only read"), "{error}");
     assert!(tree::files(machines.shared.path()).is_empty());
+}
+
+#[test]
+fn a_bucket_that_is_not_there_costs_no_upload() {
+    let machine = Sandbox::new();
+    let seaweed = Seaweed::start(&machine);
+    let set = format!("remote set s3://cache --endpoint {}", seaweed.endpoint());
+    machine.kachefs(&format!("{set} --anonymous --wait 2")).ok();
+    let project = samples::plain(machine.path("project"));
+    machine.mount(project.target());
+    machine.cargo(&project, "build").ok();
+    machine.counters();
+    let waiting = number(&machine, "results_waiting");
+    assert!(waiting > 0);
+    let error = machine.kachefs("push --wait").fails();
+    assert!(error.one_line_error().contains("not uploaded"), "{error}");
+    assert_eq!(number(&machine, "results_waiting"), waiting);
+    seaweed.make_bucket("cache");
+    machine.kachefs("push --wait").ok();
+    assert_eq!(number(&machine, "results_waiting"), 0);
 }

@@ -257,7 +257,7 @@ fn remote(daemon: &Daemon, number: &dyn Fn(Counter) -> u64) -> Result<Option<Rem
         bytes_faulted: number(Counter::BytesFaulted),
         results_uploaded: number(Counter::ResultsUploaded),
         results_held_back: number(Counter::ResultsHeldBack),
-        results_waiting: daemon.storage.waiting_uploads()?,
+        results_waiting: daemon.storage.index.upload_count()?,
         traffic: connection.traffic(),
     }))
 }

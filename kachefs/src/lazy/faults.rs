@@ -65,6 +65,8 @@ enum Fetched {
     Absent,
     /// It is not what it should be.
     Damaged(Damage),
+    /// It cannot be written here.
+    Unwritten(io::Error),
 }
 
 impl Storage {
@@ -180,6 +182,7 @@ impl Storage {
                 self.cas.ingest_bytes(&bytes)?;
             }
             Fetched::Filed => {}
+            Fetched::Unwritten(error) => return Err(error.into()),
             Fetched::Absent => return self.forget(connection, digest, "it is gone"),
             Fetched::Damaged(damage) => {
                 return self.forget(connection, digest, &format!("it is damaged: {damage}"));
@@ -315,24 +318,15 @@ async fn in_pieces(
                 };
                 let write = move || unpack_into(&header, frames, &bytes, &into);
                 let written = tokio::task::spawn_blocking(write).await;
-                written
-                    .unwrap_or_else(|error| Err(io::Error::other(error)))
-                    .map_err(|source| RemoteError::Io {
-                        path: "a file of the store".to_owned(),
-                        source,
-                    })
+                let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
+                Ok(written.unwrap_or_else(Fetched::Unwritten))
             });
         }
         match under_way.join_next().await {
             None => return Ok(Fetched::Filed),
             Some(Ok(Ok(Fetched::Filed))) => {}
             Some(Ok(other)) => return other,
-            Some(Err(error)) => {
-                return Err(RemoteError::Io {
-                    path: "a thread".to_owned(),
-                    source: io::Error::other(error),
-                });
-            }
+            Some(Err(error)) => return Ok(Fetched::Unwritten(io::Error::other(error))),
         }
     }
 }

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::Mutex;
 use remote::{ObjectName, RemoteError};
-use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Kept, Place, record_digest};
+use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Place, record_digest};
 
 use super::connection::{Connection, Unavailable};
 use super::facts::{self, Results};
-
+use super::kept_unseen;
 use crate::flight::Flights;
 use crate::storage::Storage;
 
@@ -139,24 +139,14 @@ impl Storage {
                 }
                 is_new = true;
                 batch.put_action(key, entry)?;
-                let kept = Kept {
-                    size: 0,
-                    place: Place::Own,
-                    seen_ms: 0,
-                };
-                batch.put_kept(connection.id, &key.0, &kept)?;
+                batch.put_kept(connection.id, &key.0, &kept_unseen(0, Place::Own))?;
                 for (digest, size) in entry.blobs() {
                     if self.cas.has(&digest, size) {
                         continue;
                     }
                     let packed = fact.packed.iter().find(|(packed, _)| *packed == digest);
-                    let kept = Kept {
-                        size,
-                        place: packed.map_or(Place::Own, |(_, place)| *place),
-                        // Nobody has looked.
-                        seen_ms: 0,
-                    };
-                    batch.put_kept(connection.id, &digest, &kept)?;
+                    let place = packed.map_or(Place::Own, |(_, place)| *place);
+                    batch.put_kept(connection.id, &digest, &kept_unseen(size, place))?;
                 }
             }
             if is_new {

@@ -16,7 +16,7 @@ use store::{ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest
 
 use super::connection::Connection;
 use super::facts;
-use super::uploads::not_encoded;
+use super::not_encoded;
 use crate::storage::Storage;
 
 /// Results in a manifest: those of a large workspace, with several sets of flags.

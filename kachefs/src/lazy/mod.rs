@@ -2,7 +2,8 @@
 //!
 //! A name in a view may point at a blob whose bytes are not on this machine. Its first read is a
 //! *fault*: `faults` fetches the bytes, verifies them and keeps them. `learn` asks the remote for
-//! results nobody made here, `uploads` sends what was made here, `manifests` sends what a build is made
+//! results nobody made here, `uploads` sends what was made here (`queue` says
+//! when, `sending` how blobs go), `manifests` sends what a build is made
 //! of as one object, `trees` whole views. `facts` says what objects hold, `secrets` what never leaves the machine.
 //!
 //! Nothing of it may break a build or keep it waiting: every call has a limit, and a remote that does
@@ -15,11 +16,14 @@ mod facts;
 mod faults;
 mod learn;
 pub mod manifests;
+mod queue;
 pub mod secrets;
+mod sending;
 pub mod trees;
 mod uploads;
 
 use std::fs;
+use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -28,16 +32,17 @@ use std::sync::Arc;
 use anyhow::Result;
 use lru::LruCache;
 use parking_lot::Mutex;
+use remote::RemoteError;
 use store::{Digest, Kept, Place, StoreDir, UploadId};
 
 pub use connection::{Connection, Unavailable};
 pub use counted::TrafficNow;
 pub use faults::FaultError;
-pub use uploads::Pushed;
+pub use queue::Pushed;
 
 use self::learn::Asked;
 use self::manifests::OpenBuilds;
-use self::uploads::Queue;
+use self::queue::Queue;
 use crate::clock;
 use crate::flight::Flights;
 use crate::remote_config::RemoteConfig;
@@ -133,6 +138,22 @@ fn stamp(path: &Path) -> Option<[i128; 4]> {
         i128::from(meta.len()),
         changed,
     ])
+}
+
+fn not_encoded(source: io::Error) -> RemoteError {
+    RemoteError::Io {
+        path: "results".to_owned(),
+        source,
+    }
+}
+
+/// Something that others say is in a remote, where nobody has looked; `size` as below.
+fn kept_unseen(size: u64, place: Place) -> Kept {
+    Kept {
+        size,
+        place,
+        seen_ms: 0,
+    }
 }
 
 /// Something that was seen in a remote just now; `size` is 0 for what is no blob.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use remote::{Body, Kind, Object, ObjectName, Put, TreeName};
-use store::{ActionKey, Kept, Place, Tree};
+use store::{ActionKey, Place, Tree};
 
 use super::connection::Connection;
-use super::facts;
+use super::{facts, kept_unseen};
 use crate::storage::Storage;
 
 /// A tree in the remote, seen from outside.
@@ -56,12 +56,7 @@ impl Storage {
         let blobs: HashSet<_> = tree.blobs().collect();
         let blobs: Vec<_> = blobs.into_iter().collect();
         let blobs_sent = self.send_blobs(&connection, &blobs)?;
-        for (digest, _) in &blobs {
-            let kept = self.index.kept(connection.id, digest)?;
-            if let Some(place @ Place::Pack { .. }) = kept.map(|kept| kept.place) {
-                tree.packed.push((*digest, place));
-            }
-        }
+        tree.packed = self.places_in_packs(&connection, blobs.iter().copied())?;
         let origins: HashSet<ActionKey> = tree
             .inodes
             .iter()
@@ -101,13 +96,8 @@ impl Storage {
             if self.cas.has(&digest, size) {
                 continue;
             }
-            let kept = Kept {
-                size,
-                place: packed.get(&digest).copied().unwrap_or(Place::Own),
-                // Nobody has looked.
-                seen_ms: 0,
-            };
-            batch.put_kept(connection.id, &digest, &kept)?;
+            let place = packed.get(&digest).copied().unwrap_or(Place::Own);
+            batch.put_kept(connection.id, &digest, &kept_unseen(size, place))?;
         }
         for (key, entry) in &tree.actions {
             if self.index.action(key)?.is_none() {

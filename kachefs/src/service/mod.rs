@@ -12,6 +12,7 @@ pub mod files;
 pub mod hit_cost;
 pub mod listings;
 pub mod lookup;
+mod machine;
 mod mode;
 mod named;
 mod observed;
@@ -486,22 +487,19 @@ impl Action for Compile<'_> {
     }
 
     fn bind(&self, found: Found) -> Option<Replay> {
-        let Found { result, .. } = &found;
+        let result = &found.result;
+        if let Err(error) = lookup::bind(self.service, self.prepared, &found) {
+            tracing::error!(crate_name = result.crate_name, %error, "cannot bind a hit");
+            return None;
+        }
         let roots = &self.prepared.roots;
-        let replay = Replay {
+        Some(Replay {
             stdout: roots.render(&result.stdout),
             stderr: roots.render(&result.stderr),
             key: found.key,
-            source: found.source.clone(),
             spared_ms: result.compile_ms,
-        };
-        match lookup::bind(self.service, self.prepared, &found) {
-            Ok(()) => Some(replay),
-            Err(error) => {
-                tracing::error!(crate_name = result.crate_name, %error, "cannot bind a hit");
-                None
-            }
-        }
+            source: found.source,
+        })
     }
 }
 

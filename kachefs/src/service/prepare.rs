@@ -6,12 +6,11 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use store::{Digest, Hasher, Ino, InvocationDigest, Origin, Root, RootSet, Timestamp};
+use store::{Digest, Ino, InvocationDigest, Origin, Root, RootSet, Timestamp};
 use wrapper::args::{self, SearchKind, Uncacheable};
 use wrapper::drivers;
 use wrapper::environment::{self, Environment};
@@ -23,6 +22,7 @@ use wrapper::trace::Scope;
 
 use super::Service;
 use super::externs::{Externs, closure_digests};
+use super::machine::processor;
 use super::mode;
 use super::named::{
     chooses_linker_script, named_digests, refuse_library_scripts, searches_elsewhere,
@@ -286,11 +286,7 @@ pub fn prepare(
     let facts = key::Invocation {
         compiler: compiler_digest,
         linker: linker_digest,
-        cpu: invocation
-            .native_cpu
-            .then(cpu)
-            .transpose()
-            .map_err(|_| Refusal::Named("unknown-processor"))?,
+        cpu: invocation.native_cpu.then(processor).transpose()?,
         arguments: invocation
             .keyed
             .iter()
@@ -571,32 +567,6 @@ pub(super) fn cargo_home(environment: &Environment) -> Result<String, Refusal> {
         (None, Some(home)) => format!("{}/.cargo", text(home)?),
         (None, None) => String::new(),
     })
-}
-
-/// This machine's processor, which what runs may ask what it can do.
-pub(super) fn processor() -> Result<Digest, Refusal> {
-    static PROCESSOR: OnceLock<Option<Digest>> = OnceLock::new();
-    PROCESSOR
-        .get_or_init(|| cpu().ok())
-        .ok_or(Refusal::Named("unknown-processor"))
-}
-
-/// What programs may know of this machine's processor.
-pub fn cpu() -> io::Result<Digest> {
-    let info = std::fs::read_to_string("/proc/cpuinfo")?;
-    let mut hasher = Hasher::new("kachefs processor");
-    for line in info.lines() {
-        if ["model name", "flags", "Features", "CPU part"]
-            .iter()
-            .any(|key| line.starts_with(key))
-        {
-            hasher.field(line.as_bytes());
-        }
-        if line.is_empty() {
-            break;
-        }
-    }
-    Ok(hasher.finish())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use wrapper::environment;
 use wrapper::protocol::{self, Decision, Outcome, ProbeRequest, ProtocolError, Run};
 use wrapper::trace::Scope;
 
-use super::prepare::cpu;
+use super::machine::processor;
 use super::toolchain::Caller;
 use super::{Pulse, Service};
 
@@ -108,7 +108,7 @@ impl Service {
             hasher.field(name).field(value);
         }
         if query.native_cpu {
-            hasher.digest(&cpu().ok()?);
+            hasher.digest(&processor().ok()?);
         }
         Some(hasher.finish())
     }

@@ -147,23 +147,20 @@ impl Action for CcAction<'_> {
 
     fn bind(&self, found: FoundObject) -> Option<Replay> {
         let (roots, result) = (&self.prepared.roots, &found.result);
-        let replay = Replay {
-            stdout: roots.render(&result.stdout),
-            stderr: roots.render(&result.stderr),
-            key: found.key,
-            source: found.source.clone(),
-            spared_ms: result.compile_ms,
-        };
         let observed = found.source.record.observed.as_deref();
         let looked = looked(self.prepared, observed.unwrap_or_default());
         self.looked.replace(looked);
-        match bind(self.prepared, &found) {
-            Ok(()) => Some(replay),
-            Err(error) => {
-                tracing::error!(source = result.crate_name, %error, "cannot bind an object");
-                None
-            }
+        if let Err(error) = bind(self.prepared, &found) {
+            tracing::error!(source = result.crate_name, %error, "cannot bind an object");
+            return None;
         }
+        Some(Replay {
+            stdout: roots.render(&result.stdout),
+            stderr: roots.render(&result.stderr),
+            key: found.key,
+            spared_ms: result.compile_ms,
+            source: found.source,
+        })
     }
 }
 

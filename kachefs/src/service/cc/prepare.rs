@@ -19,8 +19,9 @@ use wrapper::roots::Roots;
 use wrapper::trace::Scope;
 
 use super::super::Service;
+use super::super::machine::processor;
 use super::super::observed::Site;
-use super::super::prepare::{Refusal, cargo_home, in_view, processor, text};
+use super::super::prepare::{Refusal, cargo_home, in_view, text};
 use super::super::programs::{find_program, is_elf};
 use super::super::script::prepare::{view_root, workspace_root};
 use super::super::unit_dirs::UnitDirs;

@@ -13,9 +13,10 @@ use wrapper::roots::Roots;
 use wrapper::trace::Scope;
 
 use super::super::Service;
+use super::super::machine::processor;
 use super::super::mode;
 use super::super::observed::Site;
-use super::super::prepare::{Refusal, cargo_home, in_view, processor, scope_around, text};
+use super::super::prepare::{Refusal, cargo_home, in_view, scope_around, text};
 use super::super::toolchain;
 use super::super::unit_dirs::UnitDirs;
 use crate::fs::{Caller, View};
