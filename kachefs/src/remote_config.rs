@@ -10,6 +10,7 @@
 //! read-only = true                    # upload nothing
 //! trust = ["<public key>", ...]       # use only what one of these has signed
 //! wait = 10                           # how many seconds anything waits for an answer
+//! grace = "3days"                     # how long what nothing names is left alone by `remote gc`
 //! ```
 //!
 //! What is not understood is an error, not a default: somebody meant something, and who is believed
@@ -41,7 +42,16 @@ pub struct RemoteConfig {
     pub trust: Trust,
     /// How long a call may take: a second more for each [`remote::Limits::SLOWEST`] that it moves.
     pub wait: Duration,
+    /// How long an object that nothing names is left alone. The same on all machines: who uploads counts
+    /// on what they saw being written less than a third of it ago.
+    pub grace: Duration,
 }
+
+/// The grace where nothing else is configured.
+pub const GRACE: Duration = Duration::from_hours(72);
+
+/// The shortest grace: the times of objects are in seconds.
+const SHORTEST_GRACE: Duration = Duration::from_secs(3);
 
 /// How long a call may take where nothing else is configured.
 pub const WAIT: Duration = Duration::from_secs(10);
@@ -100,6 +110,7 @@ impl RemoteConfig {
             read_only: flag(table, "read-only")?,
             trust: trust(table)?,
             wait: wait(table)?,
+            grace: grace(table)?,
         })
     }
 
@@ -134,6 +145,10 @@ impl RemoteConfig {
         {
             table.insert("wait", value(seconds));
         }
+        if self.grace != GRACE {
+            let text = humantime::format_duration(self.grace).to_string();
+            table.insert("grace", value(text));
+        }
         if let Trust::Only(keys) = &self.trust {
             let keys = keys.iter().map(|key| Value::from(key.to_string()));
             table.insert("trust", value(keys.collect::<Array>()));
@@ -142,7 +157,7 @@ impl RemoteConfig {
     }
 }
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "url",
     "endpoint",
     "region",
@@ -151,6 +166,7 @@ const NAMES: [&str; 8] = [
     "read-only",
     "trust",
     "wait",
+    "grace",
 ];
 
 /// How to get to a bucket, beside its name.
@@ -254,6 +270,23 @@ fn wait(table: &dyn TableLike) -> Result<Duration> {
         .with_context(|| format!("`remote.wait` is no number of seconds in {WAITS:?}"))
 }
 
+fn grace(table: &dyn TableLike) -> Result<Duration> {
+    let text = text(table, "grace")?;
+    text.map_or(Ok(GRACE), |text| {
+        parse_grace(&text).context("`remote.grace`")
+    })
+}
+
+/// A grace as people write it: `3days`, `12h`.
+pub fn parse_grace(text: &str) -> Result<Duration> {
+    let grace = humantime::parse_duration(text).with_context(|| format!("{text:?} is no time"))?;
+    if grace < SHORTEST_GRACE {
+        let shortest = humantime::format_duration(SHORTEST_GRACE);
+        bail!("{text:?} is too short: {shortest} at least");
+    }
+    Ok(grace)
+}
+
 fn trust(table: &dyn TableLike) -> Result<Trust> {
     let Some(item) = table.get("trust") else {
         return Ok(Trust::Everybody);
@@ -319,6 +352,11 @@ mod tests {
                 } else {
                     Duration::from_secs(2)
                 },
+                grace: if trust == Trust::Everybody {
+                    GRACE
+                } else {
+                    Duration::from_mins(90)
+                },
                 trust,
             };
             config.save(&store).expect("saves");
@@ -347,6 +385,9 @@ mod tests {
             ("[remote]\nurl = \"s3://abc\"\nendpoint = \"x\"", "endpoint"),
             ("[remote]\nurl = \"/x\"\nwait = 0", "wait"),
             ("[remote]\nurl = \"/x\"\nwait = \"5\"", "wait"),
+            ("[remote]\nurl = \"/x\"\ngrace = 5", "no text"),
+            ("[remote]\nurl = \"/x\"\ngrace = \"soon\"", "no time"),
+            ("[remote]\nurl = \"/x\"\ngrace = \"1s\"", "too short"),
             ("[remote", "does not parse"),
         ] {
             let error = loaded(text).expect_err(text);

@@ -31,7 +31,7 @@ impl RemoteId {
 }
 
 /// Where in a remote a blob is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Place {
     /// It is an object of its own.
     Own,
@@ -53,7 +53,7 @@ pub struct Kept {
     pub size: u64,
     /// Where it is.
     pub place: Place,
-    /// When it was last known to be there, in milliseconds since the epoch.
+    /// When it was written, as far as that was seen here, in milliseconds since the epoch; else 0.
     pub seen_ms: u64,
 }
 

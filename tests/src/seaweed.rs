@@ -34,6 +34,8 @@ pub struct Seaweed {
     base: u16,
     program: PathBuf,
     directory: PathBuf,
+    /// Whether everybody may do everything.
+    is_open: bool,
 }
 
 impl Seaweed {
@@ -91,6 +93,7 @@ impl Seaweed {
             base,
             program: program.to_owned(),
             directory,
+            is_open: arguments.is_empty(),
         };
         let mut is_there = || server.has_ended() || server.answers();
         let came = processes::wait_for(PATIENCE, &mut is_there);
@@ -125,6 +128,13 @@ impl Seaweed {
         let complained = String::from_utf8_lossy(&made.stderr);
         assert!(made.status.success(), "{said}{complained}");
         assert!(said.contains(name), "{said}{complained}");
+        // The S3 server hears of it a little later, and denies access until then.
+        let object = format!("/{name}/kachefs-is-there");
+        let takes = || self.request("PUT", &object).starts_with("HTTP/1.1 200");
+        if self.is_open {
+            assert!(processes::wait_for(PATIENCE, takes), "{name} is not used");
+            self.request("DELETE", &object);
+        }
     }
 
     fn has_ended(&mut self) -> bool {

@@ -11,6 +11,7 @@ mod mount;
 mod publish;
 mod push;
 mod remote;
+mod remote_gc;
 mod stats;
 mod unmount;
 mod verify;

@@ -10,6 +10,7 @@ use remote::{Checked, Limits, Location};
 use serde::Serialize;
 use store::StoreDir;
 
+use super::remote_gc::RemoteGc;
 use crate::remote_config::{self, RemoteConfig, S3Options};
 
 /// Share what is compiled here by way of a bucket or a directory.
@@ -37,6 +38,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Remove what nothing names
+    Gc(RemoteGc),
 }
 
 /// Use a bucket or a directory.
@@ -68,6 +71,10 @@ struct Set {
     /// How long a build waits for an answer before it goes on without [default: 10, or as before]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
     wait: Option<u64>,
+    /// How long `remote gc` leaves alone what nothing names: `12h`. The same on all machines [default:
+    /// 3days, or as before]
+    #[arg(long, value_name = "TIME", value_parser = remote_config::parse_grace)]
+    grace: Option<Duration>,
 }
 
 #[derive(Serialize)]
@@ -106,12 +113,14 @@ impl Remote {
             }
             Action::Status { json } => status(dir, json)?,
             Action::Check { json } => return check(dir, json),
+            Action::Gc(gc) => return gc.run(dir),
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-const NONE: &str = "the store has no remote (kachefs remote set)";
+/// What is said to those who have none.
+pub(super) const NONE: &str = "the store has no remote (kachefs remote set)";
 
 impl Set {
     fn run(self, dir: &StoreDir) -> Result<()> {
@@ -134,13 +143,16 @@ impl Set {
             (_, Some(before)) => before.trust.clone(),
             _ => Trust::Everybody,
         };
-        let wait = before.map_or(remote_config::WAIT, |before| before.wait);
+        let wait = before.as_ref().map(|before| before.wait);
+        let wait = wait.unwrap_or(remote_config::WAIT);
+        let grace = before.map_or(remote_config::GRACE, |before| before.grace);
         let wait = self.wait.map_or(wait, Duration::from_secs);
         let config = RemoteConfig {
             location,
             read_only: self.read_only,
             trust,
             wait,
+            grace: self.grace.unwrap_or(grace),
         };
         config.save(dir)?;
         status(dir, false)

@@ -9,6 +9,7 @@
 pub mod builds;
 pub mod client;
 pub mod health;
+mod leases;
 mod managed;
 pub mod mounts;
 mod pace;
@@ -83,6 +84,7 @@ impl Daemon {
         written.context("cannot start a thread")?;
         let uploading = storage.upload_now_and_then();
         uploading.context("cannot start a thread")?;
+        leases::renew_now_and_then(&mounts)?;
         let daemon = Arc::new(Self {
             storage,
             mounts,

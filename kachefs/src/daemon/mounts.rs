@@ -484,6 +484,9 @@ impl Mounts {
         }
         store(&mounted.view, &mounted.path);
         self.keeper.release(id);
+        if mounted.view.is_read_only() {
+            self.storage.lazy.leases.wake();
+        }
     }
 }
 

@@ -58,6 +58,7 @@ pub fn mount(daemon: &Daemon, path: &Path, name: &str, access: Access) -> Result
     let tree = daemon.storage.published_tree(&name)?;
     let names = tree.names.len();
     daemon.mounts.mount_tree(path, tree, access)?;
+    daemon.storage.lazy.leases.wake();
     if access == Access::ReadWrite {
         daemon.mounts.manage(path);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use store::scan::RootNeedles;
-use store::{ActionKey, Ino, Kind, Tree, TreeBody, TreeInode};
+use store::{ActionKey, Digest, Ino, Kind, Tree, TreeBody, TreeInode};
 
 use super::node::{Body, Node};
 use super::trees::{Grown, GrownBody};
@@ -45,6 +45,15 @@ impl View {
             tree.names.push((found.path, index));
         }
         Ok(tree)
+    }
+
+    /// The blobs of its files, with their sizes in bytes, as far as they are blobs.
+    pub fn blobs(&self) -> Vec<(Digest, u64)> {
+        let blob = |node: Arc<Node>| match node.state.lock().body {
+            Body::Blob { digest, size } => Some((digest, size)),
+            _ => None,
+        };
+        self.all_nodes().into_iter().filter_map(blob).collect()
     }
 
     fn inode_of(&self, node: &Arc<Node>) -> FsResult<Option<TreeInode>> {

@@ -17,7 +17,7 @@ pub const RESULTS: usize = 8;
 const LEVEL: i32 = 9;
 
 /// No object with facts unpacks to more.
-const LARGEST_UNPACKED: usize = 256 << 20;
+pub(super) const LARGEST_UNPACKED: usize = 256 << 20;
 
 /// Nor do the results of an invocation, which are unpacked before anybody knows who signed them.
 const LARGEST_RESULTS: usize = 32 << 20;
@@ -32,18 +32,49 @@ pub struct Results(Vec<Vec<u8>>);
 impl Results {
     /// What an object holds; nothing where it does not hold results.
     pub fn read(object: &[u8]) -> Self {
-        let read = || {
-            let unpacked = unpack(object, LARGEST_RESULTS)?;
-            let (sealed, rest) = postcard::take_from_bytes::<Vec<Vec<u8>>>(&unpacked).ok()?;
-            (rest.is_empty() && sealed.len() <= RESULTS).then_some(sealed)
+        Self::parse(object).unwrap_or_default()
+    }
+
+    /// The same; `None` where it does not hold results.
+    pub fn parse(object: &[u8]) -> Option<Self> {
+        let unpacked = unpack(object, LARGEST_RESULTS)?;
+        let (sealed, rest) = postcard::take_from_bytes::<Vec<Vec<u8>>>(&unpacked).ok()?;
+        (rest.is_empty() && sealed.len() <= RESULTS).then_some(Self(sealed))
+    }
+
+    /// All of them, whoever made them and whatever they name; `None` where one cannot be read.
+    pub fn open_all(&self, invocation: &InvocationDigest) -> Option<Vec<Fact>> {
+        let subject = invocation.0.as_bytes();
+        let open = |sealed: &Vec<u8>| {
+            let opened = signed::open(Purpose::Action, subject, sealed, &Trust::Everybody).ok()?;
+            decode(&opened.fact).ok()
         };
-        Self(read().unwrap_or_default())
+        self.0.iter().map(open).collect()
     }
 
     /// Those that may be used.
     pub fn open(&self, invocation: &InvocationDigest, trust: &Trust) -> Vec<Fact> {
         let open = |sealed: &Vec<u8>| open_fact(invocation, sealed, trust);
         self.0.iter().filter_map(open).collect()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Keeps those that `wanted` says of, of what may be used.
+    pub fn retain(
+        &mut self,
+        invocation: &InvocationDigest,
+        trust: &Trust,
+        wanted: impl Fn(&Fact) -> bool,
+    ) {
+        let is_wanted = |sealed: &Vec<u8>| {
+            let fact = open_fact(invocation, sealed, trust);
+            fact.is_some_and(|fact| wanted(&fact))
+        };
+        self.0.retain(is_wanted);
     }
 
     /// Adds one, in front; one that it is newer than goes, and what others cannot use.
@@ -138,7 +169,8 @@ pub fn read_tree(name: &TreeName, object: &[u8], trust: &Trust) -> Result<Tree, 
     }
 }
 
-fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
+/// As objects hold it.
+pub(super) fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() > LARGEST_UNPACKED {
         return Err(io::Error::other("too much for one object"));
     }
@@ -146,7 +178,7 @@ fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// What was packed, if it is no more than anybody would pack.
-fn unpack(packed: &[u8], most: usize) -> Option<Vec<u8>> {
+pub(super) fn unpack(packed: &[u8], most: usize) -> Option<Vec<u8>> {
     // What it says of its own length decides what is set aside for it, up to the limit.
     let said = zstd::zstd_safe::get_frame_content_size(packed).ok()??;
     let length = usize::try_from(said)

@@ -73,11 +73,12 @@ impl Storage {
     /// Where the store's remote holds a blob of this size, if it is known to.
     pub fn kept(&self, digest: &Digest, size: u64) -> Option<(Arc<Connection>, Kept)> {
         let connection = self.lazy.connection()?;
-        if self.lazy.is_gone(digest) {
-            return None;
-        }
         match self.index.kept(connection.id, digest) {
-            Ok(kept) => Some((connection, kept.filter(|kept| kept.size == size)?)),
+            Ok(kept) => {
+                let is_there = |kept: &Kept| !self.lazy.is_gone(digest, &kept.place);
+                let kept = kept.filter(|kept| kept.size == size).filter(is_there)?;
+                Some((connection, kept))
+            }
             Err(error) => {
                 tracing::warn!(%digest, %error, "place of a blob");
                 None
@@ -169,7 +170,7 @@ impl Storage {
                 // What this one blob is refused with, no other try changes.
                 Err(FaultError::Unavailable(Unavailable::Remote(error))) if !error.is_passing() => {
                     tracing::error!(%digest, %error, "a blob cannot be fetched");
-                    self.lazy.gone.lock().put(*digest, ());
+                    self.lazy.gone.lock().put((*digest, kept.place), ());
                     return Err(FaultError::Gone(error.to_string()));
                 }
                 fetched => break fetched?,
@@ -183,9 +184,14 @@ impl Storage {
             }
             Fetched::Filed => {}
             Fetched::Unwritten(error) => return Err(error.into()),
-            Fetched::Absent => return self.forget(connection, digest, "it is gone"),
+            Fetched::Absent => return self.forget(connection, digest, kept, "it is gone"),
             Fetched::Damaged(damage) => {
-                return self.forget(connection, digest, &format!("it is damaged: {damage}"));
+                return self.forget(
+                    connection,
+                    digest,
+                    kept,
+                    &format!("it is damaged: {damage}"),
+                );
             }
         }
         let mut batch = self.index.batch();
@@ -238,10 +244,11 @@ impl Storage {
         &self,
         connection: &Connection,
         digest: &Digest,
+        kept: &Kept,
         why: &str,
     ) -> Result<(), FaultError> {
         tracing::error!(%digest, remote = connection.place(), why, "a blob cannot be fetched");
-        self.lazy.gone.lock().put(*digest, ());
+        self.lazy.gone.lock().put((*digest, kept.place), ());
         let mut batch = self.index.batch();
         batch.delete_kept(connection.id, digest);
         batch.commit()?;

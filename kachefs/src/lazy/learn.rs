@@ -70,7 +70,7 @@ impl Storage {
             let manifest = object
                 .and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
             let facts = manifest.map(|manifest| manifest.facts).unwrap_or_default();
-            self.lazy.builds.published(*fingerprint, &facts);
+            self.lazy.builds.published(*fingerprint, &facts, false);
             Some(facts)
         })
     }
@@ -116,7 +116,9 @@ impl Storage {
         let is_there = |fact: &&Fact| {
             let blobs = fact.entries.iter().flat_map(|(_, entry)| entry.blobs());
             let mut blobs = blobs.collect::<Vec<_>>().into_iter();
-            !blobs.any(|(digest, size)| self.lazy.is_gone(&digest) && !self.cas.has(&digest, size))
+            let places = places_in(fact);
+            let is_gone = |digest: &Digest| self.lazy.is_gone(digest, &place_of(&places, digest));
+            !blobs.any(|(digest, size)| is_gone(&digest) && !self.cas.has(&digest, size))
         };
         // Others' results must not take the place of ours.
         let mut of_invocation: HashMap<InvocationDigest, usize> = HashMap::new();
@@ -128,6 +130,7 @@ impl Storage {
         let known = facts.iter().filter(is_there);
         for fact in known.filter(|fact| is_one_of_few(fact)) {
             let record = record_digest(&fact.invocation, &fact.record)?;
+            let places = places_in(fact);
             let mut is_new = self.index.record(&fact.invocation, &record)?.is_none();
             for (key, entry) in &fact.entries {
                 let known = self.index.action(key)?;
@@ -144,8 +147,7 @@ impl Storage {
                     if self.cas.has(&digest, size) {
                         continue;
                     }
-                    let packed = fact.packed.iter().find(|(packed, _)| *packed == digest);
-                    let place = packed.map_or(Place::Own, |(_, place)| *place);
+                    let place = place_of(&places, &digest);
                     batch.put_kept(connection.id, &digest, &kept_unseen(size, place))?;
                 }
             }
@@ -158,6 +160,15 @@ impl Storage {
         tracing::debug!(facts = facts.len(), new, "learned from the remote");
         Ok(new)
     }
+}
+
+/// Where a result says that blobs are, but for those that are objects of their own.
+fn places_in(fact: &Fact) -> HashMap<Digest, Place> {
+    fact.packed.iter().copied().collect()
+}
+
+fn place_of(places: &HashMap<Digest, Place>, digest: &Digest) -> Place {
+    places.get(digest).copied().unwrap_or(Place::Own)
 }
 
 /// An object with facts, if there is one.

@@ -6,8 +6,9 @@
 //! and the profile, which a checkout of the same project has in common with this one. What has been
 //! there longest goes first when there are too many.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
@@ -15,8 +16,10 @@ use remote::{Body, ObjectName, Put, Remote, RemoteError};
 use store::{ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest};
 
 use super::connection::Connection;
+use super::containers::{self, Container};
 use super::facts;
 use super::not_encoded;
+use super::reliance::{Reliance, is_old};
 use crate::storage::Storage;
 
 /// Results in a manifest: those of a large workspace, with several sets of flags.
@@ -43,7 +46,14 @@ pub type Process = (u32, Option<u64>);
 #[derive(Default)]
 pub struct OpenBuilds {
     open: Mutex<HashMap<Process, HashMap<Digest, HashSet<Part>>>>,
-    published: Mutex<HashMap<Digest, HashSet<ActionKey>>>,
+    published: Mutex<HashMap<Digest, Known>>,
+}
+
+/// A manifest as it was last seen.
+struct Known {
+    keys: HashSet<ActionKey>,
+    /// When it was written, or seen not to be old.
+    renewed: Option<Instant>,
 }
 
 impl OpenBuilds {
@@ -60,13 +70,17 @@ impl OpenBuilds {
         open.get(&process)?.keys().next().copied()
     }
 
-    /// Notes what a manifest holds.
-    pub(super) fn published(&self, fingerprint: Digest, facts: &[Fact]) {
+    /// Notes what a manifest holds; `renewed` when it was written here just now.
+    pub(super) fn published(&self, fingerprint: Digest, facts: &[Fact], renewed: bool) {
         let mut published = self.published.lock();
         if published.len() >= REMEMBERED {
             published.clear();
         }
-        published.insert(fingerprint, keys(facts).collect());
+        let known = Known {
+            keys: keys(facts).collect(),
+            renewed: renewed.then(Instant::now),
+        };
+        published.insert(fingerprint, known);
     }
 
     /// The builds whose processes are gone.
@@ -95,11 +109,24 @@ impl OpenBuilds {
         }
     }
 
-    fn holds(&self, fingerprint: &Digest, key: &ActionKey) -> bool {
+    /// Whether a manifest is known to hold all of these.
+    fn hold(&self, fingerprint: &Digest, mut keys: impl Iterator<Item = ActionKey>) -> bool {
         let published = self.published.lock();
-        published
-            .get(fingerprint)
-            .is_some_and(|keys| keys.contains(key))
+        let known = published.get(fingerprint);
+        known.is_some_and(|known| keys.all(|key| known.keys.contains(&key)))
+    }
+
+    /// Whether a manifest was not old when it was last seen, less than that ago.
+    fn is_renewed(&self, fingerprint: &Digest, ago: Duration) -> bool {
+        let published = self.published.lock();
+        let renewed = published.get(fingerprint).and_then(|known| known.renewed);
+        renewed.is_some_and(|renewed| renewed.elapsed() < ago)
+    }
+
+    fn is_not_old(&self, fingerprint: &Digest) {
+        if let Some(known) = self.published.lock().get_mut(fingerprint) {
+            known.renewed = Some(Instant::now());
+        }
     }
 }
 
@@ -135,16 +162,52 @@ impl Storage {
         for part in parts {
             facts.extend(self.uploaded(connection, part)?);
         }
+        if facts.is_empty() {
+            return Ok(());
+        }
         let builds = &self.lazy.builds;
-        if keys(&facts).all(|key| builds.holds(&fingerprint, &key)) {
+        if builds.hold(&fingerprint, keys(&facts)) && !self.ages(connection, &fingerprint)? {
             return Ok(());
         }
         facts.sort_by_key(|fact| fact.invocation);
+        let doubtful = self.doubtful(connection, &facts)?;
         let merged = connection
-            .send(async |remote| merge(&*remote, connection, &fingerprint, facts).await)?;
+            .send(async |remote| merge(&remote, connection, &fingerprint, facts, doubtful).await)?;
         tracing::debug!(%fingerprint, results = merged.len(), "build manifest");
-        builds.published(fingerprint, &merged);
+        builds.published(fingerprint, &merged, true);
         Ok(())
+    }
+
+    /// Whether a manifest is so old that it has to be written again to stay: it is in use.
+    fn ages(&self, connection: &Connection, fingerprint: &Digest) -> Result<bool> {
+        let builds = &self.lazy.builds;
+        if builds.is_renewed(fingerprint, connection.config.grace / 2) {
+            return Ok(false);
+        }
+        let name = ObjectName::build(fingerprint);
+        let is_old = connection.send(async |remote| is_old(&*remote, connection, &name).await)?;
+        if !is_old {
+            builds.is_not_old(fingerprint);
+        }
+        Ok(is_old)
+    }
+
+    /// What results name that may not stay for long.
+    fn doubtful(
+        &self,
+        connection: &Connection,
+        facts: &[Fact],
+    ) -> Result<BTreeSet<Container>, IndexError> {
+        let mut doubtful: BTreeSet<_> = facts.iter().flat_map(containers::of_fact).collect();
+        let entries = facts.iter().flat_map(|fact| &fact.entries);
+        for (digest, size) in entries.flat_map(|(_, entry)| entry.blobs()) {
+            if self.is_fresh(connection, &digest, size)?
+                && let Some(kept) = self.index.kept(connection.id, &digest)?
+            {
+                doubtful.remove(&Container::of(&digest, &kept.place));
+            }
+        }
+        Ok(doubtful)
     }
 
     /// A result as others learn it, if it is in the remote: what stays here stays out of manifests, too.
@@ -167,30 +230,33 @@ impl Storage {
     }
 }
 
-/// Adds results to those that a manifest holds. Returns all that it holds then.
+/// Adds results to those that a manifest holds, but for those whose blobs are gone. Returns all that it
+/// holds then.
 async fn merge(
-    remote: &dyn Remote,
+    remote: &Arc<dyn Remote>,
     connection: &Connection,
     fingerprint: &Digest,
     facts: Vec<Fact>,
+    mut doubtful: BTreeSet<Container>,
 ) -> Result<Vec<Fact>, RemoteError> {
     let name = ObjectName::build(fingerprint);
     let there = remote.get(&name, None, facts::LARGEST).await?;
     let there =
         there.and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
-    let own: HashSet<ActionKey> = keys(&facts).collect();
-    let mut manifest = BuildManifest { facts };
     let others = there.filter(|_| connection.vouches());
     let others = others.map(|there| there.facts).unwrap_or_default();
-    let is_other = |fact: &Fact| !keys(std::slice::from_ref(fact)).any(|key| own.contains(&key));
-    manifest.facts.extend(others.into_iter().filter(is_other));
-    let mut of_invocation: HashMap<InvocationDigest, usize> = HashMap::new();
-    manifest.facts.retain(|fact| {
-        let count = of_invocation.entry(fact.invocation).or_default();
-        *count += 1;
-        *count <= facts::RESULTS
-    });
-    manifest.facts.truncate(RESULTS);
+    let named = others.iter().flat_map(containers::of_fact);
+    if !others.is_empty() && is_old(&**remote, connection, &name).await? {
+        doubtful.extend(named);
+    } else {
+        // What is in it stays with it.
+        named.for_each(|container| {
+            doubtful.remove(&container);
+        });
+    }
+    let reliance = Reliance::on(remote, &doubtful).await?;
+    let mut manifest = together(facts, others);
+    manifest.facts.retain(|fact| reliance.holds(fact));
     let object = loop {
         let object = facts::write_build(fingerprint, &manifest, connection.key.as_ref());
         let object = object.map_err(not_encoded)?;
@@ -202,5 +268,22 @@ async fn merge(
     remote
         .put(&name, Body::Bytes(object.into()), Put::Replace)
         .await?;
+    reliance.end(&**remote).await;
     Ok(manifest.facts)
+}
+
+/// Our results, and behind them those of others, each once and not too many.
+fn together(facts: Vec<Fact>, others: Vec<Fact>) -> BuildManifest {
+    let own: HashSet<ActionKey> = keys(&facts).collect();
+    let mut manifest = BuildManifest { facts };
+    let is_other = |fact: &Fact| !keys(std::slice::from_ref(fact)).any(|key| own.contains(&key));
+    manifest.facts.extend(others.into_iter().filter(is_other));
+    let mut of_invocation: HashMap<InvocationDigest, usize> = HashMap::new();
+    manifest.facts.retain(|fact| {
+        let count = of_invocation.entry(fact.invocation).or_default();
+        *count += 1;
+        *count <= facts::RESULTS
+    });
+    manifest.facts.truncate(RESULTS);
+    manifest
 }

@@ -4,19 +4,25 @@
 //! *fault*: `faults` fetches the bytes, verifies them and keeps them. `learn` asks the remote for
 //! results nobody made here, `uploads` sends what was made here (`queue` says
 //! when, `sending` how blobs go), `manifests` sends what a build is made
-//! of as one object, `trees` whole views. `facts` says what objects hold, `secrets` what never leaves the machine.
+//! of as one object, `trees` whole views. `facts` says what objects hold, `secrets` what never leaves the
+//! machine. `gc` removes what nothing names from a remote (`containers`); `reliance` keeps it from what is
+//! counted on, `leases` from what is shown here.
 //!
 //! Nothing of it may break a build or keep it waiting: every call has a limit, and a remote that does
 //! not answer is left alone for a while (`breaker`).
 
 pub mod breaker;
 mod connection;
+mod containers;
 mod counted;
 mod facts;
 mod faults;
+pub mod gc;
 mod learn;
+pub mod leases;
 pub mod manifests;
 mod queue;
+mod reliance;
 pub mod secrets;
 mod sending;
 pub mod trees;
@@ -41,6 +47,7 @@ pub use faults::FaultError;
 pub use queue::Pushed;
 
 use self::learn::Asked;
+use self::leases::Leases;
 use self::manifests::OpenBuilds;
 use self::queue::Queue;
 use crate::clock;
@@ -58,11 +65,13 @@ pub struct Lazy {
     asked: Asked,
     /// Blobs that were not where they should be, or not what they should be. What names them is not
     /// believed again.
-    gone: Mutex<LruCache<Digest, ()>>,
+    gone: Mutex<LruCache<(Digest, Place), ()>>,
     /// Builds under way.
     pub builds: OpenBuilds,
     /// What is still to be sent.
     pub queue: Arc<Queue>,
+    /// What is needed of the remote.
+    pub leases: Arc<Leases>,
 }
 
 /// The configuration as it was last read.
@@ -84,6 +93,7 @@ impl Lazy {
             gone: Mutex::new(LruCache::new(GONE)),
             queue: Arc::new(Queue::new(last)),
             builds: OpenBuilds::default(),
+            leases: Arc::default(),
         }
     }
 
@@ -116,9 +126,9 @@ impl Lazy {
         Ok(Some(Arc::new(connection)))
     }
 
-    /// Whether a blob was found not to be in the remote, or damaged there.
-    fn is_gone(&self, digest: &Digest) -> bool {
-        self.gone.lock().contains(digest)
+    /// Whether a blob was found not to be at a place in the remote, or damaged there.
+    fn is_gone(&self, digest: &Digest, place: &Place) -> bool {
+        self.gone.lock().contains(&(*digest, *place))
     }
 
     /// The remote, if something may be sent to it.
@@ -156,7 +166,7 @@ fn kept_unseen(size: u64, place: Place) -> Kept {
     }
 }
 
-/// Something that was seen in a remote just now; `size` is 0 for what is no blob.
+/// Something that was written to a remote just now; `size` is 0 for what is no blob.
 fn kept_now(size: u64, place: Place) -> Kept {
     Kept {
         size,

@@ -1,19 +1,21 @@
-//! Sending blobs: small ones in packs, large ones as objects of their own, and none that a remote was
-//! seen to hold.
+//! Sending blobs: small ones in packs, large ones as objects of their own, and none that a remote holds
+//! and will go on to hold.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use remote::pack::Packer;
-use remote::{Body, ObjectName, Put, Remote, RemoteError, blob};
+use remote::pack::{self, Packer};
+use remote::{Body, ObjectName, Put, Remote, RemoteError, Written, blob};
 use store::{Digest, IndexError, Kept, Place, ScratchId};
 use tokio::task::JoinSet;
 
 use super::connection::Connection;
-use super::{kept_now, not_encoded};
+use super::containers::Container;
+use super::reliance::Reliance;
+use super::{kept_now, kept_unseen, not_encoded};
 use crate::clock;
 use crate::storage::Storage;
 
@@ -27,8 +29,19 @@ const ENOUGH: u64 = 256 << 20;
 /// Objects under way at once.
 const AT_ONCE: usize = 8;
 
-/// For how long a blob that was seen in the remote is taken to be there.
-const SEEN: Duration = Duration::from_hours(24);
+/// This part of the grace after it was written an object counts as one that nobody removes: by the end of
+/// it, what names it is there.
+const FRESH: u32 = 3;
+
+/// What a store knows of a blob in a remote.
+enum Standing {
+    /// It is there, and stays for a while.
+    Fresh,
+    /// It was there once, or somebody says so.
+    Known(Place),
+    /// Nothing.
+    Unknown,
+}
 
 /// Blobs on their way, and what is known of the remote when they have arrived.
 #[derive(Default)]
@@ -37,80 +50,122 @@ pub(super) struct Objects {
     kept: Vec<(Digest, Kept)>,
     /// The pack being filled.
     packer: Packer,
-    /// What is in all of it.
+    /// What is in all of it, or counted on.
     blobs: HashSet<Digest>,
+    /// What is there already, as far as anybody knows, with what of it is counted on.
+    relied: BTreeMap<Container, Vec<(Digest, u64)>>,
     /// Files that are sent and then removed.
     files: Vec<ScratchId>,
     bytes: u64,
 }
 
 impl Storage {
-    /// Whether a remote was seen to hold a blob lately.
-    pub(super) fn is_sent(
+    /// Whether a remote holds a blob that was written to it lately, so that nobody removes it.
+    pub(super) fn is_fresh(
         &self,
         connection: &Connection,
         digest: &Digest,
         size: u64,
     ) -> Result<bool, IndexError> {
-        let kept = self.index.kept(connection.id, digest)?;
-        Ok(kept.is_some_and(|kept| {
-            let age = clock::now_ms().saturating_sub(kept.seen_ms);
-            kept.size == size && Duration::from_millis(age) < SEEN
-        }))
+        let standing = self.standing(connection, digest, size)?;
+        Ok(matches!(standing, Standing::Fresh))
     }
 
-    /// Adds a blob to what is sent.
-    pub(super) fn add_blob(&self, digest: Digest, size: u64, objects: &mut Objects) -> Result<()> {
+    fn standing(
+        &self,
+        connection: &Connection,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Standing, IndexError> {
+        let kept = self.index.kept(connection.id, digest)?;
+        let kept = kept.filter(|kept| kept.size == size);
+        let kept = kept.filter(|kept| !self.lazy.is_gone(digest, &kept.place));
+        Ok(match kept {
+            // A clock that was set back says nothing.
+            Some(kept)
+                if clock::now_ms()
+                    .checked_sub(kept.seen_ms)
+                    .is_some_and(|age| {
+                        Duration::from_millis(age) < connection.config.grace / FRESH
+                    }) =>
+            {
+                Standing::Fresh
+            }
+            Some(kept) => Standing::Known(kept.place),
+            None => Standing::Unknown,
+        })
+    }
+
+    /// Adds a blob to what is sent, or counted on.
+    pub(super) fn add_blob(
+        &self,
+        connection: &Connection,
+        digest: Digest,
+        size: u64,
+        objects: &mut Objects,
+    ) -> Result<()> {
+        match self.standing(connection, &digest, size)? {
+            Standing::Fresh => {}
+            Standing::Known(place) => objects.rely(Container::of(&digest, &place), digest, size),
+            Standing::Unknown => self.add_bytes(digest, size, objects)?,
+        }
+        objects.blobs.insert(digest);
+        Ok(())
+    }
+
+    fn add_bytes(&self, digest: Digest, size: u64, objects: &mut Objects) -> Result<()> {
         let file = self.cas.open(&digest)?;
         if size >= SMALL {
-            self.add_large(digest, size, &file, objects)?;
+            // One that is not as it should be is left to those who remove things.
+            let is_taken = self.lazy.is_gone(&digest, &Place::Own);
+            self.add_large(digest, size, &file, is_taken, objects)?;
         } else {
             objects.packer.add(digest, size, file)?;
             if objects.packer.len() >= PACK {
                 objects.seal()?;
             }
         }
-        objects.blobs.insert(digest);
         Ok(())
     }
 
-    /// Sends the blobs that a remote is not known to hold. Returns how many those were.
+    /// Makes sure that a remote holds blobs, and goes on to until the leases are given back that this
+    /// returns, with how many blobs were sent.
     pub(super) fn send_blobs(
         &self,
         connection: &Connection,
         blobs: &[(Digest, u64)],
-    ) -> Result<u64> {
-        let mut sent = 0;
+    ) -> Result<(u64, Vec<Reliance>)> {
+        let (mut sent, mut reliances) = (0, Vec::new());
         let mut left = blobs.iter().peekable();
         while left.peek().is_some() {
             let mut objects = Objects::default();
             let mut gather = || {
                 for (digest, size) in left.by_ref() {
-                    if !self.is_sent(connection, digest, *size)? {
-                        self.fault(digest, *size)?;
-                        self.add_blob(*digest, *size, &mut objects)?;
-                        sent += 1;
-                    }
+                    self.add_blob(connection, *digest, *size, &mut objects)?;
                     if objects.are_enough() {
                         break;
                     }
                 }
                 Ok(())
             };
-            let gathered = gather();
+            let gathered: Result<()> = gather();
             self.sent(objects, |objects| {
-                gathered.and_then(|()| self.put_blobs(connection, objects))
+                gathered?;
+                let (count, reliance) = self.put_blobs(connection, objects)?;
+                sent += count;
+                reliances.push(reliance);
+                Ok(())
             })?;
         }
-        Ok(sent)
+        Ok((sent, reliances))
     }
 
     /// Sends what was gathered; nothing of it stays behind, whatever comes of that.
-    pub(super) fn sent(
+    pub(super) fn sent<T>(
         &self,
         mut objects: Objects,
-        send: impl FnOnce(&Objects) -> Result<()>,
-    ) -> Result<()> {
+        send: impl FnOnce(&Objects) -> Result<T>,
+    ) -> Result<T> {
         let sealed = objects.seal();
         let sent = sealed.and_then(|()| send(&objects));
         for id in objects.files {
@@ -124,38 +179,91 @@ impl Storage {
         digest: Digest,
         size: u64,
         file: &std::fs::File,
+        is_taken: bool,
         objects: &mut Objects,
     ) -> Result<()> {
         let (id, into) = self.new_scratch()?;
         objects.files.push(id);
-        let found = blob::pack(file, size, &into)?;
-        ensure!(found == digest, "blob {digest} is damaged");
+        let (name, place, mode) = if is_taken {
+            let (pack, packed) = pack::alone(digest, size, file, &into)?;
+            (ObjectName::pack(&pack), packed.place(pack), Put::Replace)
+        } else {
+            let found = blob::pack(file, size, &into)?;
+            ensure!(found == digest, "blob {digest} is damaged");
+            (ObjectName::blob(&digest), Place::Own, Put::IfAbsent)
+        };
         objects.bytes += into.metadata()?.len();
         let path: PathBuf = self.dir.scratch_file(id);
-        let name = ObjectName::blob(&digest);
-        let mode = if self.lazy.is_gone(&digest) {
-            Put::Replace
-        } else {
-            Put::IfAbsent
-        };
         objects.puts.push((name, Body::File(path), mode));
-        objects.kept.push((digest, kept_now(size, Place::Own)));
+        objects.kept.push((digest, kept_now(size, place)));
         Ok(())
     }
 
-    /// Puts blobs into a remote, and notes that they are there.
-    pub(super) fn put_blobs(&self, connection: &Connection, objects: &Objects) -> Result<()> {
+    /// Puts blobs into a remote, notes that they are there, and takes a lease on those that were there
+    /// before. Returns how many were sent.
+    pub(super) fn put_blobs(
+        &self,
+        connection: &Connection,
+        objects: &Objects,
+    ) -> Result<(u64, Reliance)> {
+        let mut relied = objects.relied.clone();
+        let existed = self.put_new(connection, objects)?;
+        let mut sent = (objects.kept.len() - existed.len()) as u64;
+        for (digest, size) in existed {
+            relied.insert(Container::Blob(digest), vec![(digest, size)]);
+        }
+        let wanted = relied.keys().copied().collect();
+        let reliance = connection
+            .send(async |remote| Reliance::on(&remote, &wanted).await)
+            .context("blobs that are there")?;
+        let lost = reliance.lost.iter().filter_map(|lost| relied.get(lost));
+        let lost: Vec<_> = lost.flatten().copied().collect();
+        if !lost.is_empty() {
+            sent += lost.len() as u64;
+            self.send_again(connection, &lost)?;
+        }
+        Ok((sent, reliance))
+    }
+
+    /// Puts what is new. Returns the blobs that another had put there before.
+    fn put_new(&self, connection: &Connection, objects: &Objects) -> Result<Vec<(Digest, u64)>> {
         let puts = objects.puts.clone();
-        connection
+        let existed = connection
             .send(async |remote| put_all(remote, puts).await)
             .context("blobs")?;
+        let mut found = Vec::new();
         let mut batch = self.index.batch();
         for (digest, kept) in &objects.kept {
-            self.lazy.gone.lock().pop(digest);
-            batch.put_kept(connection.id, digest, kept)?;
+            let name = Container::of(digest, &kept.place).name();
+            if existed.contains(&name) {
+                batch.put_kept(connection.id, digest, &kept_unseen(kept.size, kept.place))?;
+                found.push((*digest, kept.size));
+            } else {
+                batch.put_kept(connection.id, digest, kept)?;
+            }
         }
         batch.commit()?;
-        Ok(())
+        Ok(found)
+    }
+
+    /// Sends blobs that are not where they were, or not for long. They get another place.
+    fn send_again(&self, connection: &Connection, blobs: &[(Digest, u64)]) -> Result<()> {
+        let mut objects = Objects::default();
+        let mut gather = || {
+            for (digest, size) in blobs {
+                self.fault(digest, *size)?;
+                self.lazy.gone.lock().put((*digest, Place::Own), ());
+                self.add_bytes(*digest, *size, &mut objects)?;
+            }
+            Ok(())
+        };
+        let gathered: Result<()> = gather();
+        self.sent(objects, |objects| {
+            gathered?;
+            let existed = self.put_new(connection, objects)?;
+            ensure!(existed.is_empty(), "a pack of this name is there");
+            Ok(())
+        })
     }
 
     /// Which of these blobs a remote holds in packs, and where.
@@ -181,6 +289,13 @@ impl Objects {
         self.blobs.contains(digest)
     }
 
+    fn rely(&mut self, container: Container, digest: Digest, size: u64) {
+        self.relied
+            .entry(container)
+            .or_default()
+            .push((digest, size));
+    }
+
     /// Whether it is time to send them.
     pub(super) fn are_enough(&self) -> bool {
         self.bytes > ENOUGH
@@ -200,29 +315,43 @@ impl Objects {
         });
         self.kept.extend(places);
         let name = ObjectName::pack(&pack);
+        // Nobody else has this name.
         self.puts.push((name, Body::Bytes(object), Put::Replace));
         Ok(())
     }
 }
 
+/// Puts objects. Returns the names of those that were there.
 async fn put_all(
     remote: Arc<dyn Remote>,
     objects: Vec<(ObjectName, Body, Put)>,
-) -> Result<(), RemoteError> {
-    at_once(objects, |(name, body, mode)| {
+) -> Result<HashSet<ObjectName>, RemoteError> {
+    let put = at_once(objects, |(name, body, mode)| {
         let remote = Arc::clone(&remote);
-        async move { remote.put(&name, body, mode).await.map(drop) }
-    })
-    .await
+        async move {
+            let written = remote.put(&name, body, mode).await?;
+            Ok((name, written))
+        }
+    });
+    let existed = put
+        .await?
+        .into_iter()
+        .filter(|(_, written)| *written == Written::Existed);
+    Ok(existed.map(|(name, _)| name).collect())
 }
 
-/// Does something for each, some at a time. The first error ends it.
-pub(super) async fn at_once<T, F>(items: Vec<T>, work: impl Fn(T) -> F) -> Result<(), RemoteError>
+/// Does something for each, some at a time; what comes of it is in no order. The first error ends it.
+pub(super) async fn at_once<T, R, F>(
+    items: Vec<T>,
+    work: impl Fn(T) -> F,
+) -> Result<Vec<R>, RemoteError>
 where
-    F: Future<Output = Result<(), RemoteError>> + Send + 'static,
+    R: Send + 'static,
+    F: Future<Output = Result<R, RemoteError>> + Send + 'static,
 {
     let mut items = items.into_iter();
     let mut under_way = JoinSet::new();
+    let mut done = Vec::new();
     loop {
         while under_way.len() < AT_ONCE
             && let Some(item) = items.next()
@@ -230,8 +359,8 @@ where
             under_way.spawn(work(item));
         }
         match under_way.join_next().await {
-            None => return Ok(()),
-            Some(Ok(result)) => result?,
+            None => return Ok(done),
+            Some(Ok(result)) => done.push(result?),
             Some(Err(error)) => return Err(not_encoded(std::io::Error::other(error))),
         }
     }

@@ -4,11 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use remote::{Body, Kind, Object, ObjectName, Put, TreeName};
+use remote::signed::Trust;
+use remote::{Body, Kind, Object, ObjectName, Put, Remote, RemoteError, TreeName};
 use store::{ActionKey, Place, Tree};
 
 use super::connection::Connection;
-use super::{facts, kept_unseen};
+use super::reliance::{list_all, new_id, put_lease};
+use super::{containers, facts, kept_unseen};
 use crate::storage::Storage;
 
 /// A tree in the remote, seen from outside.
@@ -55,7 +57,7 @@ impl Storage {
         let connection = self.the_writable_remote()?;
         let blobs: HashSet<_> = tree.blobs().collect();
         let blobs: Vec<_> = blobs.into_iter().collect();
-        let blobs_sent = self.send_blobs(&connection, &blobs)?;
+        let (blobs_sent, reliances) = self.send_blobs(&connection, &blobs)?;
         tree.packed = self.places_in_packs(&connection, blobs.iter().copied())?;
         let origins: HashSet<ActionKey> = tree
             .inodes
@@ -77,7 +79,14 @@ impl Storage {
             blobs_sent,
         };
         let (object_name, body) = (ObjectName::tree(name), Body::Bytes(object.into()));
-        connection.send(async |remote| remote.put(&object_name, body, Put::Replace).await)?;
+        connection.send(async |remote| {
+            leave_lease(&*remote, name).await?;
+            remote.put(&object_name, body, Put::Replace).await?;
+            for reliance in reliances {
+                reliance.end(&*remote).await;
+            }
+            Ok(())
+        })?;
         Ok(sent)
     }
 
@@ -111,17 +120,7 @@ impl Storage {
     /// All published trees, in the order of their names.
     pub fn published_trees(&self) -> Result<Vec<Published>> {
         let connection = self.the_remote()?;
-        let objects = connection.call(async |remote| {
-            let mut all: Vec<Object> = Vec::new();
-            loop {
-                let after = all.last().map(|object| &object.name);
-                let page = remote.list(Kind::Trees, after).await?;
-                if page.is_empty() {
-                    return Ok(all);
-                }
-                all.extend(page);
-            }
-        })?;
+        let objects = connection.call(async |remote| list_all(&*remote, Kind::Trees).await)?;
         let published = |object: Object| {
             let since = object.modified.duration_since(std::time::UNIX_EPOCH);
             Some(Published {
@@ -136,12 +135,26 @@ impl Storage {
     /// Takes a tree back. Whether there was one.
     pub fn unpublish_tree(&self, name: &TreeName) -> Result<bool> {
         let connection = self.the_writable_remote()?;
-        let name = ObjectName::tree(name);
         let existed = connection.call(async |remote| {
-            let existed = remote.head(&name).await?.is_some();
-            remote.delete(&name).await?;
+            let existed = leave_lease(&*remote, name).await?;
+            remote.delete(&ObjectName::tree(name)).await?;
             Ok(existed)
         })?;
         Ok(existed)
     }
+}
+
+/// Leaves a lease on what a tree names that goes: who has it mounted may not be able to write one. Whether
+/// there is a tree of this name.
+async fn leave_lease(remote: &dyn Remote, name: &TreeName) -> Result<bool, RemoteError> {
+    let object_name = ObjectName::tree(name);
+    let Some(object) = remote.get(&object_name, None, facts::LARGEST).await? else {
+        return Ok(false);
+    };
+    // One that nobody can read is mounted nowhere.
+    if let Ok(tree) = facts::read_tree(name, &object, &Trust::Everybody) {
+        let lease = ObjectName::lease(&new_id()?);
+        put_lease(remote, &lease, containers::of_tree(&tree)).await?;
+    }
+    Ok(true)
 }

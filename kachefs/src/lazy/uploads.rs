@@ -19,7 +19,9 @@ use store::{
 };
 
 use super::connection::{Connection, Unavailable};
+use super::containers;
 use super::facts::{self, Results};
+use super::reliance::{Reliance, is_old};
 use super::secrets::Search;
 use super::sending::{Objects, at_once};
 use super::{kept_now, not_encoded};
@@ -199,7 +201,7 @@ impl Storage {
         }
         let mut wanted = Vec::new();
         for (digest, size) in entries.iter().flat_map(|(_, entry)| entry.blobs()) {
-            if objects.hold(&digest) || self.is_sent(connection, &digest, size)? {
+            if objects.hold(&digest) || self.is_fresh(connection, &digest, size)? {
                 continue;
             }
             let file = self.cas.open(&digest)?;
@@ -210,7 +212,7 @@ impl Storage {
             wanted.push((digest, size));
         }
         for (digest, size) in wanted {
-            self.add_blob(digest, size, objects)?;
+            self.add_blob(connection, digest, size, objects)?;
         }
         Ok(Gathered::Entries(entries))
     }
@@ -222,7 +224,7 @@ impl Storage {
         objects: &Objects,
         wanted: &[Wanted],
     ) -> Result<()> {
-        self.put_blobs(connection, objects)?;
+        let (_, reliance) = self.put_blobs(connection, objects)?;
         let facts = wanted
             .iter()
             .map(|wanted| {
@@ -233,7 +235,11 @@ impl Storage {
             })
             .collect::<Result<Vec<_>, _>>()?;
         connection
-            .send(async |remote| put_facts(remote, connection, facts).await)
+            .send(async |remote| {
+                put_facts(Arc::clone(&remote), connection, facts).await?;
+                reliance.end(&*remote).await;
+                Ok(())
+            })
             .context("results")?;
         let mut batch = self.index.batch();
         for (key, _) in wanted.iter().flat_map(|wanted| &wanted.entries) {
@@ -278,28 +284,41 @@ async fn put_facts(
     facts: Vec<Fact>,
 ) -> Result<(), RemoteError> {
     // Results of one invocation are in one object: one after the other.
-    let mut by_name: HashMap<ObjectName, Vec<Fact>> = HashMap::new();
+    let mut by_invocation: HashMap<InvocationDigest, Vec<Fact>> = HashMap::new();
     for fact in facts {
-        let name = ObjectName::action(&fact.invocation);
-        by_name.entry(name).or_default().push(fact);
+        by_invocation.entry(fact.invocation).or_default().push(fact);
     }
-    at_once(by_name.into_iter().collect(), |(name, facts)| {
-        let (remote, connection) = (Arc::clone(&remote), Arc::clone(connection));
-        async move { put_results(&*remote, &connection, &name, &facts).await }
-    })
+    at_once(
+        by_invocation.into_iter().collect(),
+        |(invocation, facts)| {
+            let (remote, connection) = (Arc::clone(&remote), Arc::clone(connection));
+            async move { put_results(&remote, &connection, invocation, &facts).await }
+        },
+    )
     .await
+    .map(drop)
 }
 
 /// Adds results of one invocation to those that are there.
 async fn put_results(
-    remote: &dyn Remote,
+    remote: &Arc<dyn Remote>,
     connection: &Connection,
-    name: &ObjectName,
+    invocation: InvocationDigest,
     facts: &[Fact],
 ) -> Result<(), RemoteError> {
+    let name = &ObjectName::action(&invocation);
     let there = remote.get(name, None, facts::LARGEST).await?;
     let mut results = there.map_or_else(Results::default, |object| Results::read(&object));
-    let mut is_new = false;
+    let mut reliance = Reliance::default();
+    // Written again, they would stay another while: only those whose blobs do, too.
+    let is_old = !results.is_empty() && is_old(&**remote, connection, name).await?;
+    if is_old {
+        let known = results.open(&invocation, connection.trust());
+        let wanted = known.iter().flat_map(containers::of_fact).collect();
+        reliance = Reliance::on(remote, &wanted).await?;
+        results.retain(&invocation, connection.trust(), |fact| reliance.holds(fact));
+    }
+    let mut is_new = is_old;
     for fact in facts {
         if !results.hold(fact, connection.trust()) {
             let added = results.add(fact, connection.key.as_ref(), connection.trust());
@@ -313,5 +332,6 @@ async fn put_results(
             .put(name, Body::Bytes(object.into()), Put::Replace)
             .await?;
     }
+    reliance.end(&**remote).await;
     Ok(())
 }

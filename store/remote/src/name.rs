@@ -6,7 +6,8 @@
 //! v1/actions/xx/<digest>   the signed results of one invocation
 //! v1/builds/<fingerprint>  the signed results of one build
 //! v1/trees/<name>          a signed published tree
-//! v1/leases/<name>/<id>    somebody who uses a tree
+//! v1/leases/<id>           objects that somebody uses
+//! v1/condemned/<id>        objects that `kachefs remote gc` is about to remove
 //! v1/check/<id>            written and removed by `kachefs remote check`
 //! ```
 //!
@@ -41,20 +42,23 @@ pub enum Kind {
     Builds,
     /// Published trees.
     Trees,
-    /// Leases on trees.
+    /// Leases.
     Leases,
+    /// What is about to be removed.
+    Condemned,
     /// What a check leaves for a moment.
     Check,
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Blobs,
         Self::Packs,
         Self::Actions,
         Self::Builds,
         Self::Trees,
         Self::Leases,
+        Self::Condemned,
         Self::Check,
     ];
 
@@ -66,6 +70,7 @@ impl Kind {
             Self::Builds => "builds",
             Self::Trees => "trees",
             Self::Leases => "leases",
+            Self::Condemned => "condemned",
             Self::Check => "check",
         }
     }
@@ -107,9 +112,14 @@ impl ObjectName {
         Self(format!("{}{}", Kind::Trees.prefix(), name.0))
     }
 
-    /// Of a lease on a tree.
-    pub fn lease(name: &TreeName, id: &Digest) -> Self {
-        Self(format!("{}{}/{id}", Kind::Leases.prefix(), name.0))
+    /// Of a lease.
+    pub fn lease(id: &Digest) -> Self {
+        Self(format!("{}{id}", Kind::Leases.prefix()))
+    }
+
+    /// Of a list of what is about to be removed.
+    pub fn condemned(id: &Digest) -> Self {
+        Self(format!("{}{id}", Kind::Condemned.prefix()))
     }
 
     /// Of what a check writes.
@@ -125,6 +135,12 @@ impl ObjectName {
     /// As it is spelled in the remote, below the prefix.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// What kind of object it is of.
+    pub fn kind(&self) -> Option<Kind> {
+        let is_of = |kind: &Kind| self.0.starts_with(&kind.prefix());
+        Kind::ALL.into_iter().find(is_of)
     }
 
     /// The tree it names, if it is of that kind.
@@ -149,10 +165,7 @@ impl FromStr for ObjectName {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         let no_name = || NameError(text.to_owned());
-        let kind = Kind::ALL
-            .into_iter()
-            .find(|kind| text.starts_with(&kind.prefix()));
-        let kind = kind.ok_or_else(no_name)?;
+        let kind = Self(text.to_owned()).kind().ok_or_else(no_name)?;
         let rest: Vec<&str> = text[kind.prefix().len()..].split('/').collect();
         let digest = |text: &str| text.parse().map_err(|_| no_name());
         let name = match (kind, rest.as_slice()) {
@@ -161,8 +174,9 @@ impl FromStr for ObjectName {
             (Kind::Packs, [hex]) => Self::pack(&digest(hex)?),
             (Kind::Builds, [hex]) => Self::build(&digest(hex)?),
             (Kind::Check, [hex]) => Self::check(&digest(hex)?),
+            (Kind::Leases, [hex]) => Self::lease(&digest(hex)?),
+            (Kind::Condemned, [hex]) => Self::condemned(&digest(hex)?),
             (Kind::Trees, [name]) => Self::tree(&name.parse()?),
-            (Kind::Leases, [name, hex]) => Self::lease(&name.parse()?, &digest(hex)?),
             _ => return Err(no_name()),
         };
         // Another spelling of it is another object.
@@ -220,7 +234,8 @@ mod tests {
             ObjectName::action(&InvocationDigest(digest)),
             ObjectName::build(&digest),
             ObjectName::tree(&tree),
-            ObjectName::lease(&tree, &digest),
+            ObjectName::lease(&digest),
+            ObjectName::condemned(&digest),
             ObjectName::check(&digest),
         ] {
             assert_eq!(name.as_str().parse(), Ok(name.clone()));
@@ -229,6 +244,7 @@ mod tests {
         let name = ObjectName::blob(&digest);
         assert_eq!(name.as_str(), format!("v1/blobs/{}/{hex}", &hex[..2]));
         assert_eq!(name.digest(), Some(digest));
+        assert_eq!(name.kind(), Some(Kind::Blobs));
     }
 
     #[test]

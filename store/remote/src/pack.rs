@@ -1,16 +1,19 @@
 //! Packs: many small blobs in one object, which is one request instead of hundreds.
 //!
 //! ```text
+//! 16 random bytes
 //! the objects that keep the blobs (`blob`), one behind the other
 //! the index: digest, size, offset and length of each, in postcard
 //! the length of the index, u32, little-endian
 //! "kfp1"
 //! ```
 //!
-//! A pack is named by the digest of all of it. Who wants a blob knows where it is from the fact that
+//! A pack is named by the digest of all of it, and no two of them have the same name, whatever is in
+//! them: who removes one that nobody needs never removes what somebody has just sent. Who wants a blob knows where it is from the fact that
 //! names it, and asks for that range alone; the index is for who has only the pack.
 
-use std::io::{self, Cursor, Read};
+use std::fs::File;
+use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -36,6 +39,9 @@ pub struct Packed {
     pub length: u64,
 }
 
+/// What makes the name of a pack its own, in bytes.
+const NONCE: usize = 16;
+
 /// A pack being made, in memory.
 #[derive(Default)]
 pub struct Packer {
@@ -47,6 +53,9 @@ impl Packer {
     /// Adds a blob of `size` bytes. One that is not what its digest says is an error of
     /// [`io::ErrorKind::InvalidData`], and not in the pack.
     pub fn add(&mut self, digest: Digest, size: u64, bytes: impl Read) -> io::Result<()> {
+        if self.object.get_ref().is_empty() {
+            self.object.write_all(&nonce()?)?;
+        }
         let offset = self.object.position();
         let packed = blob::pack(bytes, size, &mut self.object);
         let right = match packed {
@@ -82,14 +91,54 @@ impl Packer {
     /// The object, its name, and what is where in it.
     pub fn finish(self) -> io::Result<(Bytes, Digest, Vec<Packed>)> {
         let mut object = self.object.into_inner();
-        let start = object.len();
-        object = postcard::to_extend(&self.index, object).map_err(io::Error::other)?;
-        let length = u32::try_from(object.len() - start).map_err(io::Error::other)?;
-        object.extend(length.to_le_bytes());
-        object.extend(MAGIC);
+        object.extend(tail(&self.index)?);
         let digest = Digest::of(&object);
         Ok((object.into(), digest, self.index))
     }
+}
+
+/// Writes a pack of one blob, which may be large, to an empty file. Returns the name of the pack, and
+/// where in it the blob is. What is not what its digest says is an error of
+/// [`io::ErrorKind::InvalidData`].
+pub fn alone(
+    digest: Digest,
+    size: u64,
+    blob: impl Read,
+    mut object: &File,
+) -> io::Result<(Digest, Packed)> {
+    object.write_all(&nonce()?)?;
+    let offset = object.stream_position()?;
+    if blob::pack(blob, size, object)? != digest {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let packed = Packed {
+        digest,
+        size,
+        offset,
+        length: object.stream_position()? - offset,
+    };
+    object.write_all(&tail(&[packed])?)?;
+    object.seek(SeekFrom::Start(0))?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(object)?;
+    let name = Digest::from_slice(hasher.finalize().as_bytes());
+    let name = name.ok_or_else(|| io::Error::other("a digest of another length"))?;
+    Ok((name, packed))
+}
+
+fn nonce() -> io::Result<[u8; NONCE]> {
+    let mut nonce = [0; NONCE];
+    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    Ok(nonce)
+}
+
+/// What ends a pack.
+fn tail(index: &[Packed]) -> io::Result<Vec<u8>> {
+    let mut tail = postcard::to_allocvec(index).map_err(io::Error::other)?;
+    let length = u32::try_from(tail.len()).map_err(io::Error::other)?;
+    tail.extend(length.to_le_bytes());
+    tail.extend(MAGIC);
+    Ok(tail)
 }
 
 /// Where a packed blob is, for those who know the name of the pack.
@@ -147,6 +196,30 @@ mod tests {
             let found = blob::unpack(&object[start..end], Digest::of(bytes), packed.size);
             assert_eq!(found.expect("unpacks"), *bytes);
         }
+    }
+
+    #[test]
+    fn no_two_packs_have_the_same_name() {
+        assert_ne!(pack(&[b"one"]).1, pack(&[b"one"]).1);
+    }
+
+    #[test]
+    fn a_pack_of_one_blob_is_a_pack() {
+        let blob = vec![3; 600_000];
+        let (digest, size) = (Digest::of(&blob), blob.len() as u64);
+        let file = tempfile::tempfile().expect("a file");
+        let (name, packed) = alone(digest, size, blob.as_slice(), &file).expect("writes");
+        let mut object = Vec::new();
+        (&file).seek(SeekFrom::Start(0)).expect("seeks");
+        (&file).read_to_end(&mut object).expect("reads");
+        assert_eq!(name, Digest::of(&object));
+        assert_eq!(super::index(&object), Some(vec![packed]));
+        let at = |offset: u64| usize::try_from(offset).expect("small");
+        let kept = &object[at(packed.offset)..at(packed.offset + packed.length)];
+        assert_eq!(blob::unpack(kept, digest, size).expect("unpacks"), blob);
+        let file = tempfile::tempfile().expect("a file");
+        let other = Digest::of(b"other");
+        alone(other, size, blob.as_slice(), &file).expect_err("refused");
     }
 
     #[test]

@@ -1,0 +1,268 @@
+//! Garbage collection of a remote: what nothing names is removed.
+//!
+//! Needed is what published trees name, leases, build manifests and results. A manifest or a result nobody
+//! has written for long is not kept itself; one that is in use is written again (`manifests`). `mark`
+//! reads what names something. Then what is not named, and older than the grace, is *condemned*: written
+//! down where everybody sees it, and what names something is read once more, for somebody may have
+//! begun to count on it meanwhile (`reliance`). Only then it is removed, first what names blobs, then
+//! blobs.
+//!
+//! What names something but cannot be read may be of a later kachefs: nothing is removed then.
+
+mod mark;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use remote::{Body, Kind, Object, ObjectName, Put, Remote, RemoteError};
+use serde::Serialize;
+
+use self::mark::Marked;
+use super::containers::{self, Container};
+use super::not_encoded;
+use super::reliance::{list_all, new_id};
+use super::sending::at_once;
+
+/// This many graces a result is kept at least: who uses one again writes it after the first.
+pub const KEPT: u32 = 3;
+
+/// Objects that are removed between two looks at the time.
+const BATCH: usize = 512;
+
+/// Why nothing, or no more, was removed.
+#[derive(Debug, thiserror::Error)]
+pub enum GcError {
+    /// The remote does not do as it should.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Something that names blobs cannot be read.
+    #[error("{0} is damaged, or of a later kachefs: nothing is removed")]
+    Unreadable(ObjectName),
+}
+
+/// What to collect.
+pub struct Gc<'a> {
+    /// Where.
+    pub remote: &'a Arc<dyn Remote>,
+    /// How long what nothing names is left alone.
+    pub grace: Duration,
+    /// How long results and manifests are kept that nobody writes again.
+    pub keep: Duration,
+    /// Whether to look only.
+    pub dry_run: bool,
+    /// Told what is being done.
+    pub say: &'a (dyn Fn(&str) + Sync),
+}
+
+/// Objects of one kind.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize)]
+pub struct Count {
+    /// How many.
+    pub objects: u64,
+    /// Their lengths together, in bytes.
+    pub bytes: u64,
+}
+
+/// What was found.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
+pub struct Collected {
+    /// What was removed, or would be, by kind.
+    pub removed: BTreeMap<&'static str, Count>,
+    /// What holds blobs and stays.
+    pub kept: Count,
+    /// Whether it was ended before everything was removed, because it took so long.
+    pub cut_short: bool,
+}
+
+impl Count {
+    fn add(&mut self, object: &Object) {
+        self.objects += 1;
+        self.bytes += object.size;
+    }
+}
+
+impl Gc<'_> {
+    /// Removes what is not needed.
+    pub async fn collect(&self) -> Result<Collected, GcError> {
+        let remote = &**self.remote;
+        let now = clock(remote).await?;
+        (self.say)("listing blobs");
+        let there = self.containers().await?;
+        let mut marked = Marked::default();
+        (self.say)("reading what names them");
+        marked.look(self, now).await?;
+        let is_garbage = |(container, object): &(&Container, &Object)| {
+            age(now, object) > self.grace && !marked.names(container)
+        };
+        let condemned: BTreeSet<_> = there.iter().filter(is_garbage).map(|(c, _)| *c).collect();
+        let mut run = Run {
+            gc: self,
+            until: Instant::now() + self.grace / 2,
+            collected: Collected::default(),
+        };
+        if self.dry_run {
+            run.remove_all(&there, &condemned, &marked, now).await?;
+            return Ok(run.collected);
+        }
+        let list = ObjectName::condemned(&new_id()?);
+        if !condemned.is_empty() {
+            let object = containers::write(condemned.iter().copied()).map_err(not_encoded)?;
+            let body = Body::Bytes(object.into());
+            remote.put(&list, body, Put::Replace).await?;
+        }
+        // Somebody may have begun to count on some of it before they could see that.
+        marked.look(self, now).await?;
+        (self.say)("removing");
+        // Where that fails, something may still be on its way: what is condemned stays so for a grace.
+        run.remove_all(&there, &condemned, &marked, now).await?;
+        if !condemned.is_empty() {
+            remote.delete(&list).await?;
+        }
+        Ok(run.collected)
+    }
+
+    async fn containers(&self) -> Result<BTreeMap<Container, Object>, RemoteError> {
+        let mut all = BTreeMap::new();
+        for kind in [Kind::Blobs, Kind::Packs] {
+            let objects = list_all(&**self.remote, kind).await?.into_iter();
+            all.extend(
+                objects.filter_map(|object| Some((Container::named(&object.name)?, object))),
+            );
+        }
+        Ok(all)
+    }
+}
+
+/// One collection, once it is known what is needed.
+struct Run<'a> {
+    gc: &'a Gc<'a>,
+    /// Behind this time nothing is removed: others may not see any more what is condemned.
+    until: Instant,
+    collected: Collected,
+}
+
+impl Run<'_> {
+    /// Removes what names blobs and is not kept, and then what no longer is named.
+    async fn remove_all(
+        &mut self,
+        there: &BTreeMap<Container, Object>,
+        condemned: &BTreeSet<Container>,
+        marked: &Marked,
+        now: SystemTime,
+    ) -> Result<(), RemoteError> {
+        for (kind, what) in [
+            (Kind::Builds, "build manifests"),
+            (Kind::Actions, "results"),
+        ] {
+            let unchanged = self.unchanged(marked.ended(kind)).await?;
+            self.remove(what, unchanged).await?;
+        }
+        let is_left =
+            |container: &Container| condemned.contains(container) && !marked.names(container);
+        for (container, object) in there {
+            if !is_left(container) {
+                self.collected.kept.add(object);
+            }
+        }
+        let garbage = |is_wanted: fn(&Container) -> bool| {
+            let objects = there
+                .iter()
+                .filter(move |(container, _)| is_wanted(container));
+            let objects = objects.filter(|(container, _)| is_left(container));
+            objects
+                .map(|(_, object)| object.clone())
+                .collect::<Vec<_>>()
+        };
+        let blobs = garbage(|container| matches!(container, Container::Blob(_)));
+        let packs = garbage(|container| matches!(container, Container::Pack(_)));
+        self.remove("blobs", blobs).await?;
+        self.remove("packs", packs).await?;
+        // What somebody left who did not come to an end.
+        for (kind, what) in [
+            (Kind::Leases, "leases"),
+            (Kind::Condemned, "lists"),
+            (Kind::Check, "checks"),
+        ] {
+            let all = list_all(&**self.gc.remote, kind).await?.into_iter();
+            let old = all.filter(|object| age(now, object) > self.gc.grace);
+            self.remove(what, old.collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Those that nobody has written since they were listed. Between this look and the removal somebody
+    /// may: then others do not hit, and nothing is wrong.
+    async fn unchanged(&self, listed: Vec<Object>) -> Result<Vec<Object>, RemoteError> {
+        if self.gc.dry_run {
+            return Ok(listed);
+        }
+        let looked = at_once(listed, |object| {
+            let remote = Arc::clone(self.gc.remote);
+            async move {
+                let found = remote.head(&object.name).await?;
+                Ok(found.filter(|found| found.modified == object.modified))
+            }
+        });
+        Ok(looked.await?.into_iter().flatten().collect())
+    }
+
+    async fn remove(
+        &mut self,
+        what: &'static str,
+        objects: Vec<Object>,
+    ) -> Result<(), RemoteError> {
+        for batch in objects.chunks(BATCH) {
+            let removed = self.remove_some(batch).await?;
+            let count = self.collected.removed.entry(what).or_default();
+            for object in &removed {
+                count.add(object);
+            }
+            if removed.len() < batch.len() {
+                self.collected.cut_short = true;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_some(&self, objects: &[Object]) -> Result<Vec<Object>, RemoteError> {
+        if self.gc.dry_run {
+            return Ok(objects.to_vec());
+        }
+        let late = Arc::new(AtomicBool::new(false));
+        let removed = at_once(objects.to_vec(), |object| {
+            let (remote, late, until) = (Arc::clone(self.gc.remote), Arc::clone(&late), self.until);
+            async move {
+                if late.load(Ordering::Relaxed) || Instant::now() > until {
+                    late.store(true, Ordering::Relaxed);
+                    return Ok(None);
+                }
+                remote.delete(&object.name).await?;
+                Ok(Some(object))
+            }
+        });
+        Ok(removed.await?.into_iter().flatten().collect())
+    }
+}
+
+/// The time by the clock of the remote.
+async fn clock(remote: &dyn Remote) -> Result<SystemTime, RemoteError> {
+    let name = ObjectName::check(&new_id()?);
+    let body = Body::Bytes(bytes::Bytes::new());
+    remote.put(&name, body, Put::Replace).await?;
+    let written = remote.head(&name).await;
+    remote.delete(&name).await?;
+    let missing = || RemoteError::Io {
+        path: name.to_string(),
+        source: std::io::ErrorKind::NotFound.into(),
+    };
+    Ok(written?.ok_or_else(missing)?.modified)
+}
+
+fn age(now: SystemTime, object: &Object) -> Duration {
+    now.duration_since(object.modified).unwrap_or_default()
+}

@@ -1,0 +1,251 @@
+//! Every order in which a collection and a publisher can meet, step by step.
+
+use std::collections::BTreeSet;
+use std::fs::{File, FileTimes};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use remote::{DirectoryRemote, Limits, TreeName, Written};
+use store::{Digest, Timestamp, Tree, TreeBody, TreeInode};
+use tempfile::TempDir;
+
+use super::super::facts;
+use super::super::reliance::Reliance;
+use super::*;
+
+const GRACE: Duration = Duration::from_hours(72);
+
+/// Something else that is done between two steps of whoever has this remote.
+type Meanwhile = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// A remote that does something else before one of its calls.
+struct Interrupted {
+    remote: DirectoryRemote,
+    step: AtomicUsize,
+    at: usize,
+    meanwhile: Mutex<Option<Meanwhile>>,
+}
+
+impl Interrupted {
+    async fn step(&self) {
+        if self.step.fetch_add(1, Ordering::SeqCst) == self.at {
+            let meanwhile = self.meanwhile.lock().take();
+            if let Some(meanwhile) = meanwhile {
+                meanwhile().await;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Remote for Interrupted {
+    async fn get(
+        &self,
+        name: &ObjectName,
+        range: Option<Range<u64>>,
+        most: u64,
+    ) -> Result<Option<Bytes>, RemoteError> {
+        self.step().await;
+        self.remote.get(name, range, most).await
+    }
+
+    async fn put(&self, name: &ObjectName, body: Body, mode: Put) -> Result<Written, RemoteError> {
+        self.step().await;
+        self.remote.put(name, body, mode).await
+    }
+
+    async fn head(&self, name: &ObjectName) -> Result<Option<Object>, RemoteError> {
+        self.step().await;
+        self.remote.head(name).await
+    }
+
+    async fn list(
+        &self,
+        kind: Kind,
+        after: Option<&ObjectName>,
+    ) -> Result<Vec<Object>, RemoteError> {
+        self.step().await;
+        self.remote.list(kind, after).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), RemoteError> {
+        self.step().await;
+        self.remote.delete(name).await
+    }
+}
+
+/// A bucket with one blob that nothing names, written long ago.
+fn bucket() -> (TempDir, Container) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let blob = Container::Blob(Digest::of(b"old"));
+    let path = path_of(dir.path(), &blob.name());
+    std::fs::create_dir_all(path.parent().expect("a parent")).expect("makes");
+    std::fs::write(&path, b"old").expect("writes");
+    let long_ago = SystemTime::now() - 10 * GRACE;
+    let file = File::options().write(true).open(&path).expect("opens");
+    let times = FileTimes::new().set_modified(long_ago);
+    file.set_times(times).expect("is aged");
+    (dir, blob)
+}
+
+fn path_of(dir: &Path, name: &ObjectName) -> PathBuf {
+    dir.join(name.as_str())
+}
+
+fn directory(dir: &Path) -> DirectoryRemote {
+    DirectoryRemote::new(dir.to_owned(), Limits::default())
+}
+
+fn tree_of(blob: Container) -> Tree {
+    let Container::Blob(digest) = blob else {
+        panic!("{blob:?} is a pack");
+    };
+    let body = TreeBody::Blob { digest, size: 3 };
+    let inode = TreeInode {
+        perm: 0o644,
+        mtime: Timestamp::default(),
+        body,
+        origin: None,
+    };
+    Tree {
+        inodes: vec![inode],
+        names: vec![(b"f".to_vec(), 0)],
+        ..Tree::default()
+    }
+}
+
+/// Publishes a tree of the blob, unless it is lost. Whether it is published.
+async fn publish(remote: Arc<dyn Remote>, blob: Container) -> bool {
+    let reliance = Reliance::on(&remote, &BTreeSet::from([blob])).await;
+    let reliance = reliance.expect("a lease");
+    if !reliance.lost.is_empty() {
+        return false;
+    }
+    let name: TreeName = "t".parse().expect("a name");
+    let object = facts::write_tree(&name, &tree_of(blob), None).expect("writes");
+    let name = ObjectName::tree(&name);
+    let put = remote.put(&name, Body::Bytes(object.into()), Put::Replace);
+    put.await.expect("published");
+    reliance.end(&*remote).await;
+    true
+}
+
+async fn collect(remote: Arc<dyn Remote>) -> Collected {
+    let gc = Gc {
+        remote: &remote,
+        grace: GRACE,
+        keep: KEPT * GRACE,
+        dry_run: false,
+        say: &|_| {},
+    };
+    gc.collect().await.expect("collects")
+}
+
+fn interrupted(dir: &Path, at: usize, meanwhile: Meanwhile) -> Arc<Interrupted> {
+    Arc::new(Interrupted {
+        remote: directory(dir),
+        step: AtomicUsize::new(0),
+        at,
+        meanwhile: Mutex::new(Some(meanwhile)),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_names_goes() {
+    let (dir, blob) = bucket();
+    let collected = collect(Arc::new(directory(dir.path()))).await;
+    assert_eq!(collected.removed["blobs"].objects, 1);
+    assert!(!path_of(dir.path(), &blob.name()).exists());
+    assert!(!publish(Arc::new(directory(dir.path())), blob).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_at_any_step_of_a_collection() {
+    let (mut kept, mut lost) = (0, 0);
+    for at in 0.. {
+        let (dir, blob) = bucket();
+        let published = Arc::new(Mutex::new(None));
+        let (outcome, place) = (Arc::clone(&published), dir.path().to_owned());
+        let meanwhile: Meanwhile = Box::new(move || {
+            Box::pin(async move {
+                let published = publish(Arc::new(directory(&place)), blob).await;
+                *outcome.lock() = Some(published);
+            })
+        });
+        let remote = interrupted(dir.path(), at, meanwhile);
+        collect(Arc::clone(&remote) as Arc<dyn Remote>).await;
+        let is_there = path_of(dir.path(), &blob.name()).exists();
+        match *published.lock() {
+            Some(true) => {
+                kept += 1;
+                assert!(is_there, "published at step {at}, and removed");
+            }
+            Some(false) => lost += 1,
+            // It had fewer steps.
+            None => break,
+        }
+    }
+    assert!(kept > 5 && lost > 1, "{kept} kept, {lost} lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_at_any_step_of_a_publisher() {
+    let (mut kept, mut lost) = (0, 0);
+    for at in 0.. {
+        let (dir, blob) = bucket();
+        let ran = Arc::new(Mutex::new(false));
+        let (has_run, place) = (Arc::clone(&ran), dir.path().to_owned());
+        let meanwhile: Meanwhile = Box::new(move || {
+            Box::pin(async move {
+                collect(Arc::new(directory(&place))).await;
+                *has_run.lock() = true;
+            })
+        });
+        let remote = interrupted(dir.path(), at, meanwhile);
+        let published = publish(Arc::clone(&remote) as Arc<dyn Remote>, blob).await;
+        if !*ran.lock() {
+            break;
+        }
+        if published {
+            kept += 1;
+            let is_there = path_of(dir.path(), &blob.name()).exists();
+            assert!(is_there, "removed at step {at}, and published");
+        } else {
+            lost += 1;
+        }
+    }
+    assert!(kept > 2 && lost > 0, "{kept} kept, {lost} lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_a_later_kachefs_condemns_everything() {
+    let (dir, blob) = bucket();
+    let list = path_of(dir.path(), &ObjectName::condemned(&Digest::of(b"l")));
+    std::fs::create_dir_all(list.parent().expect("a parent")).expect("makes");
+    std::fs::write(list, b"later").expect("writes");
+    assert!(!publish(Arc::new(directory(dir.path())), blob).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_cannot_be_read_stops_it() {
+    let (dir, blob) = bucket();
+    let lease = path_of(dir.path(), &ObjectName::lease(&Digest::of(b"l")));
+    std::fs::create_dir_all(lease.parent().expect("a parent")).expect("makes");
+    std::fs::write(lease, b"later").expect("writes");
+    let remote: Arc<dyn Remote> = Arc::new(directory(dir.path()));
+    let gc = Gc {
+        remote: &remote,
+        grace: GRACE,
+        keep: KEPT * GRACE,
+        dry_run: false,
+        say: &|_| {},
+    };
+    let error = gc.collect().await.expect_err("stops");
+    assert!(matches!(error, GcError::Unreadable(_)), "{error}");
+    assert!(path_of(dir.path(), &blob.name()).exists());
+}

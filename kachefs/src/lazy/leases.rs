@@ -1,0 +1,106 @@
+//! The lease of a store: on the objects in its remote that its views show and this machine does not have.
+//!
+//! It is written again long before it ends with the grace, for as long as anything is missing here. Who
+//! may only read a remote has none: what is published is needed as long as it is, and a grace longer.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use remote::ObjectName;
+use store::Digest;
+
+use super::connection::{Connection, Unavailable};
+use super::containers::Container;
+use super::reliance::{new_id, put_lease};
+use crate::storage::Storage;
+
+/// It is written so many times within a grace.
+const WITHIN: u32 = 3;
+
+/// How long until a remote that did not take it is asked again, at most.
+const AGAIN: Duration = Duration::from_mins(1);
+
+/// How often somebody looks whether there is a remote at all.
+const IDLE: Duration = Duration::from_mins(10);
+
+/// When the lease is written next, and what it is called.
+#[derive(Default)]
+pub struct Leases {
+    /// Another in each process: one that is left behind ends.
+    name: OnceLock<ObjectName>,
+    /// Whether anything was written under it.
+    written: Mutex<bool>,
+    changed: Mutex<bool>,
+    wakes: Condvar,
+}
+
+impl Leases {
+    /// Something is shown that was not, or is not any more.
+    pub fn wake(&self) {
+        *self.changed.lock() = true;
+        self.wakes.notify_all();
+    }
+
+    /// Waits until it is time, or something changed.
+    pub fn wait(&self, longest: Duration) {
+        let deadline = Instant::now() + longest;
+        let mut changed = self.changed.lock();
+        while !*changed {
+            if self.wakes.wait_until(&mut changed, deadline).timed_out() {
+                break;
+            }
+        }
+        *changed = false;
+    }
+
+    fn name(&self) -> Result<&ObjectName, Unavailable> {
+        if let Some(name) = self.name.get() {
+            return Ok(name);
+        }
+        let name = ObjectName::lease(&new_id()?);
+        Ok(self.name.get_or_init(|| name))
+    }
+}
+
+impl Storage {
+    /// Writes the lease on what of these blobs is not here. Returns how long it lasts.
+    pub fn renew_lease(&self, shown: impl IntoIterator<Item = (Digest, u64)>) -> Duration {
+        let Some(connection) = self.lazy.writable() else {
+            return IDLE;
+        };
+        let period = connection.config.grace / WITHIN;
+        let missing = shown.into_iter().filter_map(|(digest, size)| {
+            let is_here = self.cas.has(&digest, size);
+            let kept = (!is_here).then(|| self.kept(&digest, size)).flatten();
+            kept.map(|(_, kept)| Container::of(&digest, &kept.place))
+        });
+        match self.write_lease(&connection, missing.collect()) {
+            Ok(()) => period,
+            Err(error) => {
+                tracing::debug!(%error, "the lease is not written");
+                period.min(AGAIN)
+            }
+        }
+    }
+
+    fn write_lease(
+        &self,
+        connection: &Connection,
+        missing: BTreeSet<Container>,
+    ) -> Result<(), Unavailable> {
+        let leases = &self.lazy.leases;
+        let mut written = leases.written.lock();
+        let name = leases.name()?;
+        if !missing.is_empty() {
+            tracing::debug!(objects = missing.len(), %name, "lease");
+            connection.send(async |remote| put_lease(&*remote, name, missing).await)?;
+            *written = true;
+        } else if *written {
+            connection.send(async |remote| remote.delete(name).await)?;
+            *written = false;
+        }
+        Ok(())
+    }
+}
