@@ -58,6 +58,14 @@ pub fn counter(pid: Pid, name: &str) -> u64 {
         .must(format!("{name} in\n{text}"))
 }
 
+/// The most memory a process has had, in KiB (proc(5), `VmHWM` of `status`).
+pub fn peak_memory(pid: Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).must("/proc/PID/status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.must(format!("VmHWM in\n{status}"))
+}
+
 /// Waits until no process names `root`; false if some still do when the time is over.
 pub fn wait_gone(root: &Path, patience: Duration) -> bool {
     wait_for(patience, || naming(root).is_empty())

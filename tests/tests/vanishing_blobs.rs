@@ -1,0 +1,110 @@
+//! Objects vanish from the remote while a build uses them: the build ends, or the next one repairs it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use harness::{Chance, Must, Project, Sandbox, samples, tree};
+
+/// No build waits longer for what does not come.
+const LONGEST: Duration = Duration::from_mins(2);
+
+fn rounds() -> usize {
+    if std::env::var_os("KACHEFS_TEST_LONG").is_some() {
+        60
+    } else {
+        3
+    }
+}
+
+fn set(machine: &Sandbox, bucket: &Path, more: &str) {
+    let set = format!("remote set {} --wait 2 {more}", bucket.display());
+    machine.kachefs(&set).ok();
+}
+
+/// The objects that hold blobs.
+fn objects(bucket: &Path) -> Vec<PathBuf> {
+    let mut objects = tree::files(&bucket.join("v1/blobs"));
+    objects.extend(tree::files(&bucket.join("v1/packs")));
+    objects.retain(|path| path.is_file());
+    objects
+}
+
+/// Removes some of the objects now and then, until it is told to stop. Returns how many.
+fn remove_some(bucket: &Path, chance: &mut Chance, stop: &AtomicBool) -> usize {
+    let mut removed = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for object in objects(bucket) {
+            if chance.percent(20) {
+                fs::remove_file(object).must("remove");
+                removed += 1;
+            }
+        }
+        std::thread::sleep(chance.pause(Duration::from_millis(400)));
+    }
+    removed
+}
+
+/// Builds until the program runs; returns how often.
+fn build_until_it_runs(machine: &Sandbox, checkout: &Project, expected: &str) -> u32 {
+    let program = checkout.program("app");
+    for tries in 1..8 {
+        let began = Instant::now();
+        let built = machine.cargo(checkout, "build").timeout(LONGEST).run();
+        assert!(began.elapsed() < LONGEST, "{built}");
+        if built.status.success() && program.exists() {
+            // Whose bytes do not come does not start.
+            let shell = machine.command("sh").args(["-c", "exec \"$0\""]);
+            let outcome = shell.arg(&program).run();
+            if outcome.status.success() {
+                assert_eq!(outcome.stdout, expected);
+                return tries;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    panic!("no build repairs it");
+}
+
+#[test]
+fn builds_end_or_heal_while_blobs_vanish() {
+    let warm = Sandbox::with_limit(Duration::from_secs(120 + 60 * rounds() as u64));
+    let full = warm.make_dir("bucket");
+    set(&warm, &full, "");
+    let project = samples::whole(warm.path("project"));
+    warm.mount(project.target());
+    warm.cargo(&project, "build").ok();
+    warm.kachefs("push --wait").ok();
+    let mut chance = Chance::new();
+    let (mut gone, mut hits, mut tries) = (0, 0, 0);
+    for round in 0..rounds() {
+        let cold = Sandbox::with_limit(Duration::from_mins(8));
+        let bucket = cold.path("bucket");
+        cold.command("cp").arg("-a").arg(&full).arg(&bucket).ok();
+        // What is made again is not sent again: less and less is there.
+        set(&cold, &bucket, "--read-only");
+        let checkout = project.checkout(cold.path("checkout"));
+        cold.mount(checkout.target());
+        let stop = AtomicBool::new(false);
+        let mut mine = Chance::of(chance.number());
+        gone += std::thread::scope(|scope| {
+            let remover = scope.spawn(|| remove_some(&bucket, &mut mine, &stop));
+            let (seen, _) = cold.during(|| cold.cargo(&checkout, "build").timeout(LONGEST).run());
+            hits += seen.hits;
+            // Everything that links or is linked is read now, or found to be gone.
+            let main = format!("fn main() {{ println!(\"{round} {{}}\", app::line()); }}\n");
+            checkout.write("crates/app/src/main.rs", &main);
+            let expected = format!("{round} {}", samples::WHOLE_OUTPUT);
+            tries += build_until_it_runs(&cold, &checkout, &expected);
+            stop.store(true, Ordering::Relaxed);
+            remover.join().unwrap_or(0)
+        });
+        // All of it once more, from what is here.
+        cold.cargo(&checkout, "build").ok();
+        let program = cold.output_of(checkout.program("app"));
+        assert!(program.starts_with(&format!("{round} ")), "{program}");
+    }
+    println!("{gone} objects removed, {hits} hits, {tries} builds until it ran");
+    assert!(gone > 0 && hits > 0);
+}
