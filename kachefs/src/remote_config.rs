@@ -10,6 +10,7 @@
 //! read-only = true                    # upload nothing
 //! trust = ["<public key>", ...]       # use only what one of these has signed
 //! wait = 10                           # how many seconds anything waits for an answer
+//! upload-limit = "5 MiB"              # bytes per second, on average
 //! grace = "3days"                     # how long what nothing names is left alone by `remote gc`
 //! ```
 //!
@@ -20,7 +21,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use remote::signed::{PublicKey, SecretKey, Trust};
 use remote::{Location, S3Location};
 use store::StoreDir;
@@ -42,6 +43,8 @@ pub struct RemoteConfig {
     pub trust: Trust,
     /// How long a call may take: a second more for each [`remote::Limits::SLOWEST`] that it moves.
     pub wait: Duration,
+    /// How many bytes are sent per second, on average; `None` where there is no limit.
+    pub upload_limit: Option<u64>,
     /// How long an object that nothing names is left alone. The same on all machines: who uploads counts
     /// on what they saw being written less than a third of it ago.
     pub grace: Duration,
@@ -52,6 +55,9 @@ pub const GRACE: Duration = Duration::from_hours(72);
 
 /// The shortest grace: the times of objects are in seconds.
 const SHORTEST_GRACE: Duration = Duration::from_secs(3);
+
+/// The least that may be sent per second.
+const LEAST_LIMIT: u64 = 16 << 10;
 
 /// How long a call may take where nothing else is configured.
 pub const WAIT: Duration = Duration::from_secs(10);
@@ -110,6 +116,7 @@ impl RemoteConfig {
             read_only: flag(table, "read-only")?,
             trust: trust(table)?,
             wait: wait(table)?,
+            upload_limit: upload_limit(table)?,
             grace: grace(table)?,
         })
     }
@@ -145,6 +152,10 @@ impl RemoteConfig {
         {
             table.insert("wait", value(seconds));
         }
+        if let Some(limit) = self.upload_limit {
+            let text = limit_text(limit);
+            table.insert("upload-limit", value(text));
+        }
         if self.grace != GRACE {
             let text = humantime::format_duration(self.grace).to_string();
             table.insert("grace", value(text));
@@ -157,7 +168,7 @@ impl RemoteConfig {
     }
 }
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "url",
     "endpoint",
     "region",
@@ -166,6 +177,7 @@ const NAMES: [&str; 9] = [
     "read-only",
     "trust",
     "wait",
+    "upload-limit",
     "grace",
 ];
 
@@ -270,6 +282,30 @@ fn wait(table: &dyn TableLike) -> Result<Duration> {
         .with_context(|| format!("`remote.wait` is no number of seconds in {WAITS:?}"))
 }
 
+fn upload_limit(table: &dyn TableLike) -> Result<Option<u64>> {
+    let text = text(table, "upload-limit")?;
+    let limit = text.map(|text| parse_limit(&text).context("`remote.upload-limit`"));
+    limit.transpose()
+}
+
+/// Bytes per second as people write them: `5MiB`, `500kB`.
+pub fn parse_limit(text: &str) -> Result<u64> {
+    let parsed = text.parse::<bytesize::ByteSize>();
+    let limit = parsed.map_err(|error| anyhow!("{text:?} is no number of bytes: {error}"))?;
+    if limit.as_u64() < LEAST_LIMIT {
+        bail!("{text:?} is too little: 16 KiB at least");
+    }
+    Ok(limit.as_u64())
+}
+
+fn limit_text(limit: u64) -> String {
+    let shown = bytesize::ByteSize(limit).to_string();
+    match shown.parse() {
+        Ok(bytesize::ByteSize(parsed)) if parsed == limit => shown,
+        _ => format!("{limit} B"),
+    }
+}
+
 fn grace(table: &dyn TableLike) -> Result<Duration> {
     let text = text(table, "grace")?;
     text.map_or(Ok(GRACE), |text| {
@@ -352,6 +388,7 @@ mod tests {
                 } else {
                     Duration::from_secs(2)
                 },
+                upload_limit: (trust == Trust::Everybody).then_some((5 << 20) + 1),
                 grace: if trust == Trust::Everybody {
                     GRACE
                 } else {
@@ -386,6 +423,11 @@ mod tests {
             ("[remote]\nurl = \"/x\"\nwait = 0", "wait"),
             ("[remote]\nurl = \"/x\"\nwait = \"5\"", "wait"),
             ("[remote]\nurl = \"/x\"\ngrace = 5", "no text"),
+            ("[remote]\nurl = \"/x\"\nupload-limit = \"x\"", "no number"),
+            (
+                "[remote]\nurl = \"/x\"\nupload-limit = \"1 KiB\"",
+                "too little",
+            ),
             ("[remote]\nurl = \"/x\"\ngrace = \"soon\"", "no time"),
             ("[remote]\nurl = \"/x\"\ngrace = \"1s\"", "too short"),
             ("[remote", "does not parse"),

@@ -414,3 +414,29 @@ fn a_bucket_that_is_not_there_costs_no_upload() {
     machine.kachefs("push --wait").ok();
     assert_eq!(number(&machine, "results_waiting"), 0);
 }
+
+#[test]
+fn no_more_is_sent_than_may_be() {
+    let machines = Machines::new();
+    let warm = &machines.warm;
+    machines.set(warm, "--upload-limit 256KiB");
+    let project = samples::plain(warm.path("project"));
+    warm.mount(project.target());
+    let began = Instant::now();
+    warm.cargo(&project, "build").ok();
+    warm.kachefs("push --wait").ok();
+    let took = began.elapsed().as_secs_f64();
+    let sent = number(warm, "bytes_sent");
+    // What goes last takes its time only after it went.
+    let largest = machines.objects("blobs").into_iter();
+    let largest = largest
+        .map(|path| fs::metadata(path).must("meta").len())
+        .max();
+    let slow = sent.saturating_sub(largest.must("a blob"));
+    assert!(slow > 0, "{sent}");
+    let least = u32::try_from(slow).must("little");
+    assert!(
+        took > f64::from(least) / f64::from(256 << 10),
+        "{sent} bytes in {took} s"
+    );
+}

@@ -71,6 +71,9 @@ struct Set {
     /// How long a build waits for an answer before it goes on without [default: 10, or as before]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
     wait: Option<u64>,
+    /// How many bytes to send per second, on average: `5MiB` [default: no limit, or as before]
+    #[arg(long, value_name = "BYTES", value_parser = remote_config::parse_limit)]
+    upload_limit: Option<u64>,
     /// How long `remote gc` leaves alone what nothing names: `12h`. The same on all machines [default:
     /// 3days, or as before]
     #[arg(long, value_name = "TIME", value_parser = remote_config::parse_grace)]
@@ -145,6 +148,7 @@ impl Set {
         };
         let wait = before.as_ref().map(|before| before.wait);
         let wait = wait.unwrap_or(remote_config::WAIT);
+        let upload_limit = before.as_ref().and_then(|before| before.upload_limit);
         let grace = before.map_or(remote_config::GRACE, |before| before.grace);
         let wait = self.wait.map_or(wait, Duration::from_secs);
         let config = RemoteConfig {
@@ -152,6 +156,7 @@ impl Set {
             read_only: self.read_only,
             trust,
             wait,
+            upload_limit: self.upload_limit.or(upload_limit),
             grace: self.grace.unwrap_or(grace),
         };
         config.save(dir)?;

@@ -12,6 +12,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::breaker::Breaker;
 use super::counted::{Counted, Traffic, TrafficNow};
+use super::pace::Pace;
 use crate::remote_config::{self, RemoteConfig};
 
 /// Threads that wait for the network; those that unpack what comes are started as they are needed.
@@ -57,6 +58,7 @@ pub struct Connection {
     /// What nobody waits for: it may take longer, and when it fails, builds go on asking.
     sending: Line,
     traffic: Arc<Traffic>,
+    pace: Option<Arc<Pace>>,
 }
 
 /// One way to a remote.
@@ -107,6 +109,7 @@ impl Connection {
             asking: Line::new(config.wait),
             sending: Line::new(config.wait.max(SEND)),
             traffic: Arc::default(),
+            pace: config.upload_limit.map(|limit| Arc::new(Pace::new(limit))),
             config,
         })
     }
@@ -206,8 +209,11 @@ impl Connection {
                 place: self.place(),
                 limit: line.limits.call,
             })??;
-            let traffic = Arc::clone(&self.traffic);
-            Ok::<Arc<dyn Remote>, RemoteError>(Arc::new(Counted { remote, traffic }))
+            Ok::<Arc<dyn Remote>, RemoteError>(Arc::new(Counted {
+                remote,
+                traffic: Arc::clone(&self.traffic),
+                pace: self.pace.clone(),
+            }))
         };
         line.opened.get_or_try_init(open).await.map(Arc::clone)
     }

@@ -1,4 +1,4 @@
-//! A remote that counts what goes to it and comes from it.
+//! A remote that counts what goes to it and comes from it, and is sent no more than it may be.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use remote::{Body, Kind, Object, ObjectName, Put, Remote, RemoteError, Written};
 use serde::{Deserialize, Serialize};
+
+use super::pace::Pace;
 
 /// What went over the wire since the daemon started.
 #[derive(Debug, Default)]
@@ -50,6 +52,8 @@ pub struct Counted {
     pub remote: Arc<dyn Remote>,
     /// Where it is counted.
     pub traffic: Arc<Traffic>,
+    /// How fast it may be sent to.
+    pub pace: Option<Arc<Pace>>,
 }
 
 #[async_trait]
@@ -73,6 +77,9 @@ impl Remote for Counted {
             Body::Bytes(bytes) => bytes.len() as u64,
             Body::File(path) => std::fs::metadata(path).map_or(0, |meta| meta.len()),
         };
+        if let Some(pace) = &self.pace {
+            pace.wait(length).await;
+        }
         let written = self.remote.put(name, body, mode).await?;
         self.traffic.sent.fetch_add(length, Ordering::Relaxed);
         Ok(written)

@@ -21,6 +21,7 @@ pub mod gc;
 mod learn;
 pub mod leases;
 pub mod manifests;
+mod pace;
 mod queue;
 mod reliance;
 pub mod secrets;
