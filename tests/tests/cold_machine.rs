@@ -325,13 +325,15 @@ fn what_is_gone_from_the_remote_is_made_again() {
         processes::wait_for(patience, || !program.exists()),
         "its name goes"
     );
-    // What the linker reads is found to be gone when it reads it.
-    for _ in 0..4 {
-        if cold.cargo(&checkout, "build").run().status.success() {
-            break;
-        }
-        std::thread::sleep(Duration::from_secs(2));
-    }
+    // So does that of everything else that is gone, before anybody reads it.
+    let rlib = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "rlib");
+    let rlibs = || {
+        tree::files(&checkout.path("target/debug/deps"))
+            .iter()
+            .any(rlib)
+    };
+    assert!(processes::wait_for(patience, || !rlibs()), "libraries");
+    cold.cargo(&checkout, "build").ok();
     assert_eq!(cold.output_of(&program), samples::WHOLE_OUTPUT);
 }
 

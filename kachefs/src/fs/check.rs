@@ -10,6 +10,7 @@
 //! a blob is judged by its length and by whether it was written since it was sealed.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use store::{ActionEntry, Content, Digest, Ino, InodeRecord, Kind};
 
@@ -38,6 +39,16 @@ impl View {
         self.storage.close_blob(digest);
         tracing::error!(ino = ?node.ino, %digest, "blob is missing or damaged");
         self.suspect([node.ino]);
+    }
+
+    /// Blobs are nowhere any more.
+    pub fn doubt_blobs(&self, lost: &HashSet<Digest>) {
+        let is_lost = |node: &Arc<Node>| match node.state.lock().body {
+            Body::Blob { digest, .. } => lost.contains(&digest),
+            _ => false,
+        };
+        let nodes = self.all_nodes().into_iter().filter(is_lost);
+        self.suspect(nodes.map(|node| node.ino));
     }
 
     /// Takes the names of suspected files away. In a mounted view, for threads that serve no

@@ -4,6 +4,7 @@
 //! against the digest before it is written. Only when all of it is there does it get its name in the
 //! store: nobody sees a part of a blob.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -17,6 +18,8 @@ use store::{CasError, Counter, Digest, IndexError, Kept, Place};
 use tokio::task::JoinSet;
 
 use super::connection::{Connection, Unavailable};
+use super::containers::Container;
+use super::reliance;
 use crate::storage::Storage;
 
 /// A blob of at most so many bytes is fetched in one request.
@@ -184,7 +187,10 @@ impl Storage {
             }
             Fetched::Filed => {}
             Fetched::Unwritten(error) => return Err(error.into()),
-            Fetched::Absent => return self.forget(connection, digest, kept, "it is gone"),
+            Fetched::Absent => {
+                self.lazy.leases.doubt();
+                return self.forget(connection, digest, kept, "it is gone");
+            }
             Fetched::Damaged(damage) => {
                 return self.forget(
                     connection,
@@ -237,6 +243,38 @@ impl Storage {
         };
         self.remove_scratch(id);
         named
+    }
+
+    /// Which of these blobs, where only a remote has them, it has no more.
+    pub fn find_lost(
+        &self,
+        shown: impl IntoIterator<Item = (Digest, u64)>,
+    ) -> Result<HashSet<Digest>, FaultError> {
+        let mut lost = HashSet::new();
+        let Some(connection) = self.lazy.connection() else {
+            return Ok(lost);
+        };
+        let mut held: HashMap<Container, Vec<(Digest, Kept)>> = HashMap::new();
+        for (digest, size) in shown {
+            if !self.cas.has(&digest, size)
+                && let Some((_, kept)) = self.kept(&digest, size)
+            {
+                let container = Container::of(&digest, &kept.place);
+                held.entry(container).or_default().push((digest, kept));
+            }
+        }
+        let containers = held.keys().copied().collect();
+        let gone = connection.send(async |remote| reliance::absent(&remote, containers).await)?;
+        for (digest, kept) in gone
+            .iter()
+            .filter_map(|container| held.get(container))
+            .flatten()
+        {
+            // That is what it says.
+            let _ = self.forget(&connection, digest, kept, "it is gone, too");
+            lost.insert(*digest);
+        }
+        Ok(lost)
     }
 
     /// What a remote does not hold as it should is not looked for there again.

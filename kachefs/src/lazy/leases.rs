@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -34,6 +35,8 @@ pub struct Leases {
     written: Mutex<bool>,
     changed: Mutex<bool>,
     wakes: Condvar,
+    /// Whether something was found to be gone.
+    doubt: AtomicBool,
 }
 
 impl Leases {
@@ -41,6 +44,17 @@ impl Leases {
     pub fn wake(&self) {
         *self.changed.lock() = true;
         self.wakes.notify_all();
+    }
+
+    /// Something is gone that should be there: more may be.
+    pub fn doubt(&self) {
+        self.doubt.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// Whether anything was gone since this was last asked.
+    pub fn take_doubt(&self) -> bool {
+        self.doubt.swap(false, Ordering::Relaxed)
     }
 
     /// Waits until it is time, or something changed.

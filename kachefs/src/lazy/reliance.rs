@@ -48,12 +48,7 @@ impl Reliance {
             .filter(|container| !lost.contains(container))
             .copied()
             .collect();
-        let looked = at_once(doubtful, |container| {
-            let remote = Arc::clone(remote);
-            async move { Ok((container, remote.head(&container.name()).await?.is_some())) }
-        });
-        let gone = looked.await?.into_iter().filter(|(_, is_there)| !is_there);
-        lost.extend(gone.map(|(container, _)| container));
+        lost.extend(absent(remote, doubtful).await?);
         Ok(Self {
             lease: Some(lease),
             lost,
@@ -74,6 +69,19 @@ impl Reliance {
             tracing::debug!(%error, %lease, "a lease stays behind");
         }
     }
+}
+
+/// Which of these are not there.
+pub(super) async fn absent(
+    remote: &Arc<dyn Remote>,
+    containers: Vec<Container>,
+) -> Result<Vec<Container>, RemoteError> {
+    let looked = at_once(containers, |container| {
+        let remote = Arc::clone(remote);
+        async move { Ok((container, remote.head(&container.name()).await?.is_some())) }
+    });
+    let gone = looked.await?.into_iter().filter(|(_, is_there)| !is_there);
+    Ok(gone.map(|(container, _)| container).collect())
 }
 
 /// Writes a lease.
