@@ -1,21 +1,27 @@
-"""What the benches share: processes and their limits, a calm machine, and where numbers come from.
+"""What the benches share: projects and peers, processes and their limits, a calm machine, and where
+numbers come from.
 
-Imported by `scripts/bench` (builds) and `scripts/bench-fs` (the file system); runs nothing itself.
+Imported by `scripts/bench` (builds), `scripts/bench-fs` (the file system) and `scripts/bench-remote`
+(a remote); runs nothing itself.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import mmap
 import os
 import platform
+import secrets
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -23,6 +29,7 @@ LIB = REPO / "scripts" / "lib.sh"
 
 STEP_LIMIT = 120.0  # seconds; mounting, emptying, stopping a daemon
 INSTALL_LIMIT = 3600.0
+BUILD_LIMIT = 1800.0  # a build that takes longer has failed
 CALM_LIMIT = 5.0
 TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 
@@ -34,6 +41,48 @@ Env = dict[str, str]
 
 class BenchError(Exception):
     """Something did not work; the message says what, and on what."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A published crate that is built."""
+
+    name: str
+    version: str
+    program: str
+    edited: str  # a source file of the root package
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A published tool that kachefs is compared with."""
+
+    crate: str
+    version: str
+    install_options: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.crate} {self.version}"
+
+
+PROJECTS = {
+    project.name: project
+    for project in (
+        Project("ripgrep", "15.2.0", "rg", "crates/core/main.rs"),
+        Project("eza", "0.23.5", "eza", "src/main.rs"),
+    )
+}
+
+PEERS = {
+    # Its lock names versions that are no longer to be had.
+    "kache": Peer("kache", "2.0.0"),
+    "mbx": Peer("mbx", "1.29.1", ("--locked",)),
+    # The default features are remote storages; the local disk needs none.
+    "sccache": Peer("sccache", "0.19.0", ("--locked", "--no-default-features")),
+}
 
 
 def progress(text: str) -> None:
@@ -167,6 +216,24 @@ def user_cargo_home() -> Path:
     return Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")).resolve()
 
 
+def install_peer(name: str) -> Path:
+    """Installs a peer, once, below the cache directory; returns its bin directory."""
+    peer = PEERS[name]
+    peers = Path(lib("where_is", "cache")) / "peers"
+    root = peers / f"{peer.crate}-{peer.version}"
+    if not (root / "bin" / peer.crate).exists():
+        progress(f"installing {peer} into {root} (once, takes minutes)")
+        build = peers / "build"
+        command: list[str | Path] = ["cargo", "install", peer.crate, "--version", peer.version]
+        command += ["--root", root, *peer.install_options]
+        env = {k: v for k, v in os.environ.items() if k != "RUSTC_WRAPPER"}
+        env["CARGO_TARGET_DIR"] = str(build)
+        root.mkdir(parents=True, exist_ok=True)
+        run(command, limit=INSTALL_LIMIT, env=env, cwd=root)
+        shutil.rmtree(build, ignore_errors=True)
+    return root / "bin"
+
+
 def build_kachefs() -> Path:
     """Builds kachefs itself (release); returns the directory of its binaries."""
     progress("building kachefs (release)")
@@ -175,6 +242,25 @@ def build_kachefs() -> Path:
     command += ["--target-dir", target]
     run(command, limit=2 * INSTALL_LIMIT, env=dict(os.environ), cwd=REPO)
     return target / "release"
+
+
+def build_example(name: str) -> Path:
+    """Builds a program that only benches run; returns where it is."""
+    target = Path(lib("where_is", "build"))
+    command = ["cargo", "build", "--release", "--locked", "-p", "kachefs-tests"]
+    command += ["--example", name, "--target-dir", str(target)]
+    run(command, limit=INSTALL_LIMIT, env=dict(os.environ), cwd=REPO)
+    return target / "release" / "examples" / name
+
+
+EDITS = itertools.count(secrets.randbelow(10**9) * 10**6)
+
+
+def edit(source: Path) -> None:
+    """Appends a function that no other edit has had."""
+    number = next(EDITS)
+    with source.open("a") as file:
+        file.write(f"\n#[allow(dead_code)]\nfn bench_edit_{number}() -> u64 {{\n    {number}\n}}\n")
 
 
 def busy_fraction(seconds: float) -> float:
