@@ -6,6 +6,8 @@
 //! views follow as every disk does: a clock of our own ahead of the kernel's would make edited
 //! sources look older than what was built from them.
 
+use std::time::Duration;
+
 use nix::time::{ClockId, clock_gettime};
 use store::Timestamp;
 
@@ -19,6 +21,15 @@ pub fn now() -> Timestamp {
             nanos: u32::try_from(time.tv_nsec()).unwrap_or(0),
         },
     )
+}
+
+/// How long this machine runs, asleep or not: what counts between machines, where an `Instant` stands still in
+/// suspend (`clock_gettime(2)`).
+pub fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, |time| {
+        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+        Duration::new(seconds, u32::try_from(time.tv_nsec()).unwrap_or(0))
+    })
 }
 
 /// Milliseconds since the epoch.

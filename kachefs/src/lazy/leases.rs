@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use remote::ObjectName;
@@ -15,6 +15,7 @@ use store::Digest;
 use super::connection::{Connection, Unavailable};
 use super::containers::Container;
 use super::reliance::{new_id, put_lease};
+use crate::clock;
 use crate::storage::Storage;
 
 /// It is written so many times within a grace.
@@ -33,6 +34,8 @@ pub struct Leases {
     name: OnceLock<ObjectName>,
     /// Whether anything was written under it.
     written: Mutex<bool>,
+    /// When, since boot.
+    renewed: Mutex<Option<Duration>>,
     changed: Mutex<bool>,
     wakes: Condvar,
     /// Whether something was found to be gone.
@@ -57,16 +60,27 @@ impl Leases {
         self.doubt.swap(false, Ordering::Relaxed)
     }
 
-    /// Waits until it is time, or something changed.
+    /// Waits until it is time, or something changed. A machine that was asleep finds out within a minute.
     pub fn wait(&self, longest: Duration) {
-        let deadline = Instant::now() + longest;
+        let deadline = clock::since_boot() + longest;
         let mut changed = self.changed.lock();
         while !*changed {
-            if self.wakes.wait_until(&mut changed, deadline).timed_out() {
+            let left = deadline.saturating_sub(clock::since_boot());
+            if left.is_zero() {
                 break;
             }
+            self.wakes.wait_for(&mut changed, left.min(AGAIN));
         }
         *changed = false;
+    }
+
+    /// Notes that it was written. One that had ended before kept nobody from removing what it was on.
+    fn was_written(&self, lasts: Duration) {
+        let now = clock::since_boot();
+        let last = self.renewed.lock().replace(now);
+        if last.is_some_and(|last| now.saturating_sub(last) > lasts) {
+            self.doubt();
+        }
     }
 
     fn name(&self) -> Result<&ObjectName, Unavailable> {
@@ -111,9 +125,11 @@ impl Storage {
             tracing::debug!(objects = missing.len(), %name, "lease");
             connection.send(async |remote| put_lease(&*remote, name, missing).await)?;
             *written = true;
+            leases.was_written(connection.config.grace / 2);
         } else if *written {
             connection.send(async |remote| remote.delete(name).await)?;
             *written = false;
+            *leases.renewed.lock() = None;
         }
         Ok(())
     }

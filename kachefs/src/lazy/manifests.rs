@@ -20,6 +20,8 @@ use super::containers::{self, Container};
 use super::facts;
 use super::not_encoded;
 use super::reliance::{Reliance, is_old};
+use super::sending::ensure_recent;
+use crate::clock;
 use crate::storage::Storage;
 
 /// Results in a manifest: those of a large workspace, with several sets of flags.
@@ -239,14 +241,17 @@ async fn merge(
     facts: Vec<Fact>,
     mut doubtful: BTreeSet<Container>,
 ) -> Result<Vec<Fact>, RemoteError> {
+    let began_ms = clock::now_ms();
     let name = ObjectName::build(fingerprint);
+    // First: what is read then is no older than this says.
+    let is_old = is_old(&**remote, connection, &name).await?;
     let there = remote.get(&name, None, facts::LARGEST).await?;
     let there =
         there.and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
     let others = there.filter(|_| connection.vouches());
     let others = others.map(|there| there.facts).unwrap_or_default();
     let named = others.iter().flat_map(containers::of_fact);
-    if !others.is_empty() && is_old(&**remote, connection, &name).await? {
+    if is_old {
         doubtful.extend(named);
     } else {
         // What is in it stays with it.
@@ -265,11 +270,15 @@ async fn merge(
         }
         manifest.facts.truncate(manifest.facts.len() / 2);
     };
-    remote
-        .put(&name, Body::Bytes(object.into()), Put::Replace)
-        .await?;
+    let written = match ensure_recent(connection, began_ms) {
+        Ok(()) => {
+            let body = Body::Bytes(object.into());
+            remote.put(&name, body, Put::Replace).await.map(drop)
+        }
+        error => error,
+    };
     reliance.end(&**remote).await;
-    Ok(manifest.facts)
+    written.map(|()| manifest.facts)
 }
 
 /// Our results, and behind them those of others, each once and not too many.

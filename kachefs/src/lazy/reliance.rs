@@ -38,21 +38,17 @@ impl Reliance {
         }
         let lease = ObjectName::lease(&new_id()?);
         put_lease(&**remote, &lease, wanted.iter().copied()).await?;
-        let mut lost = match condemned(&**remote).await? {
-            Some(condemned) => wanted.intersection(&condemned).copied().collect(),
-            // Of a later kachefs: any of them, then.
-            None => wanted.iter().copied().collect::<HashSet<_>>(),
-        };
-        let doubtful: Vec<_> = wanted
-            .iter()
-            .filter(|container| !lost.contains(container))
-            .copied()
-            .collect();
-        lost.extend(absent(remote, doubtful).await?);
-        Ok(Self {
+        let reliance = Self {
             lease: Some(lease),
-            lost,
-        })
+            lost: HashSet::new(),
+        };
+        match lost_of(remote, wanted).await {
+            Ok(lost) => Ok(Self { lost, ..reliance }),
+            Err(error) => {
+                reliance.end(&**remote).await;
+                Err(error)
+            }
+        }
     }
 
     /// Whether everything that a result names stays.
@@ -69,6 +65,25 @@ impl Reliance {
             tracing::debug!(%error, %lease, "a lease stays behind");
         }
     }
+}
+
+/// Which of these are not there, or not for long.
+async fn lost_of(
+    remote: &Arc<dyn Remote>,
+    wanted: &BTreeSet<Container>,
+) -> Result<HashSet<Container>, RemoteError> {
+    let mut lost = match condemned(&**remote).await? {
+        Some(condemned) => wanted.intersection(&condemned).copied().collect(),
+        // Of a later kachefs: any of them, then.
+        None => wanted.iter().copied().collect::<HashSet<_>>(),
+    };
+    let doubtful: Vec<_> = wanted
+        .iter()
+        .filter(|container| !lost.contains(container))
+        .copied()
+        .collect();
+    lost.extend(absent(remote, doubtful).await?);
+    Ok(lost)
 }
 
 /// Which of these are not there.

@@ -208,9 +208,12 @@ impl Storage {
     ) -> Result<(u64, Reliance)> {
         let mut relied = objects.relied.clone();
         let existed = self.put_new(connection, objects)?;
-        let mut sent = (objects.kept.len() - existed.len()) as u64;
-        for (digest, size) in existed {
-            relied.insert(Container::Blob(digest), vec![(digest, size)]);
+        let mut sent = (objects.kept.len() - existed) as u64;
+        // What is new has a name that another may just be removing, who has seen what was there before.
+        for (digest, kept) in &objects.kept {
+            if kept.place == Place::Own {
+                relied.insert(Container::Blob(*digest), vec![(*digest, kept.size)]);
+            }
         }
         let wanted = relied.keys().copied().collect();
         let reliance = connection
@@ -225,19 +228,19 @@ impl Storage {
         Ok((sent, reliance))
     }
 
-    /// Puts what is new. Returns the blobs that another had put there before.
-    fn put_new(&self, connection: &Connection, objects: &Objects) -> Result<Vec<(Digest, u64)>> {
+    /// Puts what is new. Returns how many blobs another had put there before.
+    fn put_new(&self, connection: &Connection, objects: &Objects) -> Result<usize> {
         let puts = objects.puts.clone();
         let existed = connection
             .send(async |remote| put_all(remote, puts).await)
             .context("blobs")?;
-        let mut found = Vec::new();
+        let mut found = 0;
         let mut batch = self.index.batch();
         for (digest, kept) in &objects.kept {
             let name = Container::of(digest, &kept.place).name();
             if existed.contains(&name) {
                 batch.put_kept(connection.id, digest, &kept_unseen(kept.size, kept.place))?;
-                found.push((*digest, kept.size));
+                found += 1;
             } else {
                 batch.put_kept(connection.id, digest, kept)?;
             }
@@ -261,7 +264,7 @@ impl Storage {
         self.sent(objects, |objects| {
             gathered?;
             let existed = self.put_new(connection, objects)?;
-            ensure!(existed.is_empty(), "a pack of this name is there");
+            ensure!(existed == 0, "a pack of this name is there");
             Ok(())
         })
     }
@@ -319,6 +322,17 @@ impl Objects {
         self.puts.push((name, Body::Bytes(object), Put::Replace));
         Ok(())
     }
+}
+
+/// Fails where what was found to be fresh at that time, in milliseconds since the epoch, may not be any more:
+/// this machine was asleep, or sending took days. It is all sent again, then.
+pub(super) fn ensure_recent(connection: &Connection, began_ms: u64) -> Result<(), RemoteError> {
+    let age = Duration::from_millis(clock::now_ms().saturating_sub(began_ms));
+    if age < connection.config.grace / FRESH {
+        return Ok(());
+    }
+    let why = "it took so long that what was sent may be gone";
+    Err(not_encoded(std::io::Error::other(why)))
 }
 
 /// Puts objects. Returns the names of those that were there.

@@ -10,7 +10,9 @@ use store::{ActionKey, Place, Tree};
 
 use super::connection::Connection;
 use super::reliance::{list_all, new_id, put_lease};
+use super::sending::ensure_recent;
 use super::{containers, facts, kept_unseen};
+use crate::clock;
 use crate::storage::Storage;
 
 /// A tree in the remote, seen from outside.
@@ -55,6 +57,7 @@ impl Storage {
     /// of one that has it.
     pub fn publish_tree(&self, name: &TreeName, mut tree: Tree) -> Result<Sent> {
         let connection = self.the_writable_remote()?;
+        let began_ms = clock::now_ms();
         let blobs: HashSet<_> = tree.blobs().collect();
         let blobs: Vec<_> = blobs.into_iter().collect();
         let (blobs_sent, reliances) = self.send_blobs(&connection, &blobs)?;
@@ -79,14 +82,13 @@ impl Storage {
             blobs_sent,
         };
         let (object_name, body) = (ObjectName::tree(name), Body::Bytes(object.into()));
+        ensure_recent(&connection, began_ms)?;
         connection.send(async |remote| {
             leave_lease(&*remote, name).await?;
-            remote.put(&object_name, body, Put::Replace).await?;
-            for reliance in reliances {
-                reliance.end(&*remote).await;
-            }
-            Ok(())
+            remote.put(&object_name, body, Put::Replace).await
         })?;
+        // The leases are not given back: another who replaces the tree at this moment does not leave one on it.
+        drop(reliances);
         Ok(sent)
     }
 

@@ -21,10 +21,11 @@ use store::{
 use super::connection::{Connection, Unavailable};
 use super::containers;
 use super::facts::{self, Results};
-use super::reliance::{Reliance, is_old};
+use super::reliance::{self, Reliance};
 use super::secrets::Search;
-use super::sending::{Objects, at_once};
+use super::sending::{Objects, at_once, ensure_recent};
 use super::{kept_now, not_encoded};
+use crate::clock;
 use crate::storage::Storage;
 
 /// Results of a round.
@@ -109,6 +110,7 @@ impl Storage {
 
     /// Sends the oldest results. Returns how many there were.
     fn upload_round(&self, connection: &Arc<Connection>, most: usize) -> Result<usize> {
+        let began_ms = clock::now_ms();
         let noted = self.index.uploads(most)?;
         let count = noted.len();
         if count == 0 {
@@ -141,7 +143,9 @@ impl Storage {
                 }
             }
         }
-        self.sent(objects, |objects| self.send(connection, objects, &wanted))?;
+        self.sent(objects, |objects| {
+            self.send(connection, objects, &wanted, began_ms)
+        })?;
         done.extend(wanted.iter().map(|wanted| wanted.id));
         let mut batch = self.index.batch();
         for id in &done {
@@ -223,6 +227,7 @@ impl Storage {
         connection: &Arc<Connection>,
         objects: &Objects,
         wanted: &[Wanted],
+        began_ms: u64,
     ) -> Result<()> {
         let (_, reliance) = self.put_blobs(connection, objects)?;
         let facts = wanted
@@ -234,11 +239,12 @@ impl Storage {
                 self.fact(connection, *invocation, record.clone(), &wanted.entries)
             })
             .collect::<Result<Vec<_>, _>>()?;
+        ensure_recent(connection, began_ms)?;
         connection
             .send(async |remote| {
-                put_facts(Arc::clone(&remote), connection, facts).await?;
+                let put = put_facts(Arc::clone(&remote), connection, facts).await;
                 reliance.end(&*remote).await;
-                Ok(())
+                put
             })
             .context("results")?;
         let mut batch = self.index.batch();
@@ -307,11 +313,16 @@ async fn put_results(
     facts: &[Fact],
 ) -> Result<(), RemoteError> {
     let name = &ObjectName::action(&invocation);
-    let there = remote.get(name, None, facts::LARGEST).await?;
+    let mut is_old = false;
+    let mut there = remote.get(name, None, facts::LARGEST).await?;
+    if there.is_some() {
+        is_old = reliance::is_old(&**remote, connection, name).await?;
+        // Behind that look: what is read is no older than it says.
+        there = remote.get(name, None, facts::LARGEST).await?;
+    }
     let mut results = there.map_or_else(Results::default, |object| Results::read(&object));
     let mut reliance = Reliance::default();
     // Written again, they would stay another while: only those whose blobs do, too.
-    let is_old = !results.is_empty() && is_old(&**remote, connection, name).await?;
     if is_old {
         let known = results.open(&invocation, connection.trust());
         let wanted = known.iter().flat_map(containers::of_fact).collect();

@@ -16,7 +16,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use remote::{Body, Kind, Object, ObjectName, Put, Remote, RemoteError};
 use serde::Serialize;
@@ -26,11 +26,12 @@ use super::containers::{self, Container};
 use super::not_encoded;
 use super::reliance::{list_all, new_id};
 use super::sending::at_once;
+use crate::clock;
 
 /// This many graces a result is kept at least: who uses one again writes it after the first.
 pub const KEPT: u32 = 3;
 
-/// Objects that are removed between two looks at the time.
+/// Objects that are removed between two looks whether what is condemned is still to be seen.
 const BATCH: usize = 512;
 
 /// Why nothing, or no more, was removed.
@@ -101,26 +102,28 @@ impl Gc<'_> {
         let condemned: BTreeSet<_> = there.iter().filter(is_garbage).map(|(c, _)| *c).collect();
         let mut run = Run {
             gc: self,
-            until: Instant::now() + self.grace / 2,
+            list: None,
+            until: clock::since_boot() + self.grace / 2,
             collected: Collected::default(),
         };
         if self.dry_run {
             run.remove_all(&there, &condemned, &marked, now).await?;
             return Ok(run.collected);
         }
-        let list = ObjectName::condemned(&new_id()?);
         if !condemned.is_empty() {
+            let list = ObjectName::condemned(&new_id()?);
             let object = containers::write(condemned.iter().copied()).map_err(not_encoded)?;
             let body = Body::Bytes(object.into());
             remote.put(&list, body, Put::Replace).await?;
+            run.list = Some(list);
         }
         // Somebody may have begun to count on some of it before they could see that.
         marked.look(self, now).await?;
         (self.say)("removing");
         // Where that fails, something may still be on its way: what is condemned stays so for a grace.
         run.remove_all(&there, &condemned, &marked, now).await?;
-        if !condemned.is_empty() {
-            remote.delete(&list).await?;
+        if let Some(list) = &run.list {
+            remote.delete(list).await?;
         }
         Ok(run.collected)
     }
@@ -140,8 +143,10 @@ impl Gc<'_> {
 /// One collection, once it is known what is needed.
 struct Run<'a> {
     gc: &'a Gc<'a>,
-    /// Behind this time nothing is removed: others may not see any more what is condemned.
-    until: Instant,
+    /// Where others see what is condemned.
+    list: Option<ObjectName>,
+    /// Behind this time since boot nothing is removed: others may not see it any more.
+    until: Duration,
     collected: Collected,
 }
 
@@ -233,11 +238,15 @@ impl Run<'_> {
         if self.gc.dry_run {
             return Ok(objects.to_vec());
         }
-        let late = Arc::new(AtomicBool::new(false));
+        let is_seen = match &self.list {
+            Some(list) => self.gc.remote.head(list).await?.is_some(),
+            None => true,
+        };
+        let late = Arc::new(AtomicBool::new(!is_seen));
         let removed = at_once(objects.to_vec(), |object| {
             let (remote, late, until) = (Arc::clone(self.gc.remote), Arc::clone(&late), self.until);
             async move {
-                if late.load(Ordering::Relaxed) || Instant::now() > until {
+                if late.load(Ordering::Relaxed) || clock::since_boot() > until {
                     late.store(true, Ordering::Relaxed);
                     return Ok(None);
                 }

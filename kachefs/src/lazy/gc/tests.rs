@@ -119,6 +119,16 @@ fn tree_of(blob: Container) -> Tree {
     }
 }
 
+/// Sends the blob, unless it is there, and publishes a tree of it, unless it is lost by then. Whether it is
+/// published.
+async fn send_and_publish(remote: Arc<dyn Remote>, blob: Container) -> bool {
+    let body = Body::Bytes(Bytes::from_static(b"old"));
+    let name = blob.name();
+    let put = remote.put(&name, body, Put::IfAbsent);
+    put.await.expect("sent");
+    publish(remote, blob).await
+}
+
 /// Publishes a tree of the blob, unless it is lost. Whether it is published.
 async fn publish(remote: Arc<dyn Remote>, blob: Container) -> bool {
     let reliance = Reliance::on(&remote, &BTreeSet::from([blob])).await;
@@ -191,6 +201,65 @@ async fn a_publisher_at_any_step_of_a_collection() {
         }
     }
     assert!(kept > 5 && lost > 1, "{kept} kept, {lost} lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_collection_and_a_sender_at_any_step_of_a_collection() {
+    let (mut kept, mut lost) = (0, 0);
+    for at in 0.. {
+        let (dir, blob) = bucket();
+        let published = Arc::new(Mutex::new(None));
+        let (outcome, place) = (Arc::clone(&published), dir.path().to_owned());
+        let meanwhile: Meanwhile = Box::new(move || {
+            Box::pin(async move {
+                collect(Arc::new(directory(&place))).await;
+                let published = send_and_publish(Arc::new(directory(&place)), blob).await;
+                *outcome.lock() = Some(published);
+            })
+        });
+        let remote = interrupted(dir.path(), at, meanwhile);
+        collect(Arc::clone(&remote) as Arc<dyn Remote>).await;
+        let is_there = path_of(dir.path(), &blob.name()).exists();
+        match *published.lock() {
+            Some(true) => {
+                kept += 1;
+                assert!(is_there, "published at step {at}, and removed");
+            }
+            Some(false) => lost += 1,
+            None => break,
+        }
+    }
+    assert!(kept > 5 && lost > 1, "{kept} kept, {lost} lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_whose_list_was_removed_stops() {
+    let (mut removed, mut stopped) = (0, 0);
+    for at in 0.. {
+        let (dir, blob) = bucket();
+        let ran = Arc::new(Mutex::new(false));
+        let (has_run, place) = (Arc::clone(&ran), dir.path().to_owned());
+        let meanwhile: Meanwhile = Box::new(move || {
+            Box::pin(async move {
+                *has_run.lock() = true;
+                // Another one, for which it is old.
+                let _ = std::fs::remove_dir_all(place.join(Kind::Condemned.prefix()));
+            })
+        });
+        let remote = interrupted(dir.path(), at, meanwhile);
+        let collected = collect(Arc::clone(&remote) as Arc<dyn Remote>).await;
+        if !*ran.lock() {
+            break;
+        }
+        let is_there = path_of(dir.path(), &blob.name()).exists();
+        assert_eq!(is_there, collected.cut_short, "at step {at}");
+        removed += u32::from(!is_there);
+        stopped += u32::from(is_there);
+    }
+    assert!(
+        removed > 5 && stopped > 2,
+        "{removed} removed, {stopped} stopped"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
