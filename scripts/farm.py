@@ -71,6 +71,7 @@ class Site:
         self.tools = tools
         self.server = server
         self.tests: list[str] = []
+        self.left_out: list[str] = []
 
     def build(self) -> dict[str, Any]:
         """Builds the tests, publishes the target, and stores the archive."""
@@ -86,17 +87,8 @@ class Site:
             self.tests = self.that_pass(made)
             publishing = made.kachefs("publish", made.target, "--name", NAME)
             archive = self.scratch / "target.tar.zst"
-            compressed: list[str | Path] = [
-                "tar",
-                "-C",
-                made.target,
-                "-I",
-                "zstd -T0 -3",
-                "-cf",
-                archive,
-                ".",
-            ]
-            archiving = run(compressed, limit=BUILD_LIMIT, env=made.env)
+            pack: list[str | Path] = ["tar", "-C", made.target, "-I", "zstd -T0 -3"]
+            archiving = run([*pack, "-cf", archive, "."], limit=BUILD_LIMIT, env=made.env)
             self.server.put(ARCHIVE, archive)
             found: dict[str, Any] = {
                 "seconds": seconds,
@@ -104,6 +96,7 @@ class Site:
                 "archiving": archiving,
                 "archive": archive.stat().st_size,
                 "tests": self.tests,
+                "left_out": self.left_out,
             }
             archive.unlink()
         progress(
@@ -114,16 +107,10 @@ class Site:
 
     def that_pass(self, made: Kachefs) -> list[str]:
         """The test programs, below the target, that pass wherever they are run."""
-        words: list[str | Path] = [
-            "cargo",
-            "test",
-            "--no-run",
-            "--workspace",
-            "--locked",
-            "--quiet",
-        ]
-        manifest = ["--manifest-path", made.checkout / "Cargo.toml", "--message-format", "json"]
-        lines = output([*words, *manifest], env=made.env, limit=BUILD_LIMIT).splitlines()
+        words: list[str | Path] = ["cargo", "test", "--no-run", "--workspace", "--locked"]
+        words += ["--quiet", "--message-format", "json"]
+        words += ["--manifest-path", made.checkout / "Cargo.toml"]
+        lines = output(words, env=made.env, limit=BUILD_LIMIT).splitlines()
         messages = [json.loads(line) for line in lines]
         found = [m["executable"] for m in messages if m.get("profile", {}).get("test")]
         passing = []
@@ -131,7 +118,9 @@ class Site:
             try:
                 run([program, "--quiet"], limit=TEST_LIMIT, env=made.env, cwd=made.temporary)
             except BenchError as error:
-                progress(f"  left out, does not pass by itself: {program}: {error}")
+                why = str(error).partition(":")[0]
+                progress(f"  left out, does not pass by itself ({why}): {Path(program).name}")
+                self.left_out.append(Path(program).name)
                 continue
             passing.append(str(Path(program).relative_to(made.target)))
         if len(passing) < SHARDS:
