@@ -169,6 +169,12 @@ impl Head {
         self.fields.push((name.to_owned(), value.to_owned()));
     }
 
+    /// What was agreed with the server says nothing of the client's connection.
+    fn drop_connection(&mut self) {
+        self.fields
+            .retain(|(known, _)| !known.eq_ignore_ascii_case("connection"));
+    }
+
     fn length(&self) -> Option<usize> {
         self.get("content-length")?.parse().ok()
     }
@@ -211,6 +217,12 @@ impl Shared {
                 }
                 Fault::Overloaded => error(503, "SlowDown"),
                 Fault::Skewed => error(403, "RequestTimeTooSkewed"),
+                Fault::None | Fault::Late(_) if asked.method != "HEAD" => {
+                    match self.pass_on(client, &head, &body, fault)? {
+                        Some(answer) => answer,
+                        None => continue,
+                    }
+                }
                 _ => self.ask(&head, &body, asked.method == "HEAD")?,
             };
             self.answer(client, answer, fault)?;
@@ -221,8 +233,8 @@ impl Shared {
         Ok(())
     }
 
-    /// What the server says.
-    fn ask(&self, head: &Head, body: &[u8], no_body: bool) -> io::Result<(Head, Vec<u8>)> {
+    /// Sends the request, and reads the first lines of what the server says.
+    fn send(&self, head: &Head, body: &[u8]) -> io::Result<(Head, BufReader<TcpStream>)> {
         let mut server = TcpStream::connect(self.server)?;
         server.set_nodelay(true)?;
         let mut asked = Head {
@@ -233,7 +245,49 @@ impl Shared {
         asked.write(&mut server)?;
         server.write_all(body)?;
         let mut from = BufReader::new(server);
-        let mut answer = Head::read(&mut from)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let answer = Head::read(&mut from)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((answer, from))
+    }
+
+    /// Passes a body on while it arrives, as no proxy that measures may hold it back; an answer whose
+    /// length is not known beforehand is returned whole.
+    fn pass_on(
+        &self,
+        mut client: &TcpStream,
+        head: &Head,
+        body: &[u8],
+        fault: Fault,
+    ) -> io::Result<Option<(Head, Vec<u8>)>> {
+        let (mut answer, from) = self.send(head, body)?;
+        let Some(length) = answer.length() else {
+            return Self::whole(answer, from, false).map(Some);
+        };
+        if let Fault::Late(time) = fault {
+            thread::sleep(time);
+        }
+        answer.drop_connection();
+        answer.write(&mut client)?;
+        self.sent.fetch_add(length as u64, Ordering::Relaxed);
+        let copied = io::copy(&mut from.take(length as u64), &mut client)?;
+        if copied == length as u64 {
+            Ok(None)
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    /// What the server says.
+    fn ask(&self, head: &Head, body: &[u8], no_body: bool) -> io::Result<(Head, Vec<u8>)> {
+        let (answer, from) = self.send(head, body)?;
+        Self::whole(answer, from, no_body)
+    }
+
+    /// An answer with all of its body.
+    fn whole(
+        mut answer: Head,
+        mut from: impl BufRead,
+        no_body: bool,
+    ) -> io::Result<(Head, Vec<u8>)> {
         let mut body = Vec::new();
         if !no_body {
             match answer.length() {
@@ -254,9 +308,7 @@ impl Shared {
                 }
             }
         }
-        answer
-            .fields
-            .retain(|(name, _)| !name.eq_ignore_ascii_case("connection"));
+        answer.drop_connection();
         Ok((answer, body))
     }
 
