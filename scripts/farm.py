@@ -30,6 +30,7 @@ SHARDS = 8
 WAYS = {
     "mount": "`kachefs mount --read-only`",
     "archive": "`target.tar.zst`",
+    "tests": "`tests.tar.zst`, the test programs and `rg`",
 }
 # The libraries of ripgrep that are packages of its workspace. They are published one by one, so the
 # workspace is put together again.
@@ -44,7 +45,8 @@ MEMBERS = {
     "ignore": "0.4.29",
 }
 PREFIX, NAME = "farm", "tests"
-ARCHIVE = "archives/target.tar.zst"
+ARCHIVES = {"archive": "archives/target.tar.zst", "tests": "archives/tests.tar.zst"}
+ALSO_RUN = "debug/rg"  # by the integration tests
 TEST_LIMIT = 300.0
 
 
@@ -86,24 +88,31 @@ class Site:
             seconds = made.cargo("test", "--no-run", "--workspace")
             self.tests = self.that_pass(made)
             publishing = made.kachefs("publish", made.target, "--name", NAME)
-            archive = self.scratch / "target.tar.zst"
-            pack: list[str | Path] = ["tar", "-C", made.target, "-I", "zstd -T0 -3"]
-            archiving = run([*pack, "-cf", archive, "."], limit=BUILD_LIMIT, env=made.env)
-            self.server.put(ARCHIVE, archive)
-            found: dict[str, Any] = {
-                "seconds": seconds,
-                "publishing": publishing,
-                "archiving": archiving,
-                "archive": archive.stat().st_size,
-                "tests": self.tests,
-                "left_out": self.left_out,
+            archives = {
+                "archive": self.archive(made, "archive", ["."]),
+                "tests": self.archive(made, "tests", [*self.tests, ALSO_RUN]),
             }
-            archive.unlink()
         progress(
-            f"  built in {seconds:.1f} s, {len(self.tests)} test programs, "
-            f"archive of {size(found['archive'])}"
+            f"  built in {seconds:.1f} s, {len(self.tests)} test programs, archives of "
+            + " and ".join(size(archive["bytes"]) for archive in archives.values())
         )
-        return found
+        return {
+            "seconds": seconds,
+            "publishing": publishing,
+            "archives": archives,
+            "tests": self.tests,
+            "left_out": self.left_out,
+        }
+
+    def archive(self, made: Kachefs, way: str, what: list[str]) -> dict[str, float]:
+        """Stores an archive of part of the target in the bucket."""
+        file = self.scratch / "archive"
+        pack: list[str | Path] = ["tar", "-C", made.target, "-I", "zstd -T0 -3", "-cf", file]
+        seconds = run([*pack, *what], limit=BUILD_LIMIT, env=made.env)
+        self.server.put(ARCHIVES[way], file)
+        packed = {"seconds": seconds, "bytes": file.stat().st_size}
+        file.unlink()
+        return packed
 
     def that_pass(self, made: Kachefs) -> list[str]:
         """The test programs, below the target, that pass wherever they are run."""
@@ -134,9 +143,8 @@ class Site:
     def run(self, way: str, endpoint: str) -> float:
         """All shards at once; the seconds until the last one is through."""
         with self.shards(endpoint) as shards:
-            work = {"mount": self.from_mount, "archive": self.from_archive}[way]
             actions = [
-                partial(work, shard, self.tests[number::SHARDS], endpoint)
+                partial(self.work, way, shard, self.tests[number::SHARDS], endpoint)
                 for number, shard in enumerate(shards)
             ]
             began = time.monotonic()
@@ -157,19 +165,17 @@ class Site:
                 if shard.root.exists():
                     shard.close()
 
-    def from_mount(self, shard: Kachefs, tests: list[str], endpoint: str) -> None:
+    def work(self, way: str, shard: Kachefs, tests: list[str], endpoint: str) -> None:
+        """What one shard does."""
         there = shard.root / "target"
         there.mkdir()
-        shard.kachefs("mount", "--read-only", NAME, there)
-        self.run_tests(shard, there, tests)
-
-    def from_archive(self, shard: Kachefs, tests: list[str], endpoint: str) -> None:
-        there = shard.root / "target"
-        there.mkdir()
-        address = f"{endpoint}/{BUCKET}/{ARCHIVE}"
-        script = 'set -o pipefail; curl -sSf "$1" | tar -C "$2" -I zstd -xf -'
-        command: list[str | Path] = ["bash", "-c", script, "unpack", address, there]
-        run(command, limit=BUILD_LIMIT, env=shard.env, cwd=shard.root)
+        if way == "mount":
+            shard.kachefs("mount", "--read-only", NAME, there)
+        else:
+            address = f"{endpoint}/{BUCKET}/{ARCHIVES[way]}"
+            script = 'set -o pipefail; curl -sSf "$1" | tar -C "$2" -I zstd -xf -'
+            command: list[str | Path] = ["bash", "-c", script, "unpack", address, there]
+            run(command, limit=BUILD_LIMIT, env=shard.env, cwd=shard.root)
         self.run_tests(shard, there, tests)
 
     def run_tests(self, shard: Kachefs, there: Path, tests: list[str]) -> None:
