@@ -12,6 +12,9 @@ const FAILURES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
+/// How long it is left alone while somebody waits for it, who asked for that.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+
 /// Whether a remote is worth a try.
 pub struct Breaker(Mutex<State>);
 
@@ -52,6 +55,13 @@ impl Breaker {
                 true
             }
         }
+    }
+
+    /// Somebody waits: the next try is at most [`IMPATIENCE`] away.
+    pub fn hasten(&self) {
+        let soon = Instant::now() + IMPATIENCE;
+        let mut state = self.0.lock();
+        state.open_until = state.open_until.map(|until| until.min(soon));
     }
 
     /// Whether the remote is being left alone.
@@ -103,6 +113,18 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_does_not_wait_for_the_pause() {
+        let breaker = Breaker::default();
+        breaker.hasten();
+        assert!(!breaker.is_open(), "nothing is to be hastened");
+        assert!(breaker.failed(true));
+        breaker.hasten();
+        let now = Instant::now();
+        assert!(!breaker.allows_at(now));
+        assert!(breaker.allows_at(now + IMPATIENCE));
+    }
 
     #[test]
     fn it_opens_after_some_errors_or_one_long_wait() {

@@ -140,6 +140,11 @@ impl Connection {
         self.sending.breaker.is_paused()
     }
 
+    /// Somebody waits until everything is sent.
+    pub fn hasten_sending(&self) {
+        self.sending.breaker.hasten();
+    }
+
     /// What went over the wire.
     pub fn traffic(&self) -> TrafficNow {
         self.traffic.now()

@@ -98,6 +98,9 @@ impl Storage {
     /// Has everything sent that waits, now. Returns how far that is.
     pub fn push(&self) -> Result<Pushed, IndexError> {
         let queue = &self.lazy.queue;
+        if let Some(connection) = self.lazy.writable() {
+            connection.hasten_sending();
+        }
         queue.wake(true);
         let left = self.index.upload_count()?;
         let state = queue.state.lock();
