@@ -270,9 +270,10 @@ impl Storage {
             .filter_map(|container| held.get(container))
             .flatten()
         {
-            // That is what it says.
-            let _ = self.forget(&connection, digest, kept, "it is gone, too");
-            lost.insert(*digest);
+            match self.forget(&connection, digest, kept, "it is gone, too") {
+                Ok(()) | Err(FaultError::Gone(_)) => lost.insert(*digest),
+                Err(error) => return Err(error),
+            };
         }
         Ok(lost)
     }

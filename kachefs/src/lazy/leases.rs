@@ -32,10 +32,8 @@ const IDLE: Duration = Duration::from_mins(10);
 pub struct Leases {
     /// Another in each process: one that is left behind ends.
     name: OnceLock<ObjectName>,
-    /// Whether anything was written under it.
-    written: Mutex<bool>,
-    /// When, since boot.
-    renewed: Mutex<Option<Duration>>,
+    /// When it was written, since boot; `None` while it is not there.
+    written: Mutex<Option<Duration>>,
     changed: Mutex<bool>,
     wakes: Condvar,
     /// Whether something was found to be gone.
@@ -74,15 +72,6 @@ impl Leases {
         *changed = false;
     }
 
-    /// Notes that it was written. One that had ended before kept nobody from removing what it was on.
-    fn was_written(&self, lasts: Duration) {
-        let now = clock::since_boot();
-        let last = self.renewed.lock().replace(now);
-        if last.is_some_and(|last| now.saturating_sub(last) > lasts) {
-            self.doubt();
-        }
-    }
-
     fn name(&self) -> Result<&ObjectName, Unavailable> {
         if let Some(name) = self.name.get() {
             return Ok(name);
@@ -119,17 +108,21 @@ impl Storage {
         missing: BTreeSet<Container>,
     ) -> Result<(), Unavailable> {
         let leases = &self.lazy.leases;
-        let mut written = leases.written.lock();
         let name = leases.name()?;
+        let before = *leases.written.lock();
         if !missing.is_empty() {
             tracing::debug!(objects = missing.len(), %name, "lease");
             connection.send(async |remote| put_lease(&*remote, name, missing).await)?;
-            *written = true;
-            leases.was_written(connection.config.grace / 2);
-        } else if *written {
+            let now = clock::since_boot();
+            *leases.written.lock() = Some(now);
+            // One that had ended by now kept nobody from removing what it was on.
+            if before.is_some_and(|before| now.saturating_sub(before) > connection.config.grace / 2)
+            {
+                leases.doubt();
+            }
+        } else if before.is_some() {
             connection.send(async |remote| remote.delete(name).await)?;
-            *written = false;
-            *leases.renewed.lock() = None;
+            *leases.written.lock() = None;
         }
         Ok(())
     }

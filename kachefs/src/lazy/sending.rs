@@ -29,8 +29,8 @@ const ENOUGH: u64 = 256 << 20;
 /// Objects under way at once.
 const AT_ONCE: usize = 8;
 
-/// This part of the grace after it was written an object counts as one that nobody removes: by the end of
-/// it, what names it is there.
+/// This part of the grace after it was written an object counts as one that nobody removes. What names it is
+/// there within as much again, or it is looked after once more ([`ensure_recent`]).
 const FRESH: u32 = 3;
 
 /// What a store knows of a blob in a remote.
@@ -207,8 +207,8 @@ impl Storage {
         objects: &Objects,
     ) -> Result<(u64, Reliance)> {
         let mut relied = objects.relied.clone();
-        let existed = self.put_new(connection, objects)?;
-        let mut sent = (objects.kept.len() - existed) as u64;
+        let new = self.put_new(connection, objects)?;
+        let mut sent = new.len() as u64;
         // What is new has a name that another may just be removing, who has seen what was there before.
         for (digest, kept) in &objects.kept {
             if kept.place == Place::Own {
@@ -219,6 +219,13 @@ impl Storage {
         let reliance = connection
             .send(async |remote| Reliance::on(&remote, &wanted).await)
             .context("blobs that are there")?;
+        let mut batch = self.index.batch();
+        for (digest, kept) in new {
+            if !reliance.lost.contains(&Container::of(&digest, &kept.place)) {
+                batch.put_kept(connection.id, &digest, &kept)?;
+            }
+        }
+        batch.commit()?;
         let lost = reliance.lost.iter().filter_map(|lost| relied.get(lost));
         let lost: Vec<_> = lost.flatten().copied().collect();
         if !lost.is_empty() {
@@ -228,25 +235,23 @@ impl Storage {
         Ok((sent, reliance))
     }
 
-    /// Puts what is new. Returns how many blobs another had put there before.
-    fn put_new(&self, connection: &Connection, objects: &Objects) -> Result<usize> {
+    /// Puts what is new, and notes where it is. Returns the blobs that nobody had put there before: they are
+    /// fresh, once they are known to stay.
+    fn put_new(&self, connection: &Connection, objects: &Objects) -> Result<Vec<(Digest, Kept)>> {
         let puts = objects.puts.clone();
         let existed = connection
             .send(async |remote| put_all(remote, puts).await)
             .context("blobs")?;
-        let mut found = 0;
+        let mut new = Vec::new();
         let mut batch = self.index.batch();
         for (digest, kept) in &objects.kept {
-            let name = Container::of(digest, &kept.place).name();
-            if existed.contains(&name) {
-                batch.put_kept(connection.id, digest, &kept_unseen(kept.size, kept.place))?;
-                found += 1;
-            } else {
-                batch.put_kept(connection.id, digest, kept)?;
+            batch.put_kept(connection.id, digest, &kept_unseen(kept.size, kept.place))?;
+            if !existed.contains(&Container::of(digest, &kept.place).name()) {
+                new.push((*digest, *kept));
             }
         }
         batch.commit()?;
-        Ok(found)
+        Ok(new)
     }
 
     /// Sends blobs that are not where they were, or not for long. They get another place.
@@ -263,8 +268,12 @@ impl Storage {
         let gathered: Result<()> = gather();
         self.sent(objects, |objects| {
             gathered?;
-            let existed = self.put_new(connection, objects)?;
-            ensure!(existed == 0, "a pack of this name is there");
+            // Packs, all of them: nobody removes a name that was never there.
+            let mut batch = self.index.batch();
+            for (digest, kept) in self.put_new(connection, objects)? {
+                batch.put_kept(connection.id, &digest, &kept)?;
+            }
+            batch.commit()?;
             Ok(())
         })
     }

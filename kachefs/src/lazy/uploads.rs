@@ -230,6 +230,19 @@ impl Storage {
         began_ms: u64,
     ) -> Result<()> {
         let (_, reliance) = self.put_blobs(connection, objects)?;
+        let named = self.name(connection, wanted, began_ms);
+        let ended = connection.send(async |remote| {
+            reliance.end(&*remote).await;
+            Ok(())
+        });
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a lease stays behind");
+        }
+        named
+    }
+
+    /// Sends results whose blobs are there.
+    fn name(&self, connection: &Arc<Connection>, wanted: &[Wanted], began_ms: u64) -> Result<()> {
         let facts = wanted
             .iter()
             .map(|wanted| {
@@ -241,11 +254,7 @@ impl Storage {
             .collect::<Result<Vec<_>, _>>()?;
         ensure_recent(connection, began_ms)?;
         connection
-            .send(async |remote| {
-                let put = put_facts(Arc::clone(&remote), connection, facts).await;
-                reliance.end(&*remote).await;
-                put
-            })
+            .send(async |remote| put_facts(remote, connection, facts).await)
             .context("results")?;
         let mut batch = self.index.batch();
         for (key, _) in wanted.iter().flat_map(|wanted| &wanted.entries) {
@@ -329,6 +338,20 @@ async fn put_results(
         reliance = Reliance::on(remote, &wanted).await?;
         results.retain(&invocation, connection.trust(), |fact| reliance.holds(fact));
     }
+    let put = add_results(remote, connection, name, results, facts, is_old).await;
+    reliance.end(&**remote).await;
+    put
+}
+
+/// Writes results with those that are new, if any is or they are to stay.
+async fn add_results(
+    remote: &Arc<dyn Remote>,
+    connection: &Connection,
+    name: &ObjectName,
+    mut results: Results,
+    facts: &[Fact],
+    is_old: bool,
+) -> Result<(), RemoteError> {
     let mut is_new = is_old;
     for fact in facts {
         if !results.hold(fact, connection.trust()) {
@@ -343,6 +366,5 @@ async fn put_results(
             .put(name, Body::Bytes(object.into()), Put::Replace)
             .await?;
     }
-    reliance.end(&**remote).await;
     Ok(())
 }
