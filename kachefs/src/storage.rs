@@ -169,7 +169,11 @@ impl Storage {
     }
 
     /// Once more, when it failed for want of descriptors and some can be closed.
-    fn again<T>(&self, error: io::Error, open: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    pub(crate) fn again<T>(
+        &self,
+        error: io::Error,
+        open: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
         if is_out_of_descriptors(error.raw_os_error()) {
             self.close_idle();
             return open();

@@ -102,7 +102,8 @@ fn everything_hits_and_only_what_is_read_is_fetched() {
     assert!(size > 100_000, "its size is known: {size}");
     assert_eq!(cold.output_of(&program), samples::WHOLE_OUTPUT);
     assert_eq!(number(cold, "faults"), 1, "only the program");
-    assert_eq!(number(cold, "bytes_faulted"), size);
+    let fetched = number(cold, "bytes_faulted");
+    assert!(fetched > 0 && fetched <= size, "{fetched} of {size}");
     let plain = cold.plain_cargo(&checkout, "build --target-dir plain");
     plain.ok();
     assert_eq!(cold.output_of(&program), samples::WHOLE_OUTPUT);

@@ -20,6 +20,7 @@ use super::passthrough::mtime;
 use super::view::{Entry, View};
 use super::{Errno, FsResult, INLINE_MAX, errno};
 use crate::clock;
+use crate::lazy::FaultError;
 
 nix::ioctl_write_int! {
     /// `FICLONE` (ioctl_ficlone(2)): make the file share the bytes of another.
@@ -145,6 +146,9 @@ impl View {
         if let Some(count) = self.read_here(ino, offset, into)? {
             return Ok(count);
         }
+        if let Some(count) = self.read_part(ino, offset, into)? {
+            return Ok(count);
+        }
         self.fault(ino)?;
         self.read_here(ino, offset, into)?.ok_or(Errno::EIO)
     }
@@ -159,7 +163,8 @@ impl View {
                 self.storage.close_blob(&digest);
                 if !self.storage.cas.has(&digest, size) {
                     if self.storage.kept(&digest, size).is_some() {
-                        return Ok(None);
+                        let read = self.storage.read_part(&digest, offset, into);
+                        return read.map_err(|e| io_failed("read a part", &e));
                     }
                     self.doubt_blob(&node, &digest);
                     return Err(Errno::EIO);
@@ -169,6 +174,25 @@ impl View {
                     Read::Done(count) => Ok(Some(count)),
                     Read::Doubtful(..) => Err(Errno::EIO),
                 }
+            }
+        }
+    }
+
+    /// Fetches what is read of a large file, and waits for it; `None` where all of it has to be fetched
+    /// first.
+    fn read_part(&self, ino: Ino, offset: u64, into: &mut [u8]) -> FsResult<Option<usize>> {
+        let node = self.node(ino)?;
+        let Body::Blob { digest, size } = node.state.lock().body else {
+            return Ok(None);
+        };
+        match self.storage.fetch_part(&digest, size, offset, into) {
+            Ok(read) => Ok(read),
+            // What follows from that, follows where all of it is wanted.
+            Err(FaultError::Gone(_)) => Ok(None),
+            Err(error) => {
+                tracing::error!(?ino, %digest, offset, %error, "fault");
+                self.suspect([ino]);
+                Err(Errno::EIO)
             }
         }
     }

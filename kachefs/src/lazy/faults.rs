@@ -1,21 +1,17 @@
 //! Faults: the bytes of a blob are fetched when they are first wanted, once however many want them.
 //!
-//! A small blob is one request. A larger one is fetched by its frames, some at a time, each verified
-//! against the digest before it is written. Only when all of it is there does it get its name in the
-//! store: nobody sees a part of a blob.
+//! A small blob is one request. Of a larger one the frames are fetched that somebody reads (`ranges`),
+//! each verified against the digest before anybody sees it. Only when all of it is here does it get its
+//! name in the store.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use remote::blob::{self, Damage, Frames, Header};
+use remote::blob::{self, Damage, Frames};
 use remote::{ObjectName, Remote, RemoteError};
 use store::{CasError, Counter, Digest, IndexError, Kept, Place};
-use tokio::task::JoinSet;
 
 use super::connection::{Connection, Unavailable};
 use super::containers::Container;
@@ -23,11 +19,7 @@ use super::reliance;
 use crate::storage::Storage;
 
 /// A blob of at most so many bytes is fetched in one request.
-const WHOLE: u64 = 4 << 20;
-
-/// How many bytes of a larger one are asked for at once, and how many such requests are under way.
-const PIECE: u64 = 4 << 20;
-const PIECES: usize = 4;
+pub(super) const WHOLE: u64 = 4 << 20;
 
 /// Blobs that are fetched at the same time, when many are wanted.
 const AT_ONCE: usize = 16;
@@ -58,12 +50,12 @@ pub enum FaultError {
     Index(#[from] IndexError),
 }
 
-/// What came of one request for a blob.
-enum Fetched {
+/// What came of asking for a blob.
+pub(super) enum Fetched {
     /// All of it, verified.
     Whole(Vec<u8>),
-    /// It is in the file.
-    Filed,
+    /// What was wanted is in the file; so many bytes were new there.
+    Filed(u64),
     /// It is not there.
     Absent,
     /// It is not what it should be.
@@ -102,15 +94,23 @@ impl Storage {
                 .is_some_and(|(connection, _)| !connection.is_left_alone())
     }
 
+    /// Where the store's remote holds a blob, for who has to have it.
+    pub(super) fn kept_for_fault(
+        &self,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<(Arc<Connection>, Kept), FaultError> {
+        let nowhere = || FaultError::Gone("it is known to be nowhere".to_owned());
+        self.kept(digest, size).ok_or_else(nowhere)
+    }
+
     /// Makes sure that the bytes of a blob are on this disk. Waits for them, within the limits of the
     /// remote.
     pub fn fault(&self, digest: &Digest, size: u64) -> Result<(), FaultError> {
         if self.cas.has(digest, size) {
             return Ok(());
         }
-        let (connection, kept) = self
-            .kept(digest, size)
-            .ok_or_else(|| FaultError::Gone("it is known to be nowhere".to_owned()))?;
+        let (connection, kept) = self.kept_for_fault(digest, size)?;
         match self.lazy.faults.take_off(*digest) {
             // Fetched between the look and the take-off?
             Ok(_) if self.cas.has(digest, size) => Ok(()),
@@ -150,28 +150,42 @@ impl Storage {
         })
     }
 
-    /// Fetches a blob. What arrives damaged, or breaks off, may do so on the way: it is asked for again
-    /// before anything is concluded from it.
     fn fetch(
         &self,
         connection: &Connection,
         digest: &Digest,
         kept: &Kept,
     ) -> Result<(), FaultError> {
+        if kept.size > WHOLE {
+            return self.fetch_rest(connection, digest, kept);
+        }
+        self.fetch_some(connection, digest, kept, 1, || {
+            connection.call(async |remote| whole(&*remote, digest, kept).await)
+        })
+    }
+
+    /// Fetches a blob or some of it, which counts as so many faults. What arrives damaged, or breaks off,
+    /// may do so on the way: it is asked for again before anything is concluded from it.
+    pub(super) fn fetch_some(
+        &self,
+        connection: &Connection,
+        digest: &Digest,
+        kept: &Kept,
+        faults: u64,
+        once: impl Fn() -> Result<Fetched, Unavailable>,
+    ) -> Result<(), FaultError> {
         let mut tries = 0..TRIES;
         let fetched = loop {
             tries.next();
-            match self.fetch_once(connection, digest, kept) {
+            match once() {
                 Ok(Fetched::Damaged(damage)) if !tries.is_empty() => {
                     tracing::warn!(%digest, %damage, "a blob arrived damaged");
                 }
-                Err(FaultError::Unavailable(Unavailable::Remote(error)))
-                    if error.is_passing() && !tries.is_empty() =>
-                {
+                Err(Unavailable::Remote(error)) if error.is_passing() && !tries.is_empty() => {
                     tracing::warn!(%digest, %error, "a blob did not arrive");
                 }
                 // What this one blob is refused with, no other try changes.
-                Err(FaultError::Unavailable(Unavailable::Remote(error))) if !error.is_passing() => {
+                Err(Unavailable::Remote(error)) if !error.is_passing() => {
                     tracing::error!(%digest, %error, "a blob cannot be fetched");
                     self.lazy.gone.lock().put((*digest, kept.place), ());
                     return Err(FaultError::Gone(error.to_string()));
@@ -179,70 +193,29 @@ impl Storage {
                 fetched => break fetched?,
             }
         };
-        match fetched {
+        let count = match fetched {
             Fetched::Whole(bytes) => {
                 // Counts as a change: a blob is new since the last sync point.
                 let _change = self.epochs.change();
                 self.cas.ingest_bytes(&bytes)?;
+                bytes.len() as u64
             }
-            Fetched::Filed => {}
+            Fetched::Filed(count) => count,
             Fetched::Unwritten(error) => return Err(error.into()),
             Fetched::Absent => {
                 self.lazy.leases.doubt();
                 return self.forget(connection, digest, kept, "it is gone");
             }
             Fetched::Damaged(damage) => {
-                return self.forget(
-                    connection,
-                    digest,
-                    kept,
-                    &format!("it is damaged: {damage}"),
-                );
+                let why = format!("it is damaged: {damage}");
+                return self.forget(connection, digest, kept, &why);
             }
-        }
+        };
         let mut batch = self.index.batch();
-        let counted = [(Counter::Faults, 1), (Counter::BytesFaulted, kept.size)];
+        let counted = [(Counter::Faults, faults), (Counter::BytesFaulted, count)];
         batch.count(&counted, None);
         batch.commit()?;
         Ok(())
-    }
-
-    fn fetch_once(
-        &self,
-        connection: &Connection,
-        digest: &Digest,
-        kept: &Kept,
-    ) -> Result<Fetched, FaultError> {
-        if kept.size > WHOLE {
-            return self.fetch_filed(connection, digest, kept);
-        }
-        let fetched = connection.call(async |remote| whole(&*remote, digest, kept).await);
-        Ok(fetched?)
-    }
-
-    fn fetch_filed(
-        &self,
-        connection: &Connection,
-        digest: &Digest,
-        kept: &Kept,
-    ) -> Result<Fetched, FaultError> {
-        let (id, file) = self.new_scratch()?;
-        let file = Arc::new(file);
-        let fetched = connection.call(async |remote| {
-            let into = Arc::clone(&file);
-            in_pieces(remote, digest, kept, into).await
-        });
-        let named = match fetched {
-            Ok(Fetched::Filed) => {
-                let path = self.dir.scratch_file(id);
-                let _change = self.epochs.change();
-                let adopted = self.cas.adopt(&path, &file, *digest, kept.size);
-                adopted.map(|_| Fetched::Filed).map_err(FaultError::from)
-            }
-            other => other.map_err(FaultError::from),
-        };
-        self.remove_scratch(id);
-        named
     }
 
     /// Which of these blobs, where only a remote has them, it has no more.
@@ -296,7 +269,7 @@ impl Storage {
 }
 
 /// The object a blob is in, and which part of it.
-fn place_of(digest: &Digest, kept: &Kept) -> (ObjectName, Option<Range<u64>>) {
+pub(super) fn place_of(digest: &Digest, kept: &Kept) -> (ObjectName, Option<Range<u64>>) {
     match kept.place {
         Place::Own => (ObjectName::blob(digest), None),
         Place::Pack {
@@ -323,95 +296,4 @@ async fn whole(remote: &dyn Remote, digest: &Digest, kept: &Kept) -> Result<Fetc
         Err(RemoteError::TooLarge { .. }) => Ok(Fetched::Damaged(Damage::Size(kept.size))),
         Err(error) => Err(error),
     }
-}
-
-/// Fetches a large blob into a file.
-async fn in_pieces(
-    remote: Arc<dyn Remote>,
-    digest: &Digest,
-    kept: &Kept,
-    into: Arc<File>,
-) -> Result<Fetched, RemoteError> {
-    let (name, within) = place_of(digest, kept);
-    let start = within.map_or(0, |range| range.start);
-    let frames = match Frames::of(kept.size) {
-        Ok(frames) => frames,
-        Err(damage) => return Ok(Fetched::Damaged(damage)),
-    };
-    let range = start..start + frames.header_len();
-    let most = frames.header_len();
-    let Some(bytes) = remote.get(&name, Some(range), most).await? else {
-        return Ok(Fetched::Absent);
-    };
-    let header = match Header::read(&bytes, *digest, kept.size) {
-        Ok(header) => Arc::new(header),
-        Err(damage) => return Ok(Fetched::Damaged(damage)),
-    };
-    let mut pieces = pieces(&header).into_iter();
-    let mut under_way = JoinSet::new();
-    loop {
-        while under_way.len() < PIECES
-            && let Some(frames) = pieces.next()
-        {
-            let kept = header.kept(frames.clone());
-            let range = start + kept.start..start + kept.end;
-            let (remote, name) = (Arc::clone(&remote), name.clone());
-            let (header, into) = (Arc::clone(&header), Arc::clone(&into));
-            under_way.spawn(async move {
-                let most = range.end - range.start;
-                let Some(bytes) = remote.get(&name, Some(range), most).await? else {
-                    return Ok(Fetched::Absent);
-                };
-                let write = move || unpack_into(&header, frames, &bytes, &into);
-                let written = tokio::task::spawn_blocking(write).await;
-                let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
-                Ok(written.unwrap_or_else(Fetched::Unwritten))
-            });
-        }
-        match under_way.join_next().await {
-            None => return Ok(Fetched::Filed),
-            Some(Ok(Ok(Fetched::Filed))) => {}
-            Some(Ok(other)) => return other,
-            Some(Err(error)) => return Ok(Fetched::Unwritten(io::Error::other(error))),
-        }
-    }
-}
-
-/// Frames that are asked for together.
-fn pieces(header: &Header) -> Vec<Range<u64>> {
-    let mut pieces = Vec::new();
-    let mut first = 0;
-    for frame in 0..header.frames().count() {
-        let kept = header.kept(first..frame + 1);
-        if kept.end - kept.start >= PIECE {
-            pieces.push(first..frame + 1);
-            first = frame + 1;
-        }
-    }
-    if first < header.frames().count() {
-        pieces.push(first..header.frames().count());
-    }
-    pieces
-}
-
-/// Verifies frames and writes them where they belong.
-fn unpack_into(
-    header: &Header,
-    frames: Range<u64>,
-    kept: &Bytes,
-    into: &File,
-) -> io::Result<Fetched> {
-    let start = header.kept(frames.clone()).start;
-    for frame in frames {
-        let range = header.kept(frame..frame + 1);
-        let at = |offset: u64| usize::try_from(offset - start).unwrap_or(usize::MAX);
-        let Some(bytes) = kept.get(at(range.start)..at(range.end)) else {
-            return Ok(Fetched::Damaged(Damage::Short));
-        };
-        match header.unpack(frame, bytes) {
-            Ok(bytes) => into.write_all_at(&bytes, header.frames().bytes(frame).start)?,
-            Err(damage) => return Ok(Fetched::Damaged(damage)),
-        }
-    }
-    Ok(Fetched::Filed)
 }

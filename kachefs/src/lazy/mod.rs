@@ -1,7 +1,8 @@
 //! What is elsewhere: blobs and results that only the store's remote holds.
 //!
 //! A name in a view may point at a blob whose bytes are not on this machine. Its first read is a
-//! *fault*: `faults` fetches the bytes, verifies them and keeps them. `learn` asks the remote for
+//! *fault*: `faults` fetches the bytes, verifies them and keeps them, of a large blob only those that are
+//! read (`ranges`, `partial`). `learn` asks the remote for
 //! results nobody made here, `uploads` sends what was made here (`queue` says
 //! when, `sending` how blobs go), `manifests` sends what a build is made
 //! of as one object, `trees` whole views. `facts` says what objects hold, `secrets` what never leaves the
@@ -22,7 +23,9 @@ mod learn;
 pub mod leases;
 pub mod manifests;
 mod pace;
+mod partial;
 mod queue;
+mod ranges;
 mod reliance;
 pub mod secrets;
 mod sending;
@@ -50,6 +53,7 @@ pub use queue::Pushed;
 use self::learn::Asked;
 use self::leases::Leases;
 use self::manifests::OpenBuilds;
+use self::partial::Partials;
 use self::queue::Queue;
 use crate::clock;
 use crate::flight::Flights;
@@ -63,6 +67,8 @@ pub struct Lazy {
     dir: StoreDir,
     configured: Mutex<Configured>,
     faults: Arc<Flights<Digest>>,
+    /// Large blobs of which some is here.
+    partials: Partials,
     asked: Asked,
     /// Blobs that were not where they should be, or not what they should be. What names them is not
     /// believed again.
@@ -90,6 +96,7 @@ impl Lazy {
             dir,
             configured: Mutex::default(),
             faults: Arc::default(),
+            partials: Partials::default(),
             asked: Asked::default(),
             gone: Mutex::new(LruCache::new(GONE)),
             queue: Arc::new(Queue::new(last)),

@@ -74,6 +74,11 @@ impl Frames {
         Ok(Self { size })
     }
 
+    /// Length of the blob in bytes.
+    pub fn size(self) -> u64 {
+        self.size
+    }
+
     /// How many there are.
     pub fn count(self) -> u64 {
         self.size.div_ceil(FRAME)

@@ -1,0 +1,317 @@
+//! Parts of large blobs: what is read of them is fetched, and the rest when that is worth it.
+//!
+//! Who reads on has the next windows fetched meanwhile, as many as were read in a row; when half of a
+//! blob is here, all of it is fetched, gets its name in the store, and is an ordinary file from then on.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use remote::blob::{FRAME, Frames, Header};
+use remote::{Remote, RemoteError};
+use store::{Digest, Kept};
+use tokio::task::{self, JoinSet};
+
+use super::connection::Connection;
+use super::faults::{FaultError, Fetched, WHOLE, place_of};
+use super::partial::{Ahead, Partial, Portion};
+use crate::flight::{Boarding, Flight};
+use crate::storage::Storage;
+
+/// How many bytes are asked for at once, and how many such requests are under way for a blob.
+const PIECE: u64 = 4 << 20;
+const PIECES: usize = 4;
+
+impl Storage {
+    /// Fills `into` from `offset` on with bytes of a blob that is not on this disk, where those bytes are.
+    /// Returns how many there were.
+    pub fn read_part(
+        self: &Arc<Self>,
+        digest: &Digest,
+        offset: u64,
+        into: &mut [u8],
+    ) -> io::Result<Option<usize>> {
+        let Some(partial) = self.lazy.partials.get(digest) else {
+            return Ok(None);
+        };
+        let read = partial.read(offset, into)?;
+        if let Some(length) = read {
+            self.fetch_ahead(&partial, offset..offset.saturating_add(length as u64));
+        }
+        Ok(read)
+    }
+
+    /// The same, once they have come; `None` for a blob that is fetched whole. Waits for them, within the
+    /// limits of the remote.
+    pub fn fetch_part(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<Option<usize>, FaultError> {
+        if size <= WHOLE || offset >= size || self.cas.has(digest, size) {
+            return Ok(None);
+        }
+        let (connection, kept) = self.kept_for_fault(digest, size)?;
+        let partial = self.partial(digest, size)?;
+        let bytes = offset..offset.saturating_add(into.len() as u64);
+        let windows = partial.windows(bytes.clone());
+        self.fetch_windows(&connection, &kept, &partial, windows)?;
+        let read = partial.read(offset, into)?;
+        self.fetch_ahead(&partial, bytes);
+        Ok(read)
+    }
+
+    /// Fetches all of a large blob that is not here, and gives it its name in the store.
+    pub(super) fn fetch_rest(
+        &self,
+        connection: &Connection,
+        digest: &Digest,
+        kept: &Kept,
+    ) -> Result<(), FaultError> {
+        let partial = self.partial(digest, kept.size)?;
+        self.fetch_windows(connection, kept, &partial, partial.all())?;
+        let (path, file) = partial.file();
+        {
+            // Counts as a change: a blob is new since the last sync point.
+            let _change = self.epochs.change();
+            self.cas.adopt(path, file, *digest, kept.size)?;
+        }
+        self.lazy.partials.forget(digest);
+        Ok(())
+    }
+
+    fn partial(&self, digest: &Digest, size: u64) -> Result<Arc<Partial>, FaultError> {
+        if let Some(partial) = self.lazy.partials.get(digest) {
+            return Ok(partial);
+        }
+        let frames = Frames::of(size).map_err(|damage| FaultError::Gone(damage.to_string()))?;
+        let begin = || {
+            let partials = &self.lazy.partials;
+            partials.begin(&self.dir.scratch(), *digest, frames)
+        };
+        Ok(begin().or_else(|error| self.again(error, begin))?)
+    }
+
+    /// Makes sure that windows of a blob are here.
+    fn fetch_windows(
+        &self,
+        connection: &Connection,
+        kept: &Kept,
+        partial: &Arc<Partial>,
+        windows: Range<u64>,
+    ) -> Result<(), FaultError> {
+        let fetched = self.fetch_missing(connection, kept, partial, windows.clone());
+        match fetched {
+            Ok(()) if partial.has(windows) => Ok(()),
+            Ok(()) => Err(FaultError::Failed),
+            Err(error) => {
+                if matches!(error, FaultError::Gone(_)) {
+                    self.lazy.partials.forget(&partial.digest);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Fetches what no other thread is fetching, and waits for the others.
+    fn fetch_missing(
+        &self,
+        connection: &Connection,
+        kept: &Kept,
+        partial: &Arc<Partial>,
+        windows: Range<u64>,
+    ) -> Result<(), FaultError> {
+        if partial.has(windows.clone()) {
+            return Ok(());
+        }
+        let header = self.header(connection, kept, partial)?;
+        let (ours, others) = divide(partial, windows);
+        if !ours.is_empty() {
+            self.fetch_some(connection, &partial.digest, kept, 0, || {
+                let frames = ours.iter().flat_map(|(window, _)| partial.missing(*window));
+                let pieces = pieces(&header, frames);
+                connection
+                    .call(async |remote| in_pieces(remote, partial, &header, kept, pieces).await)
+            })?;
+        }
+        drop(ours);
+        for boarding in others {
+            boarding.wait(connection.patience(PIECE));
+        }
+        Ok(())
+    }
+
+    fn header(
+        &self,
+        connection: &Connection,
+        kept: &Kept,
+        partial: &Arc<Partial>,
+    ) -> Result<Arc<Header>, FaultError> {
+        if let Some(header) = partial.header() {
+            return Ok(header);
+        }
+        match partial.flights.take_off(Portion::Header) {
+            // Fetched between the look and the take-off?
+            Ok(_flight) if partial.header().is_some() => {}
+            Ok(_flight) => self.fetch_some(connection, &partial.digest, kept, 1, || {
+                connection.call(async |remote| start(remote, partial, kept).await)
+            })?,
+            Err(boarding) => drop(boarding.wait(connection.patience(PIECE))),
+        }
+        partial.header().ok_or(FaultError::Failed)
+    }
+
+    /// Fetches what nobody waits for yet.
+    fn fetch_ahead(self: &Arc<Self>, partial: &Arc<Partial>, read: Range<u64>) {
+        let ahead = partial.note_read(&partial.windows(read));
+        if ahead == Ahead::Nothing {
+            return;
+        }
+        let Some(busy) = partial.busy() else { return };
+        let (storage, partial) = (Arc::clone(self), Arc::clone(partial));
+        let fetch = move || {
+            let (digest, size) = (partial.digest, partial.frames.size());
+            let fetched = match ahead {
+                Ahead::Windows(windows) => {
+                    storage
+                        .kept_for_fault(&digest, size)
+                        .and_then(|(from, kept)| {
+                            storage.fetch_windows(&from, &kept, &partial, windows)
+                        })
+                }
+                Ahead::Rest => storage.fault(&digest, size),
+                Ahead::Nothing => Ok(()),
+            };
+            if let Err(error) = fetched {
+                tracing::debug!(%digest, %error, "not fetched ahead");
+            }
+            drop(busy);
+        };
+        let started = std::thread::Builder::new()
+            .name("ahead".into())
+            .spawn(fetch);
+        if let Err(error) = started {
+            tracing::warn!(%error, "cannot start a thread");
+        }
+    }
+}
+
+/// What this thread fetches, and what others do.
+type Divided = (Vec<(u64, Flight<Portion>)>, Vec<Boarding>);
+
+fn divide(partial: &Partial, windows: Range<u64>) -> Divided {
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
+    for window in windows.filter(|window| !partial.has(*window..*window + 1)) {
+        match partial.flights.take_off(Portion::Window(window)) {
+            Ok(flight) => ours.push((window, flight)),
+            Err(boarding) => others.push(boarding),
+        }
+    }
+    (ours, others)
+}
+
+/// Frames that are asked for together.
+fn pieces(header: &Header, frames: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
+    let mut pieces: Vec<Range<u64>> = Vec::new();
+    for frame in frames {
+        match pieces.last_mut() {
+            Some(last) if last.end == frame && length(&header.kept(last.clone())) < PIECE => {
+                last.end += 1;
+            }
+            _ => pieces.push(frame..frame + 1),
+        }
+    }
+    pieces
+}
+
+fn length(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
+
+/// Fetches the header of a large blob, and the first frames, which are read first.
+async fn start(
+    remote: Arc<dyn Remote>,
+    partial: &Arc<Partial>,
+    kept: &Kept,
+) -> Result<Fetched, RemoteError> {
+    let (name, within) = place_of(&partial.digest, kept);
+    let most = partial.frames.header_len() + FRAME;
+    let range = match within {
+        Some(within) => within.start..within.end.min(within.start + most),
+        None => 0..most,
+    };
+    let Some(bytes) = remote.get(&name, Some(range), most).await? else {
+        return Ok(Fetched::Absent);
+    };
+    let header = match Header::read(&bytes, partial.digest, kept.size) {
+        Ok(header) => Arc::new(header),
+        Err(damage) => return Ok(Fetched::Damaged(damage)),
+    };
+    let has = bytes.len() as u64;
+    let frames =
+        (0..header.frames().count()).take_while(|frame| header.kept(0..frame + 1).end <= has);
+    let frames = 0..frames.count() as u64;
+    let start = usize::try_from(partial.frames.header_len()).unwrap_or(usize::MAX);
+    let filed = file(partial, &header, frames, bytes.slice(start..)).await;
+    if matches!(filed, Fetched::Filed(_)) {
+        partial.know(header);
+    }
+    Ok(filed)
+}
+
+/// Fetches frames into the file of a blob.
+async fn in_pieces(
+    remote: Arc<dyn Remote>,
+    partial: &Arc<Partial>,
+    header: &Arc<Header>,
+    kept: &Kept,
+    pieces: Vec<Range<u64>>,
+) -> Result<Fetched, RemoteError> {
+    let (name, within) = place_of(&partial.digest, kept);
+    let start = within.map_or(0, |range| range.start);
+    let mut pieces = pieces.into_iter();
+    let mut under_way = JoinSet::new();
+    let mut count = 0;
+    loop {
+        while under_way.len() < PIECES
+            && let Some(frames) = pieces.next()
+        {
+            let kept = header.kept(frames.clone());
+            let range = start + kept.start..start + kept.end;
+            let (remote, name) = (Arc::clone(&remote), name.clone());
+            let (header, partial) = (Arc::clone(header), Arc::clone(partial));
+            under_way.spawn(async move {
+                let most = length(&range);
+                let Some(bytes) = remote.get(&name, Some(range), most).await? else {
+                    return Ok(Fetched::Absent);
+                };
+                Ok(file(&partial, &header, frames, bytes).await)
+            });
+        }
+        match under_way.join_next().await {
+            None => return Ok(Fetched::Filed(count)),
+            Some(Ok(Ok(Fetched::Filed(new)))) => count += new,
+            Some(Ok(other)) => return other,
+            Some(Err(error)) => return Ok(Fetched::Unwritten(io::Error::other(error))),
+        }
+    }
+}
+
+/// Verifies frames and writes them, which takes longer than a thread of the runtime may be kept.
+async fn file(
+    partial: &Arc<Partial>,
+    header: &Arc<Header>,
+    frames: Range<u64>,
+    bytes: bytes::Bytes,
+) -> Fetched {
+    let (partial, header) = (Arc::clone(partial), Arc::clone(header));
+    let filed = task::spawn_blocking(move || partial.file_frames(&header, frames, &bytes));
+    match filed.await {
+        Ok(Ok(Ok(count))) => Fetched::Filed(count),
+        Ok(Ok(Err(damage))) => Fetched::Damaged(damage),
+        Ok(Err(error)) => Fetched::Unwritten(error),
+        Err(error) => Fetched::Unwritten(io::Error::other(error)),
+    }
+}
