@@ -11,6 +11,8 @@
 //! trust = ["<public key>", ...]       # use only what one of these has signed
 //! wait = 10                           # how many seconds anything waits for an answer
 //! upload-limit = "5 MiB"              # bytes per second, on average
+//! prefetch = "all"                    # `off`, `trace` or `all`
+//! prefetch-budget = "1 GiB"           # bytes of blobs fetched early for one build
 //! grace = "3days"                     # how long what nothing names is left alone by `remote gc`
 //! ```
 //!
@@ -22,6 +24,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
 use remote::signed::{PublicKey, SecretKey, Trust};
 use remote::{Location, S3Location};
 use store::StoreDir;
@@ -45,10 +48,29 @@ pub struct RemoteConfig {
     pub wait: Duration,
     /// How many bytes are sent per second, on average; `None` where there is no limit.
     pub upload_limit: Option<u64>,
+    /// What is fetched before a build asks for it.
+    pub prefetch: Prefetch,
+    /// How many bytes of blobs are, for one build.
+    pub prefetch_budget: u64,
     /// How long an object that nothing names is left alone. The same on all machines: who uploads counts
     /// on what they saw being written less than a third of it ago.
     pub grace: Duration,
 }
+
+/// What is fetched before a build asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Prefetch {
+    /// Nothing
+    Off,
+    /// What builds like it have read, once it has to compile something itself
+    #[default]
+    Trace,
+    /// Everything it shows
+    All,
+}
+
+/// How much is fetched early for one build where nothing else is configured.
+pub const PREFETCH_BUDGET: u64 = 256 << 20;
 
 /// The grace where nothing else is configured.
 pub const GRACE: Duration = Duration::from_hours(72);
@@ -117,6 +139,8 @@ impl RemoteConfig {
             trust: trust(table)?,
             wait: wait(table)?,
             upload_limit: upload_limit(table)?,
+            prefetch: prefetch(table)?,
+            prefetch_budget: prefetch_budget(table)?,
             grace: grace(table)?,
         })
     }
@@ -153,8 +177,16 @@ impl RemoteConfig {
             table.insert("wait", value(seconds));
         }
         if let Some(limit) = self.upload_limit {
-            let text = limit_text(limit);
-            table.insert("upload-limit", value(text));
+            table.insert("upload-limit", value(bytes_text(limit)));
+        }
+        if self.prefetch != Prefetch::default()
+            && let Some(name) = self.prefetch.to_possible_value()
+        {
+            table.insert("prefetch", value(name.get_name()));
+        }
+        if self.prefetch_budget != PREFETCH_BUDGET {
+            let text = bytes_text(self.prefetch_budget);
+            table.insert("prefetch-budget", value(text));
         }
         if self.grace != GRACE {
             let text = humantime::format_duration(self.grace).to_string();
@@ -168,7 +200,7 @@ impl RemoteConfig {
     }
 }
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 12] = [
     "url",
     "endpoint",
     "region",
@@ -178,6 +210,8 @@ const NAMES: [&str; 10] = [
     "trust",
     "wait",
     "upload-limit",
+    "prefetch",
+    "prefetch-budget",
     "grace",
 ];
 
@@ -290,15 +324,36 @@ fn upload_limit(table: &dyn TableLike) -> Result<Option<u64>> {
 
 /// Bytes per second as people write them: `5MiB`, `500kB`.
 pub fn parse_limit(text: &str) -> Result<u64> {
-    let parsed = text.parse::<bytesize::ByteSize>();
-    let limit = parsed.map_err(|error| anyhow!("{text:?} is no number of bytes: {error}"))?;
-    if limit.as_u64() < LEAST_LIMIT {
+    let limit = parse_bytes(text)?;
+    if limit < LEAST_LIMIT {
         bail!("{text:?} is too little: 16 KiB at least");
     }
-    Ok(limit.as_u64())
+    Ok(limit)
 }
 
-fn limit_text(limit: u64) -> String {
+/// A number of bytes as people write them: `1GiB`.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let parsed = text.parse::<bytesize::ByteSize>();
+    let bytes = parsed.map_err(|error| anyhow!("{text:?} is no number of bytes: {error}"))?;
+    Ok(bytes.as_u64())
+}
+
+fn prefetch(table: &dyn TableLike) -> Result<Prefetch> {
+    let Some(text) = text(table, "prefetch")? else {
+        return Ok(Prefetch::default());
+    };
+    Prefetch::from_str(&text, false)
+        .map_err(|_| anyhow!("`remote.prefetch` is none of `off`, `trace` and `all`"))
+}
+
+fn prefetch_budget(table: &dyn TableLike) -> Result<u64> {
+    let text = text(table, "prefetch-budget")?;
+    text.map_or(Ok(PREFETCH_BUDGET), |text| {
+        parse_bytes(&text).context("`remote.prefetch-budget`")
+    })
+}
+
+fn bytes_text(limit: u64) -> String {
     let shown = bytesize::ByteSize(limit).to_string();
     match shown.parse() {
         Ok(bytesize::ByteSize(parsed)) if parsed == limit => shown,
@@ -389,6 +444,16 @@ mod tests {
                     Duration::from_secs(2)
                 },
                 upload_limit: (trust == Trust::Everybody).then_some((5 << 20) + 1),
+                prefetch: if trust == Trust::Everybody {
+                    Prefetch::Trace
+                } else {
+                    Prefetch::All
+                },
+                prefetch_budget: if trust == Trust::Everybody {
+                    PREFETCH_BUDGET
+                } else {
+                    12345
+                },
                 grace: if trust == Trust::Everybody {
                     GRACE
                 } else {

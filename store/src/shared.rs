@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::{
     ActionEntry, ActionKey, InputRecord, InvocationDigest, OutputContent, TreeContent,
 };
-use crate::codec::Record;
+use crate::codec::{Record, whole};
 use crate::digest::Digest;
 
 /// Which remote a fact is about: its location, as a digest.
@@ -105,11 +105,21 @@ impl Record for Fact {
 pub struct BuildManifest {
     /// Its results.
     pub facts: Vec<Fact>,
+    /// Blobs that builds like it have fetched, in the order they read them, the newest build's first.
+    pub reads: Vec<Digest>,
 }
 
 impl Record for BuildManifest {
     const NAME: &'static str = "build manifest";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
+        let without_reads = |facts| Self {
+            facts,
+            reads: Vec::new(),
+        };
+        (version == 1).then(|| whole(body).map(without_reads))
+    }
 }
 
 impl ActionEntry {
@@ -201,6 +211,23 @@ mod tests {
         golden.extend_from_slice(&[2, 3]);
         assert_eq!(bytes, golden, "a changed layout needs a new Fact::VERSION");
         assert_eq!(decode::<Fact>(&bytes).expect("decodes"), fact());
+    }
+
+    #[test]
+    fn the_layout_of_manifests_is_fixed() {
+        let read = Digest::of(b"r");
+        let manifest = BuildManifest {
+            facts: vec![fact()],
+            reads: vec![read],
+        };
+        let fact = encode(&fact()).expect("encodes");
+        let older = [&[1, 1], &fact[1..]].concat();
+        let golden = [&[2, 1], &fact[1..], &[1], &read.as_bytes()[..]].concat();
+        let bytes = encode(&manifest).expect("encodes");
+        assert_eq!(bytes, golden, "a changed layout needs a new version");
+        assert_eq!(decode::<BuildManifest>(&bytes).expect("decodes"), manifest);
+        let older = decode::<BuildManifest>(&older).expect("decodes an older one");
+        assert_eq!((older.facts, older.reads), (manifest.facts, Vec::new()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::Serialize;
 use store::StoreDir;
 
 use super::remote_gc::RemoteGc;
-use crate::remote_config::{self, RemoteConfig, S3Options};
+use crate::remote_config::{self, Prefetch, RemoteConfig, S3Options};
 
 /// Share what is compiled here by way of a bucket or a directory.
 #[derive(Debug, Args)]
@@ -74,6 +74,12 @@ struct Set {
     /// How many bytes to send per second, on average: `5MiB` [default: no limit, or as before]
     #[arg(long, value_name = "BYTES", value_parser = remote_config::parse_limit)]
     upload_limit: Option<u64>,
+    /// What to fetch before a build asks for it [default: trace, or as before]
+    #[arg(long, value_name = "MODE")]
+    prefetch: Option<Prefetch>,
+    /// How many bytes of blobs to fetch early for one build: `1GiB` [default: 256 MiB, or as before]
+    #[arg(long, value_name = "BYTES", value_parser = remote_config::parse_bytes)]
+    prefetch_budget: Option<u64>,
     /// How long `remote gc` leaves alone what nothing names: `12h`. The same on all machines [default:
     /// 3days, or as before]
     #[arg(long, value_name = "TIME", value_parser = remote_config::parse_grace)]
@@ -149,6 +155,8 @@ impl Set {
         let wait = before.as_ref().map(|before| before.wait);
         let wait = wait.unwrap_or(remote_config::WAIT);
         let upload_limit = before.as_ref().and_then(|before| before.upload_limit);
+        let prefetch = before.as_ref().map(|before| before.prefetch);
+        let budget = before.as_ref().map(|before| before.prefetch_budget);
         let grace = before.map_or(remote_config::GRACE, |before| before.grace);
         let wait = self.wait.map_or(wait, Duration::from_secs);
         let config = RemoteConfig {
@@ -157,6 +165,11 @@ impl Set {
             trust,
             wait,
             upload_limit: self.upload_limit.or(upload_limit),
+            prefetch: self.prefetch.or(prefetch).unwrap_or_default(),
+            prefetch_budget: self
+                .prefetch_budget
+                .or(budget)
+                .unwrap_or(remote_config::PREFETCH_BUDGET),
             grace: self.grace.unwrap_or(grace),
         };
         config.save(dir)?;

@@ -127,6 +127,19 @@ fn remote_rows(remote: &stats::RemoteStats, row: &mut impl FnMut(&str, String)) 
     row("remote", format!("{}{answers}", remote.url));
     let faulted = bytes(remote.bytes_faulted);
     row("faults", format!("{} blobs, {faulted}", remote.faults));
+    if remote.prefetched > 0 {
+        let (fetched, read) = (remote.prefetched, remote.prefetched_read);
+        let size = bytes(remote.bytes_prefetched);
+        let wasted = bytes(
+            remote
+                .bytes_prefetched
+                .saturating_sub(remote.bytes_prefetched_read),
+        );
+        row(
+            "prefetched",
+            format!("{fetched} blobs of these, {size}; {read} read, {wasted} not"),
+        );
+    }
     let (sent, waiting) = (remote.results_uploaded, remote.results_waiting);
     let held_back = match remote.results_held_back {
         0 => String::new(),

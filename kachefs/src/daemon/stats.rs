@@ -59,6 +59,18 @@ pub struct RemoteStats {
     pub faults: u64,
     /// Their bytes, as blobs.
     pub bytes_faulted: u64,
+    /// Of these, blobs fetched before anybody wanted them.
+    #[serde(default)]
+    pub prefetched: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub bytes_prefetched: u64,
+    /// Of these, blobs that somebody read. The rest was fetched for nothing, so far.
+    #[serde(default)]
+    pub prefetched_read: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub bytes_prefetched_read: u64,
     /// Results sent, over the life of the store.
     pub results_uploaded: u64,
     /// Results not sent, because they hold what must not leave the machine.
@@ -255,6 +267,10 @@ fn remote(daemon: &Daemon, number: &dyn Fn(Counter) -> u64) -> Result<Option<Rem
         answers: !connection.is_left_alone(),
         faults: number(Counter::Faults),
         bytes_faulted: number(Counter::BytesFaulted),
+        prefetched: number(Counter::Prefetched),
+        bytes_prefetched: number(Counter::BytesPrefetched),
+        prefetched_read: number(Counter::PrefetchedRead),
+        bytes_prefetched_read: number(Counter::BytesPrefetchedRead),
         results_uploaded: number(Counter::ResultsUploaded),
         results_held_back: number(Counter::ResultsHeldBack),
         results_waiting: daemon.storage.index.upload_count()?,

@@ -233,7 +233,10 @@ impl View {
                     return Ok(Read::Done(copy_out(&bytes, offset, into)));
                 }
                 Body::Blob { digest, size } => match self.storage.blob(digest) {
-                    Ok(file) => (file, Some((*digest, *size))),
+                    Ok(file) => {
+                        self.storage.note_read(digest, false);
+                        (file, Some((*digest, *size)))
+                    }
                     Err(store::CasError::Missing(_)) => return Ok(Read::Doubtful(*digest, *size)),
                     Err(error) => return Err(blob_failed(&error)),
                 },

@@ -264,6 +264,7 @@ mod tests {
         let fingerprint = Digest::of(b"f");
         let manifest = BuildManifest {
             facts: vec![fact(1), fact(2)],
+            reads: vec![Digest::of(b"read")],
         };
         let object = write_build(&fingerprint, &manifest, Some(&key)).expect("writes");
         assert_eq!(read_build(&fingerprint, &object, &trust), Some(manifest));

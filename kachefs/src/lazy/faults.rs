@@ -104,21 +104,27 @@ impl Storage {
         self.kept(digest, size).ok_or_else(nowhere)
     }
 
-    /// Makes sure that the bytes of a blob are on this disk. Waits for them, within the limits of the
-    /// remote.
+    /// Makes sure that the bytes of a blob are on this disk, for who reads them. Waits for them, within the
+    /// limits of the remote.
     pub fn fault(&self, digest: &Digest, size: u64) -> Result<(), FaultError> {
-        if self.cas.has(digest, size) {
-            return Ok(());
+        if !self.cas.has(digest, size) {
+            self.bring(digest, size)?;
+            self.note_read(digest, true);
         }
+        Ok(())
+    }
+
+    /// The same, for whoever may read them. Whether they were fetched by this call.
+    pub(super) fn bring(&self, digest: &Digest, size: u64) -> Result<bool, FaultError> {
         let (connection, kept) = self.kept_for_fault(digest, size)?;
         match self.lazy.faults.take_off(*digest) {
             // Fetched between the look and the take-off?
-            Ok(_) if self.cas.has(digest, size) => Ok(()),
-            Ok(_flight) => self.fetch(&connection, digest, &kept),
+            Ok(_) if self.cas.has(digest, size) => Ok(false),
+            Ok(_flight) => self.fetch(&connection, digest, &kept).map(|()| true),
             Err(boarding) => {
                 boarding.wait(connection.patience(size));
                 if self.cas.has(digest, size) {
-                    Ok(())
+                    Ok(false)
                 } else {
                     Err(FaultError::Failed)
                 }

@@ -69,9 +69,12 @@ impl Storage {
             let object = get(connection, &ObjectName::build(fingerprint)).ok()?;
             let manifest = object
                 .and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
-            let facts = manifest.map(|manifest| manifest.facts).unwrap_or_default();
-            self.lazy.builds.published(*fingerprint, &facts, false);
-            Some(facts)
+            let manifest = manifest.unwrap_or_default();
+            self.lazy
+                .builds
+                .published(*fingerprint, &manifest.facts, false);
+            self.lazy.prefetch.learned(*fingerprint, &manifest.reads);
+            Some(manifest.facts)
         })
     }
 

@@ -19,6 +19,7 @@ use super::connection::Connection;
 use super::containers::{self, Container};
 use super::facts;
 use super::not_encoded;
+use super::prefetch;
 use super::reliance::{Reliance, is_old};
 use super::sending::ensure_recent;
 use crate::clock;
@@ -90,7 +91,7 @@ impl OpenBuilds {
         let mut ended: HashMap<Digest, HashSet<Part>> = HashMap::new();
         let mut open = self.open.lock();
         open.retain(|(pid, started), builds| {
-            let is_there = started.is_some() && crate::service::builds::started(*pid) == *started;
+            let is_there = is_running((*pid, *started));
             if !is_there {
                 for (fingerprint, parts) in std::mem::take(builds) {
                     ended.entry(fingerprint).or_default().extend(parts);
@@ -132,6 +133,11 @@ impl OpenBuilds {
     }
 }
 
+/// Whether a build's process is still there.
+pub(super) fn is_running((pid, started): Process) -> bool {
+    started.is_some() && crate::service::builds::started(pid) == started
+}
+
 fn keys(facts: &[Fact]) -> impl Iterator<Item = ActionKey> {
     facts
         .iter()
@@ -168,15 +174,20 @@ impl Storage {
             return Ok(());
         }
         let builds = &self.lazy.builds;
-        if builds.hold(&fingerprint, keys(&facts)) && !self.ages(connection, &fingerprint)? {
+        let reads = self.lazy.prefetch.new_reads(&fingerprint);
+        let has_all = reads.is_empty() && builds.hold(&fingerprint, keys(&facts));
+        if has_all && !self.ages(connection, &fingerprint)? {
             return Ok(());
         }
         facts.sort_by_key(|fact| fact.invocation);
         let doubtful = self.doubtful(connection, &facts)?;
+        let ours = BuildManifest { facts, reads };
         let merged = connection
-            .send(async |remote| merge(&remote, connection, &fingerprint, facts, doubtful).await)?;
-        tracing::debug!(%fingerprint, results = merged.len(), "build manifest");
-        builds.published(fingerprint, &merged, true);
+            .send(async |remote| merge(&remote, connection, &fingerprint, ours, doubtful).await)?;
+        tracing::debug!(%fingerprint, results = merged.facts.len(), "build manifest");
+        builds.published(fingerprint, &merged.facts, true);
+        self.lazy.prefetch.learned(fingerprint, &merged.reads);
+        self.lazy.prefetch.told(&fingerprint);
         Ok(())
     }
 
@@ -238,9 +249,9 @@ async fn merge(
     remote: &Arc<dyn Remote>,
     connection: &Connection,
     fingerprint: &Digest,
-    facts: Vec<Fact>,
+    ours: BuildManifest,
     mut doubtful: BTreeSet<Container>,
-) -> Result<Vec<Fact>, RemoteError> {
+) -> Result<BuildManifest, RemoteError> {
     let began_ms = clock::now_ms();
     let name = ObjectName::build(fingerprint);
     // First: what is read then is no older than this says.
@@ -249,8 +260,8 @@ async fn merge(
     let there =
         there.and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
     let others = there.filter(|_| connection.vouches());
-    let others = others.map(|there| there.facts).unwrap_or_default();
-    let named = others.iter().flat_map(containers::of_fact);
+    let others = others.unwrap_or_default();
+    let named = others.facts.iter().flat_map(containers::of_fact);
     if is_old {
         doubtful.extend(named);
     } else {
@@ -260,7 +271,7 @@ async fn merge(
         });
     }
     let reliance = Reliance::on(remote, &doubtful).await?;
-    let mut manifest = together(facts, others);
+    let mut manifest = together(ours, others);
     manifest.facts.retain(|fact| reliance.holds(fact));
     let object = loop {
         let object = facts::write_build(fingerprint, &manifest, connection.key.as_ref());
@@ -278,15 +289,15 @@ async fn merge(
         error => error,
     };
     reliance.end(&**remote).await;
-    written.map(|()| manifest.facts)
+    written.map(|()| manifest)
 }
 
 /// Our results, and behind them those of others, each once and not too many.
-fn together(facts: Vec<Fact>, others: Vec<Fact>) -> BuildManifest {
-    let own: HashSet<ActionKey> = keys(&facts).collect();
-    let mut manifest = BuildManifest { facts };
+fn together(mut manifest: BuildManifest, others: BuildManifest) -> BuildManifest {
+    let own: HashSet<ActionKey> = keys(&manifest.facts).collect();
     let is_other = |fact: &Fact| !keys(std::slice::from_ref(fact)).any(|key| own.contains(&key));
-    manifest.facts.extend(others.into_iter().filter(is_other));
+    let others_facts = others.facts.into_iter().filter(is_other);
+    manifest.facts.extend(others_facts);
     let mut of_invocation: HashMap<InvocationDigest, usize> = HashMap::new();
     manifest.facts.retain(|fact| {
         let count = of_invocation.entry(fact.invocation).or_default();
@@ -294,5 +305,9 @@ fn together(facts: Vec<Fact>, others: Vec<Fact>) -> BuildManifest {
         *count <= facts::RESULTS
     });
     manifest.facts.truncate(RESULTS);
+    let entries = manifest.facts.iter().flat_map(|fact| &fact.entries);
+    let named = entries.flat_map(|(_, entry)| entry.blobs());
+    let named = named.map(|(digest, _)| digest).collect();
+    manifest.reads = prefetch::joined(manifest.reads, others.reads, &named);
     manifest
 }

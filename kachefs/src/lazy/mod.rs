@@ -2,7 +2,7 @@
 //!
 //! A name in a view may point at a blob whose bytes are not on this machine. Its first read is a
 //! *fault*: `faults` fetches the bytes, verifies them and keeps them, of a large blob only those that are
-//! read (`ranges`, `partial`). `learn` asks the remote for
+//! read (`ranges`, `partial`), and some before they are (`prefetch`). `learn` asks the remote for
 //! results nobody made here, `uploads` sends what was made here (`queue` says
 //! when, `sending` how blobs go), `manifests` sends what a build is made
 //! of as one object, `trees` whole views. `facts` says what objects hold, `secrets` what never leaves the
@@ -24,6 +24,7 @@ pub mod leases;
 pub mod manifests;
 mod pace;
 mod partial;
+pub mod prefetch;
 mod queue;
 mod ranges;
 mod reliance;
@@ -54,6 +55,7 @@ use self::learn::Asked;
 use self::leases::Leases;
 use self::manifests::OpenBuilds;
 use self::partial::Partials;
+use self::prefetch::Prefetch;
 use self::queue::Queue;
 use crate::clock;
 use crate::flight::Flights;
@@ -73,6 +75,8 @@ pub struct Lazy {
     /// Blobs that were not where they should be, or not what they should be. What names them is not
     /// believed again.
     gone: Mutex<LruCache<(Digest, Place), ()>>,
+    /// What is fetched before it is wanted.
+    pub prefetch: Prefetch,
     /// Builds under way.
     pub builds: OpenBuilds,
     /// What is still to be sent.
@@ -101,6 +105,7 @@ impl Lazy {
             gone: Mutex::new(LruCache::new(GONE)),
             queue: Arc::new(Queue::new(last)),
             builds: OpenBuilds::default(),
+            prefetch: Prefetch::default(),
             leases: Arc::default(),
         }
     }

@@ -170,6 +170,7 @@ impl Service {
             Decided::Hit(replay) => {
                 let key = replay.key;
                 self.note_part(action.build, prepared.digest, &replay.source, key);
+                self.foresee(action.build, &key);
                 self.answer(stream, replay, asked, |asked| asked.kept(request, key))
             }
             Decided::Run(flight) => self.run(stream, &action, flight, asked),
@@ -274,6 +275,7 @@ impl Service {
         mut asked: Asked,
     ) -> Result<(), ProtocolError> {
         let prepared = action.prepared;
+        self.has_missed(action.build, &prepared.view);
         Pulse::during(stream, || self.bring_externs(prepared))?;
         let run = run_of(prepared);
         let started: Timestamp = clock::now();

@@ -4,7 +4,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use store::{
-    ActionKey, Batch, Digest, Hasher, IndexError, InputRecord, InvocationDigest, Root, Upload,
+    ActionEntry, ActionKey, Batch, Digest, Hasher, IndexError, InputRecord, InvocationDigest, Root,
+    Upload,
 };
 use wrapper::mode::Mode;
 use wrapper::protocol::ProtocolError;
@@ -12,6 +13,7 @@ use wrapper::protocol::ProtocolError;
 use super::builds::started;
 use super::prepare::Prepared;
 use super::{Action, Pulse, Service};
+use crate::fs::View;
 use crate::lazy::manifests::{Part, Process};
 use crate::lazy::secrets::Secrets;
 
@@ -123,6 +125,33 @@ impl Service {
                 builds.note(build.process, build.fingerprint, part);
             }
             Err(error) => tracing::warn!(%error, "part of a build"),
+        }
+    }
+
+    /// A build got a result that others may have made: what it will read of it may be fetched now.
+    pub(super) fn foresee(&self, build: Option<Build>, key: &ActionKey) {
+        let Some(Build {
+            process,
+            fingerprint,
+        }) = build
+        else {
+            return;
+        };
+        match self.storage.index.action(key) {
+            Ok(entry) => {
+                let blobs = entry.iter().flat_map(ActionEntry::blobs);
+                self.storage.foresee(process, fingerprint, blobs);
+            }
+            Err(error) => tracing::warn!(%error, "result that was bound"),
+        }
+    }
+
+    /// A build has to make something itself.
+    pub(super) fn has_missed(&self, build: Option<Build>, view: &View) {
+        if let Some(build) = build {
+            let shown = || view.blobs();
+            self.storage
+                .has_missed(build.process, build.fingerprint, shown);
         }
     }
 

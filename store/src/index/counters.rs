@@ -54,6 +54,14 @@ pub enum Counter {
     Faults,
     /// Their bytes, as blobs.
     BytesFaulted,
+    /// Of these, blobs that nobody had asked for yet.
+    Prefetched,
+    /// Their bytes.
+    BytesPrefetched,
+    /// Of these, blobs that somebody read.
+    PrefetchedRead,
+    /// Their bytes.
+    BytesPrefetchedRead,
 }
 
 impl Index {

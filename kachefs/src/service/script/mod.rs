@@ -53,6 +53,7 @@ impl Service {
         match self.decide(stream, &action, &mut asked.watch)? {
             Decided::Hit(replay) => {
                 self.note_part(action.build, prepared.digest, &replay.source, replay.key);
+                self.foresee(action.build, &replay.key);
                 self.answer(stream, replay, asked, |_| None)
             }
             // What an earlier run left may get into what this one makes.
