@@ -5,25 +5,23 @@
 //! with itself says nothing about the cache. Of an rlib the names are left out that rustc makes up anew
 //! each time.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use store::{Cas, Digest, StoreDir};
 use tempfile::TempDir;
-use wrapper::environment::is_jobserver;
 use wrapper::protocol::{Answer, Control, Plan, PlannedCompile, PlannedFile, PlannedUnit};
 
 use super::explain::name;
 use super::last_build::targets;
 use crate::archive;
+use crate::compile_again;
 use crate::daemon::client;
 use crate::explain::report::UnitName;
 
@@ -243,16 +241,7 @@ fn compile_again(compile: &PlannedCompile) -> Result<Result<TempDir, String>> {
         .prefix("kachefs-verify-")
         .tempdir()
         .context("no scratch directory")?;
-    let environment = compile.environment.iter();
-    // The descriptors of cargo's jobserver are not ours.
-    let environment = environment.filter(|(name, _)| !is_jobserver(name));
-    let output = Command::new(OsStr::from_bytes(&compile.program))
-        .args(redirected(&compile.arguments, scratch.path()))
-        .env_clear()
-        .envs(environment.map(|(n, v)| (OsStr::from_bytes(n), OsStr::from_bytes(v))))
-        .current_dir(OsStr::from_bytes(&compile.cwd))
-        .stdin(Stdio::null())
-        .output();
+    let output = compile_again::command(compile, scratch.path()).output();
     Ok(match output {
         Ok(output) if output.status.success() => Ok(scratch),
         Ok(output) => {
@@ -262,45 +251,6 @@ fn compile_again(compile: &PlannedCompile) -> Result<Result<TempDir, String>> {
         }
         Err(error) => Err(format!("cannot run the compiler: {error}")),
     })
-}
-
-/// The arguments with every directory that is written to replaced.
-fn redirected(arguments: &[Vec<u8>], scratch: &Path) -> Vec<std::ffi::OsString> {
-    const OUT_DIR: &[u8] = b"--out-dir";
-    const INCREMENTAL: &[u8] = b"incremental=";
-    let incremental = scratch.join("incremental");
-    let mut last: &[u8] = b"";
-    let mut redirected = Vec::with_capacity(arguments.len());
-    for argument in arguments {
-        let is_value = last == b"-C" || last == b"--codegen";
-        let attached: [&[u8]; 2] = [b"-C", b"--codegen="];
-        let codegen = attached.iter().find(|start| argument.starts_with(start));
-        let new = if last == OUT_DIR {
-            scratch.as_os_str().to_owned()
-        } else if argument
-            .strip_prefix(OUT_DIR)
-            .is_some_and(|rest| rest.starts_with(b"="))
-        {
-            with(b"--out-dir=", scratch)
-        } else if is_value && argument.starts_with(INCREMENTAL) {
-            with(INCREMENTAL, &incremental)
-        } else if let Some(start) = codegen
-            && argument[start.len()..].starts_with(INCREMENTAL)
-        {
-            with(&[start, INCREMENTAL].concat(), &incremental)
-        } else {
-            OsStr::from_bytes(argument).to_owned()
-        };
-        redirected.push(new);
-        last = argument;
-    }
-    redirected
-}
-
-fn with(start: &[u8], path: &Path) -> std::ffi::OsString {
-    let mut text = OsStr::from_bytes(start).to_owned();
-    text.push(path);
-    text
 }
 
 /// The served files that are not what was made now, and whether one of them is not what it was when
@@ -386,32 +336,4 @@ fn text(report: &Report) -> String {
         let _ = writeln!(text, "{}: skipped: {}", name(&note.unit), note.text);
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_is_written_where_cargo_said() {
-        let argv = |words: &str| -> Vec<Vec<u8>> {
-            words
-                .split(' ')
-                .map(|word| word.as_bytes().to_vec())
-                .collect()
-        };
-        let redirected = |words: &str| -> String {
-            let words = redirected(&argv(words), Path::new("/s"));
-            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-            words.join(" ")
-        };
-        assert_eq!(
-            redirected("--out-dir /t/debug/deps -C incremental=/t/i -C opt-level=1 a.rs"),
-            "--out-dir /s -C incremental=/s/incremental -C opt-level=1 a.rs"
-        );
-        assert_eq!(
-            redirected("--out-dir=/t -Cincremental=/t/i --codegen=incremental=/t"),
-            "--out-dir=/s -Cincremental=/s/incremental --codegen=incremental=/s/incremental"
-        );
-    }
 }
