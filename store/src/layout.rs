@@ -8,6 +8,7 @@
 //! blobs/xx/<hex>  the CAS
 //! scratch/<id>    private backing files, on the same file system as the CAS
 //! index/          RocksDB
+//! recompute/      where lost outputs are being made again
 //! index.mark      how far the index had come, see `mark.rs`
 //! managed/<hex>   the targets that come back by themselves
 //! kachefs.toml    what the user configured
@@ -126,6 +127,11 @@ impl StoreDir {
     /// One private backing file.
     pub fn scratch_file(&self, id: ScratchId) -> PathBuf {
         self.scratch().join(format!("{:x}", id.0))
+    }
+
+    /// Where lost outputs are being made again; nothing in it outlives the daemon.
+    pub fn recompute(&self) -> PathBuf {
+        self.root.join("recompute")
     }
 
     /// The RocksDB directory.

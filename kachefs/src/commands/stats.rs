@@ -82,6 +82,13 @@ fn table(stats: &stats::Stats) -> String {
             actions.saved_ms / 100 % 10
         ),
     );
+    if actions.recomputed > 0 {
+        let made = actions.recomputed;
+        row(
+            "recomputed",
+            format!("{made} compiles whose outputs were lost"),
+        );
+    }
     row("referenced", bytes(stats.bytes.referenced));
     row("stored", bytes(stats.bytes.stored));
     row(

@@ -47,7 +47,7 @@ pub struct Daemon {
     /// The mounted views.
     pub mounts: Arc<Mounts>,
     /// The action service.
-    pub service: Service,
+    pub service: Arc<Service>,
     /// Who starts the next one.
     pub keeper: Arc<Keeper>,
     /// When this process started.
@@ -98,6 +98,7 @@ impl Daemon {
 
     /// Unmounts everything, also what is in use, and waits for what is still being recorded.
     pub fn shut_down(&self) {
+        self.service.lineage.close();
         self.service.drain();
         self.service.builds.write();
         self.mounts.unmount_all(true, Management::Stays);

@@ -114,6 +114,9 @@ pub struct Actions {
     pub uncacheable_reasons: BTreeMap<String, u64>,
     /// Milliseconds of compiling that hits spared.
     pub saved_ms: u64,
+    /// Ran again because what they had made was lost.
+    #[serde(default)]
+    pub recomputed: u64,
     /// Results still being recorded.
     pub pending: usize,
 }
@@ -227,6 +230,7 @@ pub fn collect(daemon: &Daemon, view: Option<&Path>) -> Result<String> {
             failed: number(Counter::Failed),
             uncacheable_reasons: counters.uncacheable.clone(),
             saved_ms: number(Counter::SavedMs),
+            recomputed: number(Counter::Recomputed),
             pending: daemon.service.pending(),
         },
         scripts: Scripts {

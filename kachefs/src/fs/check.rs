@@ -2,7 +2,8 @@
 //! blob that is damaged.
 //!
 //! A blob that the store's remote holds is not missing: it is fetched when it is read
-//! (`crate::lazy`). When it does not come, it is as good as missing.
+//! (`crate::lazy`). When it does not come, it is as good as missing; when it is nowhere any more, it may be
+//! made again when it is read (`crate::lazy::Lineage`), and keeps its names until that has failed.
 //!
 //! Such a file loses its names, so that the next cargo build makes it again; until then a read gives
 //! EIO. When a view is mounted afresh that happens before anybody can look; in a mounted view, after
@@ -12,11 +13,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use store::{ActionEntry, Content, Digest, Ino, InodeRecord, Kind};
+use store::{ActionEntry, ActionKey, Content, Digest, Ino, InodeRecord, Kind};
 
 use super::node::{Body, Node};
 use super::view::View;
 use super::{Errno, FsResult};
+use crate::lazy::Lost;
 use crate::storage::Storage;
 
 /// Whether the bytes of a stored inode are there.
@@ -51,6 +53,56 @@ impl View {
         self.suspect(nodes.map(|node| node.ino));
     }
 
+    /// What is nowhere any more will not be made again: one build makes all of it.
+    pub fn doubt_lost(&self) {
+        let is_lost = |node: &Arc<Node>| {
+            let Body::Blob { digest, size } = node.state.lock().body else {
+                return false;
+            };
+            !self.storage.has(&digest, size)
+        };
+        let nodes = self.all_nodes().into_iter().filter(is_lost);
+        self.suspect(nodes.map(|node| node.ino));
+    }
+
+    /// Whether the bytes of a file that are nowhere any more may be made again.
+    pub(super) fn is_hopeful(&self, node: &Node) -> bool {
+        let lineage = self.storage.lazy.lineage.get();
+        node.state.lock().origin.is_some()
+            && lineage.is_some_and(|lineage| lineage.is_hopeful(self.id))
+    }
+
+    /// Makes the bytes of a file again that are nowhere any more, and waits for them. Not where a remote
+    /// that does not answer has them.
+    pub(super) fn recompute(&self, node: &Node, digest: &Digest, size: u64) -> bool {
+        let Some(lineage) = self.storage.lazy.lineage.get() else {
+            return false;
+        };
+        let lost = |action| Lost {
+            view: self.id,
+            action,
+            digest: *digest,
+            size,
+        };
+        let action = node.state.lock().origin.as_deref().copied();
+        !self.storage.has(digest, size)
+            && action.is_some_and(|action| lineage.recompute(lost(action)))
+    }
+
+    /// Whether a lost file keeps its names, because reading it makes it again.
+    fn may_be_made_again(&self, ino: Ino, known: &HashSet<ActionKey>) -> bool {
+        let Ok(node) = self.node(ino) else {
+            return false;
+        };
+        let state = node.state.lock();
+        let Body::Blob { digest, size } = state.body else {
+            return false;
+        };
+        let is_known = state.origin.as_deref().is_some_and(|o| known.contains(o));
+        drop(state);
+        is_known && !self.storage.has(&digest, size)
+    }
+
     /// Takes the names of suspected files away. In a mounted view, for threads that serve no
     /// requests: the kernel is told, and takes the locks of directories for it.
     pub fn drop_suspects(&self) {
@@ -60,6 +112,13 @@ impl View {
             .collect();
         // Nobody builds in what is only read: it waits for the remote.
         if lost.is_empty() || self.is_read_only() {
+            return;
+        }
+        let lineage = self.storage.lazy.lineage.get();
+        let known = lineage.map(|lineage| lineage.known(self.id));
+        let known = known.unwrap_or_default();
+        lost.retain(|ino| !self.may_be_made_again(*ino, &known));
+        if lost.is_empty() {
             return;
         }
         lost.extend(self.made_with(&lost));

@@ -166,6 +166,9 @@ impl View {
                         let read = self.storage.read_part(&digest, offset, into);
                         return read.map_err(|e| io_failed("read a part", &e));
                     }
+                    if self.is_hopeful(&node) {
+                        return Ok(None);
+                    }
                     self.doubt_blob(&node, &digest);
                     return Err(Errno::EIO);
                 }
@@ -204,11 +207,14 @@ impl View {
         let Body::Blob { digest, size } = node.state.lock().body else {
             return Ok(());
         };
-        self.storage.fault(&digest, size).map_err(|error| {
-            tracing::error!(?ino, %digest, %error, "fault");
-            self.suspect([ino]);
-            Errno::EIO
-        })
+        match self.storage.fault(&digest, size) {
+            Err(_) if self.recompute(&node, &digest, size) => Ok(()),
+            fetched => fetched.map_err(|error| {
+                tracing::error!(?ino, %digest, %error, "fault");
+                self.suspect([ino]);
+                Errno::EIO
+            }),
+        }
     }
 
     /// Whether the bytes of a file have to come from elsewhere before they can be changed or copied.
@@ -219,7 +225,8 @@ impl View {
         let Body::Blob { digest, size } = node.state.lock().body else {
             return false;
         };
-        !self.storage.cas.has(&digest, size) && self.storage.kept(&digest, size).is_some()
+        !self.storage.cas.has(&digest, size)
+            && (self.storage.kept(&digest, size).is_some() || self.is_hopeful(&node))
     }
 
     fn read_once(&self, node: &Node, offset: u64, into: &mut [u8]) -> FsResult<Read> {

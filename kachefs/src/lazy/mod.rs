@@ -5,7 +5,7 @@
 //! read (`ranges`, `partial`), and some before they are (`prefetch`). `learn` asks the remote for
 //! results nobody made here, `uploads` sends what was made here (`queue` says
 //! when, `sending` how blobs go), `manifests` sends what a build is made
-//! of as one object, `trees` whole views. `facts` says what objects hold, `secrets` what never leaves the
+//! of as one object, `trees` whole views. `lineage` is how what is nowhere any more is made again. `facts` says what objects hold, `secrets` what never leaves the
 //! machine. `gc` removes what nothing names from a remote (`containers`); `reliance` keeps it from what is
 //! counted on, `leases` from what is shown here.
 //!
@@ -21,6 +21,7 @@ mod faults;
 pub mod gc;
 mod learn;
 pub mod leases;
+mod lineage;
 pub mod manifests;
 mod pace;
 mod partial;
@@ -38,7 +39,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 use lru::LruCache;
@@ -49,6 +50,7 @@ use store::{Digest, Kept, Place, StoreDir, UploadId};
 pub use connection::{Connection, Unavailable};
 pub use counted::TrafficNow;
 pub use faults::FaultError;
+pub use lineage::{Lineage, Lost};
 pub use queue::Pushed;
 
 use self::learn::Asked;
@@ -83,6 +85,8 @@ pub struct Lazy {
     pub queue: Arc<Queue>,
     /// What is needed of the remote.
     pub leases: Arc<Leases>,
+    /// What makes again what is lost.
+    pub lineage: OnceLock<Box<dyn Lineage>>,
 }
 
 /// The configuration as it was last read.
@@ -107,6 +111,7 @@ impl Lazy {
             builds: OpenBuilds::default(),
             prefetch: Prefetch::default(),
             leases: Arc::default(),
+            lineage: OnceLock::new(),
         }
     }
 

@@ -79,8 +79,17 @@ pub fn entry_here(
     }
 }
 
-/// The first result whose recorded inputs are what they were.
+/// The first result whose recorded inputs are what they were, and whose blobs can be had.
 pub fn find(service: &Service, prepared: &Prepared) -> Option<Found> {
+    find_where(service, prepared, |found| is_whole(service, &found.result))
+}
+
+/// The first result whose recorded inputs are what they were, and of which more is true.
+pub(super) fn find_where(
+    service: &Service,
+    prepared: &Prepared,
+    wanted: impl Fn(&Found) -> bool,
+) -> Option<Found> {
     records(service, &prepared.digest)
         .into_iter()
         .find_map(|record| {
@@ -91,11 +100,12 @@ pub fn find(service: &Service, prepared: &Prepared) -> Option<Found> {
             let ActionEntry::Result(result) = entry else {
                 return None;
             };
-            is_whole(service, &result).then_some(Found {
+            let found = Found {
                 key,
                 result,
                 source,
-            })
+            };
+            wanted(&found).then_some(found)
         })
 }
 

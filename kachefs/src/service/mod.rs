@@ -1,7 +1,7 @@
 //! The action service: answers a wrapper, from request to bound outputs or recorded result.
 //!
 //! `prepare` turns a request into everything its key needs, `lookup` finds a result and binds it,
-//! `record` stores what a compiler made. `files`, `toolchain` and `units` know digests and
+//! `record` stores what a compiler made, `lineage` makes again what is lost of that. `files`, `toolchain` and `units` know digests and
 //! origins.
 
 pub mod builds;
@@ -10,6 +10,7 @@ mod clippy;
 mod externs;
 pub mod files;
 pub mod hit_cost;
+mod lineage;
 pub mod listings;
 pub mod lookup;
 mod machine;
@@ -53,6 +54,7 @@ use self::builds::{Asked, Builds};
 use self::cc::dates::Dates;
 use self::files::FileDigests;
 use self::hit_cost::{HitCost, Percentiles, Stopwatch};
+use self::lineage::Recomputer;
 use self::lookup::Found;
 use self::parts::Known;
 use self::prepare::{Place, Prepared, Refusal, prepare};
@@ -98,6 +100,8 @@ pub struct Service {
     probes: Probes,
     dates: Dates,
     secrets: SecretsOf,
+    /// Makes again what is lost.
+    pub lineage: Arc<Recomputer>,
 }
 
 /// Numbers of the results being recorded, so that a daemon about to end can wait for them.
@@ -110,9 +114,9 @@ struct Recording {
 
 impl Service {
     /// A service for the views in `mounts`.
-    pub fn new(storage: Arc<Storage>, mounts: Arc<Mounts>) -> Self {
+    pub fn new(storage: Arc<Storage>, mounts: Arc<Mounts>) -> Arc<Self> {
         let files = Arc::new(FileDigests::new(Arc::clone(&storage)));
-        Self {
+        let service = Arc::new_cyclic(|service| Self {
             toolchains: Toolchains::new(Arc::clone(&files)),
             units: Units::new(Arc::clone(&storage)),
             flights: Arc::default(),
@@ -123,10 +127,13 @@ impl Service {
             launchers: Launchers::new(Arc::clone(&storage)),
             dates: Dates::default(),
             secrets: SecretsOf::default(),
+            lineage: Arc::new(Recomputer::new(service.clone(), &storage.dir)),
             storage,
             mounts,
             files,
-        }
+        });
+        service.lineage.install(&service.storage.lazy);
+        service
     }
 
     /// Reads the compiler and the linker that whoever has this environment and working directory most

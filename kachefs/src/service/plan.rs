@@ -1,4 +1,4 @@
-//! How the compiles of the last build that hit can be made again, for `kachefs verify`.
+//! How compiles that hit can be made again: for `kachefs verify`, and where what they made is lost.
 //!
 //! Only a compile that would get the very same result now can be compared with it: each request is
 //! prepared and looked up anew, nothing is bound.
@@ -11,6 +11,7 @@ use store::{ActionResult, OutputContent};
 use wrapper::drivers;
 use wrapper::protocol::{CompileRequest, PlannedCompile, PlannedFile, PlannedUnit, Skipped};
 
+use super::lookup::Found;
 use super::prepare::{Prepared, prepare};
 use super::{Service, lookup, run_of};
 use crate::fs::Caller;
@@ -18,6 +19,26 @@ use crate::fs::Caller;
 impl Service {
     /// What to run, and what to compare it with; or why not.
     pub fn plan(&self, kept: &KeptRequest, caller: Caller) -> Result<PlannedCompile, Skipped> {
+        let whole = |found: &Found| lookup::is_whole(self, &found.result);
+        self.plan_where(kept, caller, whole)
+            .map(|(_, compile)| compile)
+    }
+
+    /// The same where the result is not whole any more; with what it needs.
+    pub(super) fn plan_lost(
+        &self,
+        kept: &KeptRequest,
+        caller: Caller,
+    ) -> Result<(Prepared, PlannedCompile), Skipped> {
+        self.plan_where(kept, caller, |found| found.key == kept.key)
+    }
+
+    fn plan_where(
+        &self,
+        kept: &KeptRequest,
+        caller: Caller,
+        wanted: impl Fn(&Found) -> bool,
+    ) -> Result<(Prepared, PlannedCompile), Skipped> {
         let skip = |why: &str| Skipped {
             unit: unit_of(kept),
             why: why.to_owned(),
@@ -32,14 +53,17 @@ impl Service {
         };
         let prepared = prepare(self, &request, caller)
             .map_err(|_| skip("its inputs are not there any more"))?;
-        match lookup::find(self, &prepared) {
-            Some(found) if found.key == kept.key => Ok(planned(kept, prepared, &found.result)),
+        match lookup::find_where(self, &prepared, wanted) {
+            Some(found) if found.key == kept.key => {
+                let compile = planned(kept, &prepared, &found.result);
+                Ok((prepared, compile))
+            }
             _ => Err(skip("its inputs changed since the build")),
         }
     }
 }
 
-fn planned(kept: &KeptRequest, prepared: Prepared, result: &ActionResult) -> PlannedCompile {
+fn planned(kept: &KeptRequest, prepared: &Prepared, result: &ActionResult) -> PlannedCompile {
     let file = |output: &store::Output| match &output.content {
         OutputContent::Blob { digest, size } => Some(PlannedFile {
             name: output.name.clone(),
@@ -53,8 +77,8 @@ fn planned(kept: &KeptRequest, prepared: Prepared, result: &ActionResult) -> Pla
     PlannedCompile {
         unit: unit_of(kept),
         program: programs[0].clone(),
-        arguments: [&programs[1..], &run_of(&prepared).arguments, arguments].concat(),
-        environment: prepared.environment,
+        arguments: [&programs[1..], &run_of(prepared).arguments, arguments].concat(),
+        environment: prepared.environment.clone(),
         cwd: kept.cwd.clone(),
         files: result.outputs.iter().filter_map(file).collect(),
     }

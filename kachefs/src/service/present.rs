@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use store::{Digest, Ino};
+use store::{ActionKey, Digest, Ino};
 use wrapper::args::SearchKind;
 
 use super::Service;
@@ -12,10 +12,12 @@ use super::prepare::{Place, Prepared};
 use crate::fs::{Body, View};
 
 /// A file that is not here.
-struct Wanted {
-    view: Arc<View>,
-    ino: Ino,
-    blob: (Digest, u64),
+pub(super) struct Wanted {
+    pub view: Arc<View>,
+    pub ino: Ino,
+    pub blob: (Digest, u64),
+    /// The action that made it.
+    pub action: Option<ActionKey>,
 }
 
 impl Service {
@@ -34,11 +36,14 @@ impl Service {
             blobs = blobs.len(),
             "fetching what it loads"
         );
-        if self.storage.fault_all(&blobs).is_ok() {
+        if self.storage.fault_all(&blobs).is_ok() || self.lineage.bring(self, &wanted) {
             return;
         }
         let mut views = Vec::new();
-        for Wanted { view, ino, blob } in wanted {
+        for Wanted {
+            view, ino, blob, ..
+        } in wanted
+        {
             let (digest, size) = blob;
             if !self.storage.cas.has(&digest, size)
                 && let Err(error) = view.fault(ino)
@@ -54,7 +59,8 @@ impl Service {
         }
     }
 
-    fn externs_elsewhere(&self, prepared: &Prepared) -> Vec<Wanted> {
+    /// What this compile loads that is not on this machine.
+    pub(super) fn externs_elsewhere(&self, prepared: &Prepared) -> Vec<Wanted> {
         // Of a crate that is linked, its code; of another, what is known of it. Proc macros are run.
         let extensions = if prepared.invocation.is_linked() {
             ["rlib", "so"]
@@ -77,13 +83,15 @@ impl Service {
             for name in extensions.map(|extension| format!("lib{stem}.{extension}")) {
                 let found = places.iter().find_map(|(view, directory)| {
                     let node = view.child(*directory, name.as_bytes()).ok()?;
-                    let Body::Blob { digest, size } = node.state.lock().body else {
+                    let state = node.state.lock();
+                    let Body::Blob { digest, size } = state.body else {
                         return None;
                     };
                     Some(Wanted {
                         view: Arc::clone(view),
                         ino: node.ino,
                         blob: (digest, size),
+                        action: state.origin.as_deref().copied(),
                     })
                 });
                 let is_here = |wanted: &Wanted| self.storage.cas.has(&wanted.blob.0, wanted.blob.1);

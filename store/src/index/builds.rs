@@ -49,6 +49,18 @@ impl Index {
             .collect()
     }
 
+    /// The compiles of a view that hit and are remembered, oldest first.
+    pub fn each_request(
+        &self,
+        view: ViewId,
+        mut each: impl FnMut(KeptRequest),
+    ) -> Result<(), IndexError> {
+        self.each(REQUESTS, &build_prefix(view, OF_ACTION), |_, value| {
+            each(decode(value)?);
+            Ok(())
+        })
+    }
+
     /// What earlier keys of a unit were made of, oldest first.
     pub fn parts(&self, unit: &Unit) -> Result<Vec<Parts>, IndexError> {
         let rows = self.scan(PARTS, unit.digest().as_bytes())?;

@@ -62,6 +62,8 @@ pub enum Counter {
     PrefetchedRead,
     /// Their bytes.
     BytesPrefetchedRead,
+    /// Actions that ran again because what they had made was lost.
+    Recomputed,
 }
 
 impl Index {

@@ -1,0 +1,34 @@
+//! What makes blobs again that are nowhere any more: told by the views that miss them, done by the action
+//! service, which is installed here when it starts (`service::lineage`).
+
+use std::collections::HashSet;
+
+use store::{ActionKey, Digest, ViewId};
+
+/// A blob that is neither on this machine nor in a remote.
+#[derive(Clone, Copy, Debug)]
+pub struct Lost {
+    /// A view that shows it.
+    pub view: ViewId,
+    /// The action whose output it was there.
+    pub action: ActionKey,
+    /// Its name.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+}
+
+/// Runs actions again.
+pub trait Lineage: Send + Sync {
+    /// Whether it is worth asking for anything of this view: not where something was tried in vain a
+    /// moment ago. Cheap.
+    fn is_hopeful(&self, view: ViewId) -> bool;
+
+    /// The actions of this view that can be run again, as far as can be told beforehand. None where it is
+    /// not worth asking.
+    fn known(&self, view: ViewId) -> HashSet<ActionKey>;
+
+    /// Makes a blob again, and waits for it, within a limit. `false` when it is still not here. Called
+    /// with no lock held, and never by a thread that serves requests: a compiler reads from views.
+    fn recompute(&self, lost: Lost) -> bool;
+}

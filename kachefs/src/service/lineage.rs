@@ -1,0 +1,507 @@
+//! Makes again what is lost: the compile that made it is run once more, as it was asked for when it hit,
+//! and what it makes is taken for what is missing if it is the same, byte for byte.
+//!
+//! Asked by who reads a file whose bytes are nowhere (`crate::lazy::Lineage`), and before a compiler runs
+//! for the crates it loads. The compiler is started by a thread of its own, holds nothing of the daemon's
+//! and is ended when whoever waits has waited long enough. It reads from the views it once read from, so
+//! the crates it loads are made again first, if they are lost, too. Where one thing could not be made again
+//! nothing else of that view is tried for a while: the next build makes all of it, faster than we could.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getegid, geteuid};
+use parking_lot::{Condvar, Mutex};
+use store::builds::KeptRequest;
+use store::digest::hash_reader;
+use store::{ActionKey, CasError, Counter, IndexError, StoreDir, ViewId};
+use wrapper::protocol::{PlannedCompile, PlannedFile};
+
+use super::present::Wanted;
+use super::{Flight, OnDrop, Service};
+use crate::compile_again;
+use crate::flight::Flights;
+use crate::fs::Caller;
+use crate::lazy::{Lazy, Lineage, Lost};
+use crate::storage::Storage;
+
+/// How long anybody waits for something to be made again, with all that has to be made for it.
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// Instead of [`LIMIT`], in milliseconds: for tests.
+const TEST_LIMIT: &str = "KACHEFS_TEST_RECOMPUTE_MS";
+
+/// How long nothing of a view is tried after something was in vain.
+const HOPELESS: Duration = Duration::from_mins(1);
+
+/// How many lost crates may be behind each other.
+const DEEPEST: u32 = 32;
+
+/// Compilers at a time.
+const COMPILERS: usize = 2;
+
+/// How often a compiler is looked after.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How long a daemon that ends waits for its compilers to be gone.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Why something is not made again.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("no request for it is known")]
+    Unknown,
+    #[error("a library that was compiled incrementally is never the same")]
+    Incremental,
+    #[error("{0}")]
+    Skipped(String),
+    #[error("something it loads is lost, too")]
+    Externs,
+    #[error("it takes too long")]
+    Late,
+    #[error("too many crates that it needs are lost")]
+    Deep,
+    #[error("the compiler fails: {0}")]
+    Compiler(String),
+    #[error("the compiler makes something else now")]
+    Different,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] CasError),
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// Runs compiles again.
+pub struct Recomputer {
+    service: Weak<Service>,
+    limit: Duration,
+    flights: Arc<Flights<ActionKey>>,
+    compilers: Compilers,
+    /// Views in which something was in vain, and when.
+    hopeless: Mutex<HashMap<ViewId, Instant>>,
+}
+
+/// What the store's views ask.
+struct Installed(Arc<Recomputer>);
+
+/// How much may be done for whoever waits.
+#[derive(Clone, Copy)]
+struct Bounds {
+    deadline: Instant,
+    /// How many others wait for this one, each for the next.
+    depth: u32,
+}
+
+impl Lineage for Installed {
+    fn is_hopeful(&self, view: ViewId) -> bool {
+        self.0.is_hopeful(view)
+    }
+
+    fn known(&self, view: ViewId) -> HashSet<ActionKey> {
+        let mut known = HashSet::new();
+        let Some(service) = self.0.service.upgrade().filter(|_| self.is_hopeful(view)) else {
+            return known;
+        };
+        service.builds.write();
+        let read = service.storage.index.each_request(view, |kept| {
+            if is_reproducible(&kept) {
+                known.insert(kept.key);
+            }
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "requests of a view");
+        }
+        known
+    }
+
+    fn recompute(&self, lost: Lost) -> bool {
+        self.0.make(lost, self.0.bounds())
+    }
+}
+
+impl Recomputer {
+    /// Nothing is started yet. What an earlier daemon was about to make goes.
+    pub fn new(service: Weak<Service>, dir: &StoreDir) -> Self {
+        match fs::remove_dir_all(dir.recompute()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "cannot remove what was being made again");
+            }
+            _ => {}
+        }
+        let test = std::env::var(TEST_LIMIT).ok();
+        let test = test.and_then(|text| text.parse().ok());
+        Self {
+            service,
+            limit: test.map_or(LIMIT, Duration::from_millis),
+            flights: Arc::default(),
+            compilers: Compilers::default(),
+            hopeless: Mutex::default(),
+        }
+    }
+
+    /// From now on the store's views ask for what they miss.
+    pub(super) fn install(self: &Arc<Self>, lazy: &Lazy) {
+        if lazy
+            .lineage
+            .set(Box::new(Installed(Arc::clone(self))))
+            .is_err()
+        {
+            tracing::error!("a store has two services");
+        }
+    }
+
+    /// Starts no more compilers, and ends those that run.
+    pub fn close(&self) {
+        self.compilers.close();
+    }
+
+    /// Makes again what is lost of the crates a compile loads; `false` when not all of them are here then.
+    pub(super) fn bring(self: &Arc<Self>, service: &Service, wanted: &[Wanted]) -> bool {
+        let came = self.bring_within(service, wanted, self.bounds());
+        if !came {
+            // The compiler fails: what is still lost is for the next build.
+            for wanted in wanted {
+                self.give_up(service, wanted.view.id, &Failure::Externs);
+            }
+        }
+        came
+    }
+
+    fn bring_within(
+        self: &Arc<Self>,
+        service: &Service,
+        wanted: &[Wanted],
+        bounds: Bounds,
+    ) -> bool {
+        wanted.iter().all(|wanted| {
+            let (digest, size) = wanted.blob;
+            if service.storage.fault(&digest, size).is_ok() {
+                return true;
+            }
+            let is_lost = !service.storage.has(&digest, size);
+            let action = wanted.action.filter(|_| is_lost);
+            let lost = |action| Lost {
+                view: wanted.view.id,
+                action,
+                digest,
+                size,
+            };
+            action.is_some_and(|action| self.make(lost(action), bounds))
+        })
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            deadline: Instant::now() + self.limit,
+            depth: 0,
+        }
+    }
+
+    fn is_hopeful(&self, view: ViewId) -> bool {
+        let hopeless = self.hopeless.lock();
+        hopeless
+            .get(&view)
+            .is_none_or(|since| since.elapsed() > HOPELESS)
+    }
+
+    /// One makes it, however many wait. Who made something else of the same action has not made this.
+    fn make(self: &Arc<Self>, lost: Lost, bounds: Bounds) -> bool {
+        loop {
+            let Some(service) = self.service.upgrade() else {
+                return false;
+            };
+            if service.storage.cas.has(&lost.digest, lost.size) {
+                return true;
+            }
+            if !self.is_hopeful(lost.view) {
+                return false;
+            }
+            let left = bounds.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.give_up(&service, lost.view, &Failure::Late);
+                return false;
+            }
+            drop(service);
+            match self.flights.take_off(lost.action) {
+                Ok(flight) => self.start(flight, lost, bounds),
+                Err(boarding) => {
+                    boarding.wait(left);
+                }
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>, flight: Flight, lost: Lost, bounds: Bounds) {
+        let Some(service) = self.service.upgrade() else {
+            return;
+        };
+        let (this, theirs) = (Arc::clone(self), Arc::clone(&service));
+        let work = move || {
+            if let Err(failure) = this.attempt(&theirs, &lost, bounds) {
+                this.give_up(&theirs, lost.view, &failure);
+            }
+            // Whoever waits finds the blob, or that there is no hope.
+            drop(flight);
+        };
+        let thread = std::thread::Builder::new().name("recompute".into());
+        if let Err(error) = thread.spawn(work) {
+            self.give_up(&service, lost.view, &error.into());
+        }
+    }
+
+    /// Nothing else of this view is tried for a while, and what is lost of it loses its names.
+    fn give_up(&self, service: &Service, view: ViewId, why: &Failure) {
+        tracing::warn!(view = view.0, %why, "what is lost is not made again");
+        let known = {
+            let mut hopeless = self.hopeless.lock();
+            hopeless.retain(|_, since| since.elapsed() <= HOPELESS);
+            hopeless.insert(view, Instant::now())
+        };
+        if known.is_none()
+            && let Some(view) = service.mounts.view(view)
+        {
+            view.doubt_lost();
+        }
+    }
+
+    fn attempt(
+        self: &Arc<Self>,
+        service: &Service,
+        lost: &Lost,
+        bounds: Bounds,
+    ) -> Result<(), Failure> {
+        let storage = &service.storage;
+        if storage.cas.has(&lost.digest, lost.size) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let kept = request(service, lost)?;
+        let caller = Caller {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+        };
+        let planned = service.plan_lost(&kept, caller);
+        let (prepared, compile) = planned.map_err(|skipped| Failure::Skipped(skipped.why))?;
+        if !compile.files.iter().any(|file| file.digest == lost.digest) {
+            return Err(Failure::Unknown);
+        }
+        let depth = bounds.depth + 1;
+        let wanted = service.externs_elsewhere(&prepared);
+        if !wanted.is_empty() {
+            if depth > DEEPEST {
+                return Err(Failure::Deep);
+            }
+            // What a remote has comes together.
+            let blobs: Vec<_> = wanted.iter().map(|wanted| wanted.blob).collect();
+            if storage.fault_all(&blobs).is_err()
+                && !self.bring_within(service, &wanted, Bounds { depth, ..bounds })
+            {
+                return Err(Failure::Externs);
+            }
+        }
+        let _turn = self.compilers.enter(bounds.deadline).ok_or(Failure::Late)?;
+        let scratch = scratch(&storage.dir)?;
+        self.compilers
+            .run(&compile, scratch.path(), bounds.deadline)?;
+        let mut taken = 0;
+        for file in &compile.files {
+            if !storage.cas.has(&file.digest, file.size) {
+                taken += u64::from(take(storage, file, scratch.path())?);
+            }
+        }
+        let unit = &compile.unit.crate_name;
+        tracing::info!(crate_name = unit, taken, took = ?began.elapsed(), "made again what was lost");
+        if taken > 0 {
+            service.count(&[(Counter::Recomputed, 1)], None);
+        }
+        if !storage.cas.has(&lost.digest, lost.size) {
+            return Err(Failure::Different);
+        }
+        Ok(())
+    }
+}
+
+/// The last request that got the result something lost was of.
+fn request(service: &Service, lost: &Lost) -> Result<KeptRequest, Failure> {
+    service.builds.write();
+    let mut found = None;
+    service.storage.index.each_request(lost.view, |kept| {
+        if kept.key == lost.action {
+            found = Some(kept);
+        }
+    })?;
+    let kept = found.ok_or(Failure::Unknown)?;
+    if is_reproducible(&kept) {
+        Ok(kept)
+    } else {
+        Err(Failure::Incremental)
+    }
+}
+
+/// Whether the same comes of a compile each time, as far as its arguments tell: rustc makes up new names
+/// for what is in a library each time it compiles incrementally.
+fn is_reproducible(kept: &KeptRequest) -> bool {
+    const INCREMENTAL: &[u8] = b"incremental=";
+    let is_library = kept
+        .unit
+        .kind
+        .split(',')
+        .any(|kind| ["lib", "rlib", "staticlib"].contains(&kind));
+    let is_incremental = |argument: &Vec<u8>| {
+        let mut parts = argument.windows(INCREMENTAL.len());
+        parts.any(|part| part == INCREMENTAL)
+    };
+    !(is_library && kept.argv.iter().any(is_incremental))
+}
+
+/// A directory to compile into, gone with what is returned.
+fn scratch(dir: &StoreDir) -> io::Result<tempfile::TempDir> {
+    let directory = dir.recompute();
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(&directory)?;
+    tempfile::Builder::new().prefix("").tempdir_in(directory)
+}
+
+/// Takes a file into the store if it is what was lost. Copied: whatever the compiler started may still
+/// have it open.
+fn take(storage: &Storage, file: &PlannedFile, scratch: &Path) -> Result<bool, Failure> {
+    let made = match File::open(scratch.join(OUT).join(&file.name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        made => made?,
+    };
+    let (id, mut copy) = storage.new_scratch()?;
+    let mut written = Ok(());
+    let hashed = hash_reader(made, |chunk| {
+        if written.is_ok() {
+            written = copy.write_all(chunk);
+        }
+    });
+    let taken = match (hashed, written) {
+        (Ok((digest, size)), Ok(())) if (digest, size) == (file.digest, file.size) => {
+            // Counts as a change: a blob is new since the last sync point.
+            let _change = storage.epochs.change();
+            let path = storage.dir.scratch_file(id);
+            let adopted = storage.cas.adopt(&path, &copy, digest, size);
+            adopted.map(|_| true).map_err(Failure::from)
+        }
+        (Ok(_), Ok(())) => Ok(false),
+        (Err(error), _) | (_, Err(error)) => Err(error.into()),
+    };
+    storage.remove_scratch(id);
+    taken
+}
+
+/// Where a compiler writes, in its scratch directory, and where what it says goes.
+const OUT: &str = "out";
+const SAID: &str = "said";
+
+/// The compilers that run.
+#[derive(Default)]
+struct Compilers {
+    state: Mutex<Running>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Running {
+    count: usize,
+    closed: bool,
+}
+
+impl Compilers {
+    /// The right to run one, for as long as it is held.
+    fn enter(&self, deadline: Instant) -> Option<OnDrop<impl Fn()>> {
+        let mut state = self.state.lock();
+        while state.count >= COMPILERS && !state.closed {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return None;
+            }
+        }
+        if state.closed {
+            return None;
+        }
+        state.count += 1;
+        Some(OnDrop(|| {
+            self.state.lock().count -= 1;
+            self.changed.notify_all();
+        }))
+    }
+
+    fn close(&self) {
+        let deadline = Instant::now() + ENDING;
+        let mut state = self.state.lock();
+        state.closed = true;
+        self.changed.notify_all();
+        while state.count > 0 {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Runs a compiler to its end; at the deadline that is ours to make.
+    fn run(
+        &self,
+        compile: &PlannedCompile,
+        scratch: &Path,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        fs::create_dir(scratch.join(OUT))?;
+        let said = scratch.join(SAID);
+        let mut compiler = compile_again::command(compile, &scratch.join(OUT))
+            .stdout(Stdio::null())
+            .stderr(File::create(&said)?)
+            // With all it starts it can be ended.
+            .process_group(0)
+            .spawn()?;
+        loop {
+            match compiler.try_wait() {
+                Ok(None) if Instant::now() < deadline && !self.state.lock().closed => {
+                    std::thread::sleep(TICK);
+                }
+                Ok(None) => {
+                    end(&mut compiler);
+                    return Err(Failure::Late);
+                }
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => {
+                    let said = first_line(&said).unwrap_or_default();
+                    return Err(Failure::Compiler(format!("{status}: {said}")));
+                }
+                Err(error) => {
+                    end(&mut compiler);
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+}
+
+/// Ends a compiler that was not waited for yet, and what it started.
+fn end(compiler: &mut Child) {
+    if let Ok(group) = i32::try_from(compiler.id()) {
+        // Gone is what it should be.
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+    if let Err(error) = compiler.wait() {
+        tracing::warn!(%error, "cannot wait for a compiler");
+    }
+}
+
+fn first_line(path: &Path) -> io::Result<String> {
+    const MOST: u64 = 1024;
+    let mut text = Vec::new();
+    File::open(path)?.take(MOST).read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,251 @@
+//! What is lost is made again from its lineage: the compile that made it runs once more, and what it makes
+//! is taken if it is the same.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use harness::{Must, Package, Project, Sandbox, processes, samples, tree};
+
+/// How long a lost name may stay.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A machine that built a project, one that got all of it from there, and what lies between them.
+struct Machines {
+    bucket: tempfile::TempDir,
+    warm: Sandbox,
+    cold: Sandbox,
+    project: Project,
+    checkout: Project,
+}
+
+impl Machines {
+    /// `limit` is how long the second machine waits for what is made again, in milliseconds.
+    fn built(sample: impl FnOnce(PathBuf) -> Project, limit: Option<&str>) -> Self {
+        let bucket = tempfile::tempdir().must("a directory");
+        let (warm, cold) = (Sandbox::new(), Sandbox::new());
+        for machine in [&warm, &cold] {
+            let set = format!("remote set {} --wait 2", bucket.path().display());
+            machine.kachefs(&set).ok();
+        }
+        let project = sample(warm.path("project"));
+        warm.mount(project.target());
+        warm.cargo(&project, "build --release").ok();
+        warm.kachefs("push --wait").ok();
+        let checkout = project.checkout(cold.path("somewhere/else"));
+        let mount = cold.kachefs("mount").arg(checkout.target());
+        match limit {
+            Some(limit) => mount.env("KACHEFS_TEST_RECOMPUTE_MS", limit).ok(),
+            None => mount.ok(),
+        };
+        let (seen, _) = cold.during(|| cold.cargo(&checkout, "build --release").ok());
+        seen.assert_no_miss();
+        assert!(seen.hits > 0, "{seen:?}");
+        Self {
+            bucket,
+            warm,
+            cold,
+            project,
+            checkout,
+        }
+    }
+
+    /// Removes objects from the bucket: those that hold one blob, or all that hold any.
+    fn lose(&self, kinds: &[&str]) {
+        for kind in kinds {
+            let directory = self.bucket.path().join("v1").join(kind);
+            let objects = tree::files(&directory);
+            assert!(!objects.is_empty(), "nothing in {}", directory.display());
+            for object in objects {
+                fs::remove_file(object).must("remove");
+            }
+        }
+    }
+
+    fn lose_everything(&self) {
+        self.lose(&["blobs", "packs"]);
+    }
+
+    fn program(&self) -> PathBuf {
+        self.checkout.path("target/release/app")
+    }
+
+    fn recomputed(&self) -> u64 {
+        let number = self.cold.stats()["actions"]["recomputed"].as_u64();
+        number.must("a number")
+    }
+}
+
+fn error_of<T>(result: std::io::Result<T>) -> Option<i32> {
+    result.err().and_then(|error| error.raw_os_error())
+}
+
+fn libraries(project: &Project) -> Vec<PathBuf> {
+    let deps = tree::files(&project.path("target/release/deps"));
+    let is_library = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "rlib");
+    deps.into_iter().filter(is_library).collect()
+}
+
+#[track_caller]
+fn assert_same(one: &Path, other: &Path) {
+    let [one, other] = [one, other].map(|path| fs::read(path).must(path.display()));
+    assert!(one == other, "other bytes");
+}
+
+#[test]
+fn a_program_that_is_lost_is_linked_again() {
+    let machines = Machines::built(samples::plain, None);
+    machines.lose(&["blobs"]);
+    let cold = &machines.cold;
+    assert_eq!(cold.output_of(machines.program()), samples::PLAIN_OUTPUT);
+    let warm = machines.project.path("target/release/app");
+    assert_same(&machines.program(), &warm);
+    assert_eq!(machines.recomputed(), 1);
+    let said = cold.kachefs("stats").ok().stdout;
+    assert!(said.contains("recomputed      1 compile"), "{said}");
+    // Nothing of it shows in the view, and cargo has nothing to do.
+    let (idle, _) = cold.during(|| cold.cargo(&machines.checkout, "build --release").ok());
+    assert_eq!((idle.hits, idle.misses), (0, 0), "{idle:?}");
+    let left = cold.store().join("recompute");
+    assert!(tree::files(&left).is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_it_is_made_of_is_made_again_first() {
+    let machines = Machines::built(samples::plain, None);
+    machines.lose_everything();
+    let cold = &machines.cold;
+    assert_eq!(cold.output_of(machines.program()), samples::PLAIN_OUTPUT);
+    assert_eq!(machines.recomputed(), 3, "two libraries and a program");
+    // Everything shows the same as on the machine that made it.
+    for (here, there) in libraries(&machines.checkout)
+        .iter()
+        .zip(&libraries(&machines.project))
+    {
+        assert_eq!(here.file_name(), there.file_name());
+        assert_same(here, there);
+    }
+    assert_eq!(machines.recomputed(), 3);
+}
+
+#[test]
+fn a_compile_gets_the_crates_it_loads_made_again() {
+    let machines = Machines::built(samples::plain, None);
+    machines.lose_everything();
+    let (cold, checkout) = (&machines.cold, &machines.checkout);
+    checkout.write(
+        "crates/app/src/main.rs",
+        "fn main() { println!(\"new: {}\", middle::sentence()); }\n",
+    );
+    let (seen, _) = cold.during(|| cold.cargo(checkout, "build --release").ok());
+    assert_eq!((seen.misses, seen.failed), (1, 0), "{seen:?}");
+    let expected = format!("new: {}", samples::PLAIN_OUTPUT);
+    assert_eq!(cold.output_of(machines.program()), expected);
+    assert_eq!(machines.recomputed(), 2);
+}
+
+#[test]
+fn generated_sources_and_proc_macros_that_are_here_are_used() {
+    let machines = Machines::built(samples::whole, None);
+    machines.lose(&["blobs"]);
+    let cold = &machines.cold;
+    assert_eq!(cold.output_of(machines.program()), samples::WHOLE_OUTPUT);
+    let warm = machines.project.path("target/release/app");
+    assert_same(&machines.program(), &warm);
+}
+
+#[test]
+fn many_readers_wait_for_one_compile() {
+    let machines = Machines::built(samples::plain, None);
+    machines.lose(&["blobs"]);
+    let program = machines.program();
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| fs::read(&program).map(|bytes| bytes.len())))
+            .collect();
+        for reader in readers {
+            let read = reader.join().ok().must("a reader");
+            assert!(read.must("read") > 100_000);
+        }
+    });
+    assert_eq!(machines.recomputed(), 1);
+}
+
+#[test]
+fn what_was_edited_since_is_for_the_next_build() {
+    let machines = Machines::built(samples::plain, None);
+    machines.lose_everything();
+    let (cold, checkout) = (&machines.cold, &machines.checkout);
+    let edited = "crates/leaf/src/lib.rs";
+    checkout.replace(edited, "{ 42 }", "{ 43 }");
+    let program = machines.program();
+    assert_eq!(error_of(fs::read(&program)), Some(nix::libc::EIO));
+    assert!(
+        processes::wait_for(PATIENCE, || !program.exists()),
+        "its name goes"
+    );
+    // One failure tells enough: the rest goes as well, and one build makes all of it.
+    let none = || libraries(checkout).is_empty();
+    assert!(processes::wait_for(PATIENCE, none), "libraries");
+    cold.cargo(checkout, "build --release").ok();
+    assert_eq!(cold.output_of(&program), "the answer is 43\n");
+    assert_eq!(machines.recomputed(), 0);
+}
+
+/// A proc macro that never ends when nobody has given the compiler a jobserver, as cargo does; and neither
+/// does what it starts.
+fn patient(root: PathBuf) -> Project {
+    let slow = "use proc_macro::TokenStream;\n#[proc_macro]\n\
+        pub fn wait(_: TokenStream) -> TokenStream {\n    \
+        if std::env::var_os(\"CARGO_MAKEFLAGS\").is_none() {\n        \
+        let mut child = std::process::Command::new(\"sleep\").arg(\"1000\").spawn().unwrap();\n        \
+        child.wait().unwrap();\n    }\n    \
+        \"1\".parse().unwrap()\n}\n";
+    let app = Package::new("app")
+        .dep("slow")
+        .bin("fn main() { println!(\"{}\", slow::wait!()); }\n");
+    Project::new(root, &[Package::new("slow").proc_macro(slow), app])
+}
+
+#[test]
+fn a_compiler_that_hangs_is_ended() {
+    let machines = Machines::built(patient, Some("4000"));
+    machines.lose(&["blobs"]);
+    let cold = &machines.cold;
+    let program = machines.program();
+    let began = Instant::now();
+    assert_eq!(error_of(fs::read(&program)), Some(nix::libc::EIO));
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(3), "it was tried: {took:?}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    // A second reader does not wait again.
+    assert!(fs::read(&program).is_err());
+    assert!(began.elapsed() < took + Duration::from_secs(3));
+    let sleeps = || {
+        let named = processes::naming(cold.root()).into_iter();
+        let programs = named.filter_map(processes::program);
+        programs.filter(|path| path.ends_with("sleep")).count()
+    };
+    assert!(processes::wait_for(PATIENCE, || sleeps() == 0), "children");
+    assert!(
+        processes::wait_for(PATIENCE, || !program.exists()),
+        "its name goes"
+    );
+    cold.cargo(&machines.checkout, "build --release").ok();
+    assert_eq!(cold.output_of(&program), "1\n");
+    assert_eq!(machines.recomputed(), 1, "the macro itself was made again");
+}
+
+#[test]
+fn what_a_remote_only_does_not_show_now_is_not_made_again() {
+    let machines = Machines::built(samples::plain, None);
+    let away = machines.bucket.path().with_extension("away");
+    fs::rename(machines.bucket.path(), &away).must("take the remote away");
+    let began = Instant::now();
+    let read = fs::read(machines.program());
+    fs::rename(&away, machines.bucket.path()).must("bring it back");
+    assert_eq!(error_of(read), Some(nix::libc::EIO));
+    assert!(began.elapsed() < Duration::from_secs(15));
+    assert_eq!(machines.recomputed(), 0);
+    drop(machines.warm);
+}
