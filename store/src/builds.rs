@@ -2,8 +2,8 @@
 //! its key was made of.
 //!
 //! Plain data, for `kachefs explain`, `verify` and `stats --last-build`: nothing here decides whether
-//! anything hits. Values of variables and contents of files are kept as short hashes; only the
-//! requests of the last build hold them in full, so that its compiles can be made again.
+//! anything hits. Values of variables and contents of files are kept as short hashes; only requests
+//! hold them in full, so that what hit in the last build, and what is still shown, can be made again.
 
 use serde::{Deserialize, Serialize};
 

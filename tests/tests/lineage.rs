@@ -192,6 +192,31 @@ fn what_was_edited_since_is_for_the_next_build() {
     assert_eq!(machines.recomputed(), 0);
 }
 
+/// A program that is edited, and one that is not.
+fn two(root: PathBuf) -> Project {
+    let base = Package::new("base").lib("pub const N: u32 = 7;\n");
+    let app = Package::new("app")
+        .dep("base")
+        .bin("fn main() { println!(\"{}\", base::N); }\n");
+    let other = Package::new("other").bin("fn main() {}\n");
+    Project::new(root, &[base, app, other])
+}
+
+#[test]
+fn later_builds_leave_the_lineage_of_what_they_do_not_touch() {
+    let machines = Machines::built(two, None);
+    let (cold, checkout) = (&machines.cold, &machines.checkout);
+    for number in 0..6 {
+        let main = format!("fn main() {{ println!(\"{number}\"); }}\n");
+        checkout.write("crates/other/src/main.rs", &main);
+        let (seen, _) = cold.during(|| cold.cargo(checkout, "build --release").ok());
+        assert_eq!((seen.hits, seen.misses), (0, 1), "{seen:?}");
+    }
+    machines.lose_everything();
+    assert_eq!(cold.output_of(machines.program()), "7\n");
+    assert_eq!(machines.recomputed(), 2);
+}
+
 /// A proc macro that never ends when nobody has given the compiler a jobserver, as cargo does; and neither
 /// does what it starts.
 fn patient(root: PathBuf) -> Project {

@@ -1,6 +1,6 @@
 //! Snapshots: a view as a tree, and a view made of one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,12 @@ impl View {
             _ => None,
         };
         self.all_nodes().into_iter().filter_map(blob).collect()
+    }
+
+    /// The actions whose outputs it shows.
+    pub fn origins(&self) -> HashSet<ActionKey> {
+        let origin = |node: Arc<Node>| node.state.lock().origin.as_deref().copied();
+        self.all_nodes().into_iter().filter_map(origin).collect()
     }
 
     fn inode_of(&self, node: &Arc<Node>) -> FsResult<Option<TreeInode>> {

@@ -2,9 +2,10 @@
 //!
 //! An action is noted after its answer was sent, in memory; once a second, and before anybody asks,
 //! what was noted goes to the index in one batch. So a hit waits for none of it. The last builds of
-//! each view are kept, and of the very last the requests that hit, so that they can be made again.
+//! each view are kept, and the requests that hit in the very last, or whose results the view still shows,
+//! so that they can be made again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::{fs, io, thread};
 
 use parking_lot::Mutex;
 use store::builds::{BuildId, BuildRecord, KeptRequest, LoggedAction, LoggedEnd, Unit};
-use store::{Batch, IndexError, ViewId};
+use store::{ActionKey, Batch, IndexError, ViewId};
 use wrapper::environment::{self, Environment};
 use wrapper::launcher;
 use wrapper::protocol::{CompileRequest, ScriptRequest};
@@ -148,9 +149,13 @@ fn kind_of(argv: &[Vec<u8>], crate_name: &str) -> String {
     arguments(argv, b"--crate-type").join(",")
 }
 
+/// The actions whose outputs a view shows; none of one that is not mounted.
+pub type Shown = Box<dyn Fn(ViewId) -> HashSet<ActionKey> + Send + Sync>;
+
 /// The log.
 pub struct Builds {
     storage: Arc<Storage>,
+    shown: Shown,
     /// Whether nobody else can read the index, and so what is kept in full.
     private: bool,
     noted: Mutex<Noted>,
@@ -196,13 +201,14 @@ struct Row {
 
 impl Builds {
     /// The log of a store's builds.
-    pub fn new(storage: Arc<Storage>) -> Self {
+    pub fn new(storage: Arc<Storage>, shown: Shown) -> Self {
         let closed = close_to_others(&storage);
         if let Err(error) = &closed {
             tracing::warn!(%error, "requests are not kept: others may read the index");
         }
         Self {
             storage,
+            shown,
             private: closed.is_ok(),
             noted: Mutex::default(),
             writing: Mutex::default(),
@@ -297,10 +303,37 @@ impl Builds {
         let mut batch = self.storage.index.batch();
         let stored = rows
             .iter()
-            .try_for_each(|row| put(&mut batch, row))
+            .try_for_each(|row| self.put(&mut batch, row))
             .and_then(|()| batch.commit());
         if let Err(error) = stored {
             tracing::warn!(%error, actions = rows.len(), "not noted in the log of builds");
+        }
+    }
+
+    fn put(&self, batch: &mut Batch<'_>, row: &Row) -> Result<(), IndexError> {
+        let Row {
+            view,
+            build,
+            number,
+            ..
+        } = *row;
+        if let Some(record) = &row.begins {
+            let oldest = build.0.saturating_sub(BUILDS_PER_VIEW as u64 - 1);
+            batch.forget_builds_before(view, BuildId(oldest));
+            batch.forget_requests_but(view, &(self.shown)(view))?;
+            batch.put_build(view, build, record)?;
+        }
+        batch.put_build_action(view, build, number, &row.action)?;
+        if let Some(request) = &row.request {
+            batch.put_build_request(view, build, number, request)?;
+        }
+        match &row.action.end {
+            LoggedEnd::Miss {
+                parts,
+                not_stored: None,
+                ..
+            } => batch.put_parts(&row.action.unit, parts),
+            _ => Ok(()),
         }
     }
 
@@ -316,33 +349,6 @@ impl Builds {
         };
         let thread = thread::Builder::new().name("builds".into()).spawn(write);
         thread.map(drop)
-    }
-}
-
-fn put(batch: &mut Batch<'_>, row: &Row) -> Result<(), IndexError> {
-    let Row {
-        view,
-        build,
-        number,
-        ..
-    } = *row;
-    if let Some(record) = &row.begins {
-        let oldest = build.0.saturating_sub(BUILDS_PER_VIEW as u64 - 1);
-        batch.forget_builds_before(view, BuildId(oldest));
-        batch.forget_requests_before(view, build);
-        batch.put_build(view, build, record)?;
-    }
-    batch.put_build_action(view, build, number, &row.action)?;
-    if let Some(request) = &row.request {
-        batch.put_build_request(view, build, number, request)?;
-    }
-    match &row.action.end {
-        LoggedEnd::Miss {
-            parts,
-            not_stored: None,
-            ..
-        } => batch.put_parts(&row.action.unit, parts),
-        _ => Ok(()),
     }
 }
 
@@ -372,7 +378,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let storage = Storage::open(StoreDir::new(dir.path().join("store"))).expect("opens");
         let storage = Arc::new(storage);
-        let builds = Builds::new(Arc::clone(&storage));
+        let builds = Builds::new(Arc::clone(&storage), Box::new(|_| HashSet::new()));
         (dir, storage, builds)
     }
 
@@ -404,7 +410,7 @@ mod tests {
         let own = std::process::id();
         builds.note(&asked(1, own), END, None);
         builds.write();
-        let next = Builds::new(Arc::clone(&storage));
+        let next = Builds::new(Arc::clone(&storage), Box::new(|_| HashSet::new()));
         next.note(&asked(1, own), END, None);
         next.write();
         let index = &storage.index;

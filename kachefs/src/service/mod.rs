@@ -123,7 +123,7 @@ impl Service {
             recording: Recording::default(),
             probes: Probes::default(),
             hit_cost: HitCost::default(),
-            builds: Arc::new(Builds::new(Arc::clone(&storage))),
+            builds: Arc::new(Builds::new(Arc::clone(&storage), shown_in(&mounts))),
             launchers: Launchers::new(Arc::clone(&storage)),
             dates: Dates::default(),
             secrets: SecretsOf::default(),
@@ -427,6 +427,14 @@ fn run_of(prepared: &Prepared) -> Run {
             .collect(),
         scope: prepared.scope.clone(),
     }
+}
+
+fn shown_in(mounts: &Arc<Mounts>) -> builds::Shown {
+    let mounts = Arc::clone(mounts);
+    Box::new(move |view| {
+        let view = mounts.view(view);
+        view.map(|view| view.origins()).unwrap_or_default()
+    })
 }
 
 fn millis(duration: Duration) -> u64 {

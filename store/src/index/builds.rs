@@ -1,7 +1,10 @@
-//! Builds in the index: their actions, the requests of the last one, and what keys were made of.
+//! Builds in the index: their actions, the requests that are still of use, and what keys were made of.
+
+use std::collections::HashSet;
 
 use super::schema::{BUILDS, OF_ACTION, OF_BUILD, PARTS, REQUESTS, build_key, build_prefix};
 use super::{Batch, Index, IndexError};
+use crate::action::ActionKey;
 use crate::builds::{BuildId, BuildRecord, KeptRequest, LoggedAction, Parts, Unit};
 use crate::codec::decode;
 use crate::digest::Digest;
@@ -37,7 +40,7 @@ impl Index {
             .collect()
     }
 
-    /// The compiles of a build that hit, if it is the last of its view.
+    /// The compiles of a build that hit: all of them, if it is the last of its view.
     pub fn build_requests(
         &self,
         view: ViewId,
@@ -110,9 +113,22 @@ impl Batch<'_> {
         }
     }
 
-    /// Forgets what the builds of a view asked for that are older than this one.
-    pub fn forget_requests_before(&mut self, view: ViewId, build: BuildId) {
-        self.forget(REQUESTS, view, OF_ACTION, build);
+    /// Forgets what the builds of a view asked for, but the last request for each of these results.
+    pub fn forget_requests_but(
+        &mut self,
+        view: ViewId,
+        wanted: &HashSet<ActionKey>,
+    ) -> Result<(), IndexError> {
+        let rows = self.index.scan(REQUESTS, &build_prefix(view, OF_ACTION))?;
+        let mut kept = HashSet::new();
+        for (row, value) in rows.iter().rev() {
+            let key = decode::<KeptRequest>(value).map(|request| request.key);
+            // One that cannot be read is of no use to anybody.
+            if !key.is_ok_and(|key| wanted.contains(&key) && kept.insert(key)) {
+                self.delete(REQUESTS, row);
+            }
+        }
+        Ok(())
     }
 
     fn forget(&mut self, family: &'static str, view: ViewId, of: u8, before: BuildId) {
@@ -146,7 +162,7 @@ fn action_key(view: ViewId, build: BuildId, number: u32) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::action::{ActionKey, RootSet};
+    use crate::action::RootSet;
     use crate::builds::LoggedEnd;
 
     fn index() -> (tempfile::TempDir, Index) {
@@ -211,6 +227,50 @@ mod tests {
                 .len()
         };
         assert_eq!((left(1), left(2)), (0, 2));
+    }
+
+    #[test]
+    fn the_last_request_for_what_is_wanted_stays() {
+        let (_dir, index) = index();
+        let key = |text: &[u8]| ActionKey(Digest::of(text));
+        let mut batch = index.batch();
+        let asked: [(u32, u64, &[u8]); 5] = [
+            (1, 1, b"both"),
+            (1, 1, b"unwanted"),
+            (1, 1, b"old"),
+            (1, 2, b"both"),
+            (2, 1, b"both"),
+        ];
+        for (number, (view, build, text)) in (0..).zip(asked) {
+            let request = KeptRequest {
+                unit: unit(),
+                version: String::new(),
+                key: key(text),
+                out_dir: (view, build),
+                argv: Vec::new(),
+                environment: Vec::new(),
+                cwd: Vec::new(),
+                umask: 0,
+            };
+            batch
+                .put_build_request(ViewId(view), BuildId(build), number, &request)
+                .expect("puts");
+        }
+        batch.commit().expect("commits");
+        let mut batch = index.batch();
+        let wanted = HashSet::from([key(b"both"), key(b"old")]);
+        batch
+            .forget_requests_but(ViewId(1), &wanted)
+            .expect("reads");
+        batch.commit().expect("commits");
+        let of = |view| {
+            let mut left = Vec::new();
+            let each = |request: KeptRequest| left.push((request.key, request.out_dir.1));
+            index.each_request(ViewId(view), each).expect("reads");
+            left
+        };
+        assert_eq!(of(1), [(key(b"old"), 1), (key(b"both"), 2)]);
+        assert_eq!(of(2), [(key(b"both"), 1)]);
     }
 
     #[test]
