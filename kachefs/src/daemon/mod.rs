@@ -75,11 +75,12 @@ impl Daemon {
         let listener = listen(&storage.dir)?;
         let keeper = Arc::new(keeper);
         let mounts = Arc::new(Mounts::new(Arc::clone(&storage), Arc::clone(&keeper))?);
+        // Before anybody reads: what is lost may be made again.
+        let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let taken = mounts.take_over(inherited);
         mounts.remount_all(&taken);
         save_now_and_then(&mounts)?;
         pace::make_now_and_then(&mounts)?;
-        let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let written = service.builds.write_now_and_then();
         written.context("cannot start a thread")?;
         let uploading = storage.upload_now_and_then();
