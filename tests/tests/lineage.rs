@@ -192,6 +192,29 @@ fn what_was_edited_since_is_for_the_next_build() {
     assert_eq!(machines.recomputed(), 0);
 }
 
+#[test]
+fn what_this_machine_alone_had_and_lost_is_made_again() {
+    let sandbox = Sandbox::new();
+    let project = samples::plain(sandbox.path("project"));
+    sandbox.mount(project.target());
+    sandbox.cargo(&project, "build --release").ok();
+    sandbox.empty_view(project.target());
+    let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "build --release").ok());
+    seen.assert_no_miss();
+    // A daemon that has nothing open, and knows what the one before was asked.
+    let asked = sandbox.kachefs("stats --last-build").in_dir(&project);
+    asked.ok();
+    sandbox.kill_daemon();
+    sandbox.current_daemon();
+    for blob in tree::files(&sandbox.store().join("blobs")) {
+        fs::remove_file(blob).must("remove");
+    }
+    let program = project.path("target/release/app");
+    assert_eq!(sandbox.output_of(program), samples::PLAIN_OUTPUT);
+    let recomputed = sandbox.stats()["actions"]["recomputed"].as_u64();
+    assert_eq!(recomputed, Some(3));
+}
+
 /// A program that is edited, and one that is not.
 fn two(root: PathBuf) -> Project {
     let base = Package::new("base").lib("pub const N: u32 = 7;\n");

@@ -168,11 +168,10 @@ impl Recomputer {
     /// Makes again what is lost of the crates a compile loads; `false` when not all of them are here then.
     pub(super) fn bring(self: &Arc<Self>, service: &Service, wanted: &[Wanted]) -> bool {
         let came = self.bring_within(service, wanted, self.bounds());
-        if !came {
+        let is_lost = |wanted: &&Wanted| !service.storage.has(&wanted.blob.0, wanted.blob.1);
+        if !came && let Some(lost) = wanted.iter().find(is_lost) {
             // The compiler fails: what is still lost is for the next build.
-            for wanted in wanted {
-                self.give_up(service, wanted.view.id, &Failure::Externs);
-            }
+            self.give_up(service, lost.view.id, &Failure::Externs);
         }
         came
     }

@@ -1,6 +1,6 @@
-//! Before a compiler runs, the crates it will load are on this machine: they are fetched together, and
-//! one that cannot be fetched is missing (which rustc says, and the next build mends) before anybody has
-//! it mapped. Whatever else it reads is fetched when it is read.
+//! Before a compiler runs, the crates it will load are on this machine: they are fetched together or, where
+//! they are lost, made again (`lineage`), and one that does not come is missing (which rustc says, and the
+//! next build mends) before anybody has it mapped. Whatever else it reads is fetched when it is read.
 
 use std::sync::Arc;
 

@@ -402,6 +402,11 @@ fn a_blob_that_is_lost_under_a_mount_fails_once() {
     let mut chance = Chance::new();
     let scene = Scene::new(LIMIT);
     let target = scene.damaged.target();
+    // What a hit has brought would be made again: not here, where no time is given to that.
+    scene.end(true);
+    let mount = scene.sandbox.kachefs("mount").arg(&target);
+    let _ = mount.env("KACHEFS_TEST_RECOMPUTE_MS", "0").ok();
+    scene.start();
     for how in [Harm::Truncate, Harm::Empty, Harm::Remove] {
         scene.sandbox.empty_view(&target);
         scene.build(&scene.damaged, samples::PLAIN_OUTPUT);
