@@ -193,6 +193,21 @@ fn what_was_edited_since_is_for_the_next_build() {
 }
 
 #[test]
+fn what_is_damaged_in_the_bucket_is_made_again() {
+    let machines = Machines::built(samples::plain, None);
+    for object in tree::files(&machines.bucket.path().join("v1/blobs")) {
+        let mut bytes = fs::read(&object).must("read");
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        fs::remove_file(&object).must("remove");
+        fs::write(&object, bytes).must("write");
+    }
+    let printed = machines.cold.output_of(machines.program());
+    assert_eq!(printed, samples::PLAIN_OUTPUT);
+    assert_eq!(machines.recomputed(), 1);
+}
+
+#[test]
 fn what_this_machine_alone_had_and_lost_is_made_again() {
     let sandbox = Sandbox::new();
     let project = samples::plain(sandbox.path("project"));
@@ -238,6 +253,28 @@ fn later_builds_leave_the_lineage_of_what_they_do_not_touch() {
     machines.lose_everything();
     assert_eq!(cold.output_of(machines.program()), "7\n");
     assert_eq!(machines.recomputed(), 2);
+}
+
+#[test]
+fn what_is_published_is_made_again_first() {
+    let machines = Machines::built(two, None);
+    machines.lose_everything();
+    let cold = &machines.cold;
+    assert_eq!(
+        cold.output_of(machines.checkout.path("target/release/other")),
+        ""
+    );
+    assert_eq!(machines.recomputed(), 1);
+    let log = cold.store().join("daemon.log");
+    let found = || fs::read_to_string(&log).is_ok_and(|text| text.contains("it is gone, too"));
+    assert!(
+        processes::wait_for(PATIENCE, found),
+        "the rest is lost, too"
+    );
+    let publish = cold.kachefs("publish --name tree");
+    publish.arg(machines.checkout.target()).ok();
+    assert_eq!(machines.recomputed(), 3);
+    assert!(machines.program().exists());
 }
 
 /// A proc macro that never ends when nobody has given the compiler a jobserver, as cargo does; and neither

@@ -41,6 +41,8 @@ pub fn publish(daemon: &Daemon, path: &Path, name: &str) -> Result<String> {
     let view = mounted.iter().find(|(mounted, _)| mounted == path);
     let (_, view) = view.with_context(|| format!("{} is not mounted", path.display()))?;
     daemon.service.drain();
+    // A tree holds nothing that nobody has.
+    view.recompute_lost();
     let tree = view.snapshot().map_err(|error| match error {
         Errno::EBUSY => anyhow!("{} is being written to", path.display()),
         error => anyhow!("{}: {error}", path.display()),

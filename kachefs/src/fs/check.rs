@@ -55,6 +55,22 @@ impl View {
 
     /// What is nowhere any more will not be made again: one build makes all of it.
     pub fn doubt_lost(&self) {
+        self.suspect(self.lost());
+    }
+
+    /// Makes again what is nowhere any more, and waits for it; what cannot be made loses its names. For
+    /// threads that serve no requests.
+    pub fn recompute_lost(&self) {
+        for ino in self.lost() {
+            if let Err(error) = self.fault(ino) {
+                tracing::debug!(?ino, %error, "its names go");
+            }
+        }
+        self.drop_suspects();
+    }
+
+    /// The files whose bytes are nowhere any more.
+    fn lost(&self) -> impl Iterator<Item = Ino> {
         let is_lost = |node: &Arc<Node>| {
             let Body::Blob { digest, size } = node.state.lock().body else {
                 return false;
@@ -62,7 +78,7 @@ impl View {
             !self.storage.has(&digest, size)
         };
         let nodes = self.all_nodes().into_iter().filter(is_lost);
-        self.suspect(nodes.map(|node| node.ino));
+        nodes.map(|node| node.ino)
     }
 
     /// Whether the bytes of a file that are nowhere any more may be made again.

@@ -497,10 +497,100 @@ fn end(compiler: &mut Child) {
     }
 }
 
+/// What a compiler says first.
 fn first_line(path: &Path) -> io::Result<String> {
     const MOST: u64 = 1024;
     let mut text = Vec::new();
     File::open(path)?.take(MOST).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
     Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use store::Digest;
+    use store::builds::Unit;
+
+    #[test]
+    fn incremental_libraries_are_never_the_same() {
+        let is = |kind: &str, words: &str| {
+            is_reproducible(&KeptRequest {
+                unit: Unit {
+                    package: String::new(),
+                    crate_name: String::new(),
+                    kind: kind.to_owned(),
+                },
+                version: String::new(),
+                key: ActionKey(Digest::of(b"k")),
+                out_dir: (1, 1),
+                argv: words
+                    .split(' ')
+                    .map(|word| word.as_bytes().to_vec())
+                    .collect(),
+                environment: Vec::new(),
+                cwd: Vec::new(),
+                umask: 0,
+            })
+        };
+        assert!(is("lib", "rustc -C opt-level=3"));
+        assert!(is("bin", "rustc -C incremental=/t"));
+        assert!(is("proc-macro", "rustc -Cincremental=/t"));
+        for kind in ["lib", "rlib", "cdylib,lib", "staticlib"] {
+            assert!(!is(kind, "rustc -C incremental=/t"), "{kind}");
+            assert!(!is(kind, "rustc --codegen=incremental=/t"), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_turn_is_waited_for_until_it_is_too_late() {
+        let compilers = Compilers::default();
+        let soon = || Instant::now() + Duration::from_millis(20);
+        let turns: Vec<_> = (0..COMPILERS).map(|_| compilers.enter(soon())).collect();
+        assert!(turns.iter().all(Option::is_some));
+        assert!(compilers.enter(soon()).is_none());
+        drop(turns);
+        let turn = compilers.enter(soon());
+        assert!(turn.is_some());
+        drop(turn);
+        compilers.close();
+        assert!(compilers.enter(soon()).is_none());
+    }
+
+    #[test]
+    fn a_compiler_is_ended_with_what_it_started() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let compile = |script: &str| PlannedCompile {
+            unit: wrapper::protocol::PlannedUnit {
+                package: String::new(),
+                version: String::new(),
+                crate_name: String::new(),
+                kind: String::new(),
+            },
+            program: b"/bin/sh".to_vec(),
+            arguments: vec![b"-c".to_vec(), script.as_bytes().to_vec()],
+            environment: vec![(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec())],
+            cwd: scratch.path().as_os_str().as_encoded_bytes().to_vec(),
+            files: Vec::new(),
+        };
+        let run = |script: &str, millis| {
+            let _ = fs::remove_dir(scratch.path().join(OUT));
+            let deadline = Instant::now() + Duration::from_millis(millis);
+            Compilers::default().run(&compile(script), scratch.path(), deadline)
+        };
+        assert!(run("true", 20_000).is_ok());
+        let failed = run("echo why it fails >&2; exit 1", 20_000);
+        let said = failed.expect_err("it fails").to_string();
+        assert!(said.contains("why it fails"), "{said}");
+        let script = "sleep 1000 & echo $! > child; wait";
+        assert!(matches!(run(script, 1500), Err(Failure::Late)));
+        let child = fs::read_to_string(scratch.path().join("child")).expect("it ran");
+        let stat = format!("/proc/{}/stat", child.trim());
+        let is_gone = || fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z "));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_gone() {
+            assert!(Instant::now() < deadline, "it lives");
+            std::thread::sleep(TICK);
+        }
+    }
 }
