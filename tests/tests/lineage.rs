@@ -277,24 +277,24 @@ fn what_is_published_is_made_again_first() {
     assert!(machines.program().exists());
 }
 
-/// A proc macro that never ends when nobody has given the compiler a jobserver, as cargo does; and neither
-/// does what it starts.
-fn patient(root: PathBuf) -> Project {
-    let slow = "use proc_macro::TokenStream;\n#[proc_macro]\n\
-        pub fn wait(_: TokenStream) -> TokenStream {\n    \
-        if std::env::var_os(\"CARGO_MAKEFLAGS\").is_none() {\n        \
-        let mut child = std::process::Command::new(\"sleep\").arg(\"1000\").spawn().unwrap();\n        \
-        child.wait().unwrap();\n    }\n    \
-        \"1\".parse().unwrap()\n}\n";
+/// A proc macro that takes its time when nobody has given the compiler a jobserver, as cargo does.
+fn patient(root: PathBuf, seconds: u32) -> Project {
+    let slow = format!(
+        "use proc_macro::TokenStream;\n#[proc_macro]\n\
+         pub fn wait(_: TokenStream) -> TokenStream {{\n    \
+         if std::env::var_os(\"CARGO_MAKEFLAGS\").is_none() {{\n        \
+         std::process::Command::new(\"sleep\").arg(\"{seconds}\").status().unwrap();\n    }}\n    \
+         \"1\".parse().unwrap()\n}}\n"
+    );
     let app = Package::new("app")
         .dep("slow")
         .bin("fn main() { println!(\"{}\", slow::wait!()); }\n");
-    Project::new(root, &[Package::new("slow").proc_macro(slow), app])
+    Project::new(root, &[Package::new("slow").proc_macro(&slow), app])
 }
 
 #[test]
 fn a_compiler_that_hangs_is_ended() {
-    let machines = Machines::built(patient, Some("4000"));
+    let machines = Machines::built(|root| patient(root, 1000), Some("4000"));
     machines.lose(&["blobs"]);
     let cold = &machines.cold;
     let program = machines.program();
@@ -319,6 +319,22 @@ fn a_compiler_that_hangs_is_ended() {
     cold.cargo(&machines.checkout, "build --release").ok();
     assert_eq!(cold.output_of(&program), "1\n");
     assert_eq!(machines.recomputed(), 1, "the macro itself was made again");
+}
+
+#[test]
+fn the_next_daemon_goes_on_with_it() {
+    let machines = Machines::built(|root| patient(root, 3), None);
+    machines.lose(&["blobs"]);
+    let (cold, program) = (&machines.cold, machines.program());
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| fs::read(&program));
+        std::thread::sleep(Duration::from_millis(1500));
+        cold.kill_daemon();
+        let read = reader.join().ok().must("a reader").must("read");
+        let warm = machines.project.path("target/release/app");
+        assert!(read == fs::read(warm).must("read"), "other bytes");
+    });
+    assert_eq!(cold.output_of(&program), "1\n");
 }
 
 #[test]

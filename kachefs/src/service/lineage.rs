@@ -43,7 +43,7 @@ const TEST_LIMIT: &str = "KACHEFS_TEST_RECOMPUTE_MS";
 const HOPELESS: Duration = Duration::from_mins(1);
 
 /// How many lost crates may be behind each other.
-const DEEPEST: u32 = 32;
+const DEEPEST: u32 = 64;
 
 /// Compilers at a time.
 const COMPILERS: usize = 2;
