@@ -9,25 +9,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Stdio};
+use std::io::{self, Write};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, getegid, geteuid};
-use parking_lot::{Condvar, Mutex};
+use nix::unistd::{getegid, geteuid};
+use parking_lot::Mutex;
 use store::builds::KeptRequest;
 use store::digest::hash_reader;
 use store::{ActionKey, CasError, Counter, IndexError, StoreDir, ViewId};
-use wrapper::protocol::{PlannedCompile, PlannedFile};
+use wrapper::protocol::PlannedFile;
 
+use super::compilers::{CompilerError, Compilers, Made};
 use super::present::Wanted;
-use super::{Flight, OnDrop, Service};
-use crate::compile_again;
+use super::{Flight, Service};
 use crate::flight::Flights;
 use crate::fs::Caller;
 use crate::lazy::{Lazy, Lineage, Lost};
@@ -45,15 +40,6 @@ const HOPELESS: Duration = Duration::from_mins(1);
 /// How many lost crates may be behind each other.
 const DEEPEST: u32 = 64;
 
-/// Compilers at a time.
-const COMPILERS: usize = 2;
-
-/// How often a compiler is looked after.
-const TICK: Duration = Duration::from_millis(10);
-
-/// How long a daemon that ends waits for its compilers to be gone.
-const ENDING: Duration = Duration::from_secs(1);
-
 /// Why something is not made again.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -69,8 +55,8 @@ enum Failure {
     Late,
     #[error("too many crates that it needs are lost")]
     Deep,
-    #[error("the compiler fails: {0}")]
-    Compiler(String),
+    #[error(transparent)]
+    Compiler(#[from] CompilerError),
     #[error("the compiler makes something else now")]
     Different,
     #[error(transparent)]
@@ -308,14 +294,12 @@ impl Recomputer {
                 return Err(Failure::Externs);
             }
         }
-        let _turn = self.compilers.enter(bounds.deadline).ok_or(Failure::Late)?;
-        let scratch = scratch(&storage.dir)?;
-        self.compilers
-            .run(&compile, scratch.path(), bounds.deadline)?;
+        let compilers = &self.compilers;
+        let made = compilers.run(&compile, &storage.dir, bounds.deadline)?;
         let mut taken = 0;
         for file in &compile.files {
             if !storage.cas.has(&file.digest, file.size) {
-                taken += u64::from(take(storage, file, scratch.path())?);
+                taken += u64::from(take(storage, file, &made)?);
             }
         }
         let unit = &compile.unit.crate_name;
@@ -363,18 +347,10 @@ fn is_reproducible(kept: &KeptRequest) -> bool {
     !(is_library && kept.argv.iter().any(is_incremental))
 }
 
-/// A directory to compile into, gone with what is returned.
-fn scratch(dir: &StoreDir) -> io::Result<tempfile::TempDir> {
-    let directory = dir.recompute();
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(&directory)?;
-    tempfile::Builder::new().prefix("").tempdir_in(directory)
-}
-
 /// Takes a file into the store if it is what was lost. Copied: whatever the compiler started may still
 /// have it open.
-fn take(storage: &Storage, file: &PlannedFile, scratch: &Path) -> Result<bool, Failure> {
-    let made = match File::open(scratch.join(OUT).join(&file.name)) {
+fn take(storage: &Storage, file: &PlannedFile, made: &Made) -> Result<bool, Failure> {
+    let made = match File::open(made.path(&file.name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         made => made?,
     };
@@ -398,112 +374,6 @@ fn take(storage: &Storage, file: &PlannedFile, scratch: &Path) -> Result<bool, F
     };
     storage.remove_scratch(id);
     taken
-}
-
-/// Where a compiler writes, in its scratch directory, and where what it says goes.
-const OUT: &str = "out";
-const SAID: &str = "said";
-
-/// The compilers that run.
-#[derive(Default)]
-struct Compilers {
-    state: Mutex<Running>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Running {
-    count: usize,
-    closed: bool,
-}
-
-impl Compilers {
-    /// The right to run one, for as long as it is held.
-    fn enter(&self, deadline: Instant) -> Option<OnDrop<impl Fn()>> {
-        let mut state = self.state.lock();
-        while state.count >= COMPILERS && !state.closed {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return None;
-            }
-        }
-        if state.closed {
-            return None;
-        }
-        state.count += 1;
-        Some(OnDrop(|| {
-            self.state.lock().count -= 1;
-            self.changed.notify_all();
-        }))
-    }
-
-    fn close(&self) {
-        let deadline = Instant::now() + ENDING;
-        let mut state = self.state.lock();
-        state.closed = true;
-        self.changed.notify_all();
-        while state.count > 0 {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return;
-            }
-        }
-    }
-
-    /// Runs a compiler to its end; at the deadline that is ours to make.
-    fn run(
-        &self,
-        compile: &PlannedCompile,
-        scratch: &Path,
-        deadline: Instant,
-    ) -> Result<(), Failure> {
-        fs::create_dir(scratch.join(OUT))?;
-        let said = scratch.join(SAID);
-        let mut compiler = compile_again::command(compile, &scratch.join(OUT))
-            .stdout(Stdio::null())
-            .stderr(File::create(&said)?)
-            // With all it starts it can be ended.
-            .process_group(0)
-            .spawn()?;
-        loop {
-            match compiler.try_wait() {
-                Ok(None) if Instant::now() < deadline && !self.state.lock().closed => {
-                    std::thread::sleep(TICK);
-                }
-                Ok(None) => {
-                    end(&mut compiler);
-                    return Err(Failure::Late);
-                }
-                Ok(Some(status)) if status.success() => return Ok(()),
-                Ok(Some(status)) => {
-                    let said = first_line(&said).unwrap_or_default();
-                    return Err(Failure::Compiler(format!("{status}: {said}")));
-                }
-                Err(error) => {
-                    end(&mut compiler);
-                    return Err(error.into());
-                }
-            }
-        }
-    }
-}
-
-/// Ends a compiler that was not waited for yet, and what it started.
-fn end(compiler: &mut Child) {
-    if let Ok(group) = i32::try_from(compiler.id()) {
-        // Gone is what it should be.
-        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-    }
-    if let Err(error) = compiler.wait() {
-        tracing::warn!(%error, "cannot wait for a compiler");
-    }
-}
-
-/// What a compiler says first.
-fn first_line(path: &Path) -> io::Result<String> {
-    const MOST: u64 = 1024;
-    let mut text = Vec::new();
-    File::open(path)?.take(MOST).read_to_end(&mut text)?;
-    let text = String::from_utf8_lossy(&text);
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]
@@ -539,58 +409,6 @@ mod tests {
         for kind in ["lib", "rlib", "cdylib,lib", "staticlib"] {
             assert!(!is(kind, "rustc -C incremental=/t"), "{kind}");
             assert!(!is(kind, "rustc --codegen=incremental=/t"), "{kind}");
-        }
-    }
-
-    #[test]
-    fn a_turn_is_waited_for_until_it_is_too_late() {
-        let compilers = Compilers::default();
-        let soon = || Instant::now() + Duration::from_millis(20);
-        let turns: Vec<_> = (0..COMPILERS).map(|_| compilers.enter(soon())).collect();
-        assert!(turns.iter().all(Option::is_some));
-        assert!(compilers.enter(soon()).is_none());
-        drop(turns);
-        let turn = compilers.enter(soon());
-        assert!(turn.is_some());
-        drop(turn);
-        compilers.close();
-        assert!(compilers.enter(soon()).is_none());
-    }
-
-    #[test]
-    fn a_compiler_is_ended_with_what_it_started() {
-        let scratch = tempfile::tempdir().expect("tempdir");
-        let compile = |script: &str| PlannedCompile {
-            unit: wrapper::protocol::PlannedUnit {
-                package: String::new(),
-                version: String::new(),
-                crate_name: String::new(),
-                kind: String::new(),
-            },
-            program: b"/bin/sh".to_vec(),
-            arguments: vec![b"-c".to_vec(), script.as_bytes().to_vec()],
-            environment: vec![(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec())],
-            cwd: scratch.path().as_os_str().as_encoded_bytes().to_vec(),
-            files: Vec::new(),
-        };
-        let run = |script: &str, millis| {
-            let _ = fs::remove_dir(scratch.path().join(OUT));
-            let deadline = Instant::now() + Duration::from_millis(millis);
-            Compilers::default().run(&compile(script), scratch.path(), deadline)
-        };
-        assert!(run("true", 20_000).is_ok());
-        let failed = run("echo why it fails >&2; exit 1", 20_000);
-        let said = failed.expect_err("it fails").to_string();
-        assert!(said.contains("why it fails"), "{said}");
-        let script = "sleep 1000 & echo $! > child; wait";
-        assert!(matches!(run(script, 1500), Err(Failure::Late)));
-        let child = fs::read_to_string(scratch.path().join("child")).expect("it ran");
-        let stat = format!("/proc/{}/stat", child.trim());
-        let is_gone = || fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z "));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !is_gone() {
-            assert!(Instant::now() < deadline, "it lives");
-            std::thread::sleep(TICK);
         }
     }
 }

@@ -7,6 +7,7 @@
 pub mod builds;
 pub mod cc;
 mod clippy;
+mod compilers;
 mod externs;
 pub mod files;
 pub mod hit_cost;
