@@ -55,11 +55,31 @@ pub struct Kept {
     pub place: Place,
     /// When it was written, as far as that was seen here, in milliseconds since the epoch; else 0.
     pub seen_ms: u64,
+    /// When that was, or when it was last learned that the remote holds it; 0 where that is not known.
+    pub known_ms: u64,
+}
+
+/// Version 1: as it was before rows aged.
+#[derive(Deserialize)]
+struct Kept1 {
+    size: u64,
+    place: Place,
+    seen_ms: u64,
 }
 
 impl Record for Kept {
     const NAME: &'static str = "blob in a remote";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
+        let convert = |old: Kept1| Self {
+            size: old.size,
+            place: old.place,
+            seen_ms: old.seen_ms,
+            known_ms: old.seen_ms,
+        };
+        (version == 1).then(|| whole(body).map(convert))
+    }
 }
 
 /// A result that others are to learn.
@@ -228,6 +248,26 @@ mod tests {
         assert_eq!(decode::<BuildManifest>(&bytes).expect("decodes"), manifest);
         let older = decode::<BuildManifest>(&older).expect("decodes an older one");
         assert_eq!((older.facts, older.reads), (manifest.facts, Vec::new()));
+    }
+
+    #[test]
+    fn the_layout_of_what_is_kept_is_fixed() {
+        let kept = Kept {
+            size: 300,
+            place: Place::Own,
+            seen_ms: 5,
+            known_ms: 7,
+        };
+        let bytes = encode(&kept).expect("encodes");
+        let golden = [2, 0xac, 2, 0, 5, 7];
+        assert_eq!(bytes, golden, "a changed layout needs a new Kept::VERSION");
+        assert_eq!(decode::<Kept>(&bytes).expect("decodes"), kept);
+        let older = Kept {
+            known_ms: 5,
+            ..kept
+        };
+        let golden = [1, 0xac, 2, 0, 5];
+        assert_eq!(decode::<Kept>(&golden).expect("decodes"), older);
     }
 
     #[test]

@@ -49,6 +49,24 @@ impl Machines {
         machine.kachefs(&set).ok();
     }
 
+    /// A checkout of the project on the other machine, mounted.
+    fn checkout(&self, name: &str) -> Project {
+        let checkout = self.project.checkout(self.reader.path(name));
+        self.reader.mount(checkout.target());
+        checkout
+    }
+
+    /// Has everything removed that the builder has uploaded and published.
+    fn remove_all(&self) {
+        self.builder.kachefs("unpublish app").ok();
+        thread::sleep(4 * GRACE);
+        collect(&self.builder, "--keep 9s");
+        thread::sleep(GRACE + Duration::from_secs(1));
+        collect(&self.builder, "--keep 9s");
+        assert_eq!(self.containers(), HashSet::new());
+        assert_eq!(self.objects("actions"), HashSet::new());
+    }
+
     fn publish(&self, name: &str) -> Outcome {
         let command = self.builder.kachefs(&format!("publish --name {name}"));
         command.arg(self.project.target()).ok()
@@ -159,9 +177,8 @@ fn a_build_hits_after_a_collection() {
     let machines = Machines::new();
     thread::sleep(2 * GRACE);
     collect(&machines.builder, "");
-    let checkout = machines.project.checkout(machines.reader.path("checkout"));
-    let (reader, target) = (&machines.reader, checkout.target());
-    reader.mount(&target);
+    let checkout = machines.checkout("checkout");
+    let reader = &machines.reader;
     let (seen, _) = reader.during(|| reader.cargo(&checkout, "build").ok());
     assert_eq!((seen.misses, seen.failed), (0, 0), "{seen:?}");
     assert_eq!(
@@ -171,14 +188,62 @@ fn a_build_hits_after_a_collection() {
 }
 
 #[test]
+fn what_was_learned_long_ago_is_not_bound_unasked() {
+    let machines = Machines::new();
+    let reader = &machines.reader;
+    // It has no lease.
+    machines.set(reader, "--read-only");
+    let first = machines.checkout("first");
+    let (seen, _) = reader.during(|| reader.cargo(&first, "build").ok());
+    assert_eq!((seen.misses, seen.failed), (0, 0), "{seen:?}");
+    machines.remove_all();
+    let second = machines.checkout("second");
+    let (seen, _) = reader.during(|| reader.cargo(&second, "build").ok());
+    assert!(seen.misses > 0, "{seen:?}");
+    assert_eq!(
+        reader.output_of(second.program("app")),
+        samples::WHOLE_OUTPUT
+    );
+}
+
+#[test]
+fn what_was_learned_long_ago_is_asked_for_again() {
+    let machines = Machines::new();
+    let reader = &machines.reader;
+    let set = format!("remote set {}", machines.shared.path().display());
+    reader.kachefs(&format!("{set} --grace 30s --wait 2")).ok();
+    let requests = || {
+        reader.stats()["remote"]["requests"]
+            .as_u64()
+            .must("a number")
+    };
+    let build = |checkout: &Project| {
+        let (seen, _) = reader.during(|| reader.cargo(checkout, "build").ok());
+        assert_eq!((seen.misses, seen.failed), (0, 0), "{seen:?}");
+    };
+    build(&machines.checkout("first"));
+    let before = requests();
+    thread::sleep(Duration::from_secs(11));
+    let second = machines.checkout("second");
+    build(&second);
+    assert!(requests() > before, "the manifest");
+    // A remote that does not answer: it is made here.
+    let away = machines.shared.path().with_extension("away");
+    fs::rename(machines.shared.path(), &away).must("takes it away");
+    thread::sleep(Duration::from_secs(11));
+    let third = machines.checkout("third");
+    reader.cargo(&third, "build").ok();
+    assert_eq!(
+        reader.output_of(third.program("app")),
+        samples::WHOLE_OUTPUT
+    );
+    fs::rename(&away, machines.shared.path()).must("brings it back");
+}
+
+#[test]
 fn what_was_removed_is_uploaded_again() {
     let machines = Machines::new();
-    machines.builder.kachefs("unpublish app").ok();
-    thread::sleep(4 * GRACE);
-    collect(&machines.builder, "--keep 9s");
-    thread::sleep(GRACE);
-    collect(&machines.builder, "--keep 9s");
-    assert_eq!(machines.containers(), HashSet::new());
+    machines.remove_all();
     // The builder has not been told.
     machines.publish("again");
     let there = machines.mount_read_only("again");

@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::breaker::Breaker;
 use super::counted::{Counted, Traffic, TrafficNow};
 use super::pace::Pace;
+use crate::clock;
 use crate::remote_config::{self, RemoteConfig};
 
 /// Threads that wait for the network; those that unpack what comes are started as they are needed.
@@ -20,6 +21,10 @@ const WORKERS: usize = 2;
 
 /// Calls under way at once, of either kind.
 const AT_ONCE: usize = 16;
+
+/// This part of the grace after it was written, or learned, an object counts as one that nobody removes.
+/// What names it is there within as much again, or it is looked after once more (`sending`).
+const RECENT: u32 = 3;
 
 /// How long an upload may take at least, for a call.
 const SEND: Duration = Duration::from_mins(1);
@@ -128,6 +133,18 @@ impl Connection {
     /// would have strangers believed.
     pub fn vouches(&self) -> bool {
         self.key.is_none() || *self.trust() != Trust::Everybody
+    }
+
+    /// How long what was seen or learned of it counts.
+    pub(super) fn recent(&self) -> Duration {
+        self.config.grace / RECENT
+    }
+
+    /// Whether that is less than so long ago, in milliseconds since the epoch. A clock that was set back says
+    /// nothing.
+    pub(super) fn is_recent(&self, when_ms: u64) -> bool {
+        let age = clock::now_ms().checked_sub(when_ms);
+        age.is_some_and(|age| Duration::from_millis(age) < self.recent())
     }
 
     /// Whether it is left alone because it does not answer.

@@ -4,6 +4,10 @@
 //! A build's manifest is one request for all of its results; what it does not hold is asked for one
 //! invocation at a time. Nothing is asked for twice within a minute: who edits a file and builds again
 //! does not wait for the answer that nobody else has built it either.
+//!
+//! What was learned long ago may have been removed since: a result is not bound whose blobs are not here and
+//! were not said to be there within a third of the grace. Then it is asked for once more, as if nobody
+//! had it.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -18,6 +22,7 @@ use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Place, reco
 use super::connection::{Connection, Unavailable};
 use super::facts::{self, Results};
 use super::kept_unseen;
+use crate::clock;
 use crate::flight::Flights;
 use crate::storage::Storage;
 
@@ -43,13 +48,30 @@ impl Default for Asked {
 }
 
 impl Asked {
-    fn is_due(&self, question: &Digest) -> bool {
+    /// An answer counts no longer than what was learned with it.
+    fn is_due(&self, question: &Digest, connection: &Connection) -> bool {
         let when = self.when.lock().get(question).copied();
-        when.is_none_or(|when| when.elapsed() > COUNTS)
+        let counts = COUNTS.min(connection.recent());
+        when.is_none_or(|when| when.elapsed() >= counts)
     }
 }
 
 impl Storage {
+    /// Whether a result that names this blob may be bound: it is on this disk, or was lately known to be in
+    /// a remote that answers.
+    pub fn may_be_bound(&self, digest: &Digest, size: u64) -> bool {
+        self.cas.has(digest, size)
+            || self
+                .lately(digest, size)
+                .is_some_and(|connection| !connection.is_left_alone())
+    }
+
+    /// The remote, if it was lately known to hold a blob.
+    fn lately(&self, digest: &Digest, size: u64) -> Option<Arc<Connection>> {
+        let (connection, kept) = self.kept(digest, size)?;
+        connection.is_recent(kept.known_ms).then_some(connection)
+    }
+
     /// Asks the remote for results of an invocation, unless that was done lately. Whether there may be
     /// something now that was not there before.
     pub fn learn(&self, invocation: &InvocationDigest) -> bool {
@@ -86,23 +108,24 @@ impl Storage {
         let Some(connection) = self.lazy.connection() else {
             return false;
         };
-        if !self.lazy.asked.is_due(question) {
+        if !self.lazy.asked.is_due(question, &connection) {
             return false;
         }
         let _flight = match self.lazy.asked.under_way.take_off(*question) {
             Ok(flight) => flight,
             Err(boarding) => return boarding.wait(connection.patience(0)),
         };
-        if !self.lazy.asked.is_due(question) {
+        if !self.lazy.asked.is_due(question, &connection) {
             // Somebody has just asked.
             return true;
         }
+        let (began, began_ms) = (Instant::now(), clock::now_ms());
         // No answer is none: asked again next time, if the remote answers by then.
         let Some(facts) = answer(&connection) else {
             return false;
         };
-        let taken = self.take_in(&connection, &facts);
-        self.lazy.asked.when.lock().put(*question, Instant::now());
+        let taken = self.take_in(&connection, &facts, began_ms);
+        self.lazy.asked.when.lock().put(*question, began);
         match taken {
             Ok(new) => new > 0,
             Err(error) => {
@@ -112,8 +135,14 @@ impl Storage {
         }
     }
 
-    /// Takes facts into the index, but for what is known already. Returns how many were new.
-    fn take_in(&self, connection: &Connection, facts: &[Fact]) -> Result<usize, IndexError> {
+    /// Takes facts into the index that were asked for at that time, but for what is known already. Returns
+    /// how many were new, or not known for long.
+    fn take_in(
+        &self,
+        connection: &Connection,
+        facts: &[Fact],
+        began_ms: u64,
+    ) -> Result<usize, IndexError> {
         let mut batch = self.index.batch();
         let mut new = 0;
         let is_there = |fact: &&Fact| {
@@ -139,19 +168,26 @@ impl Storage {
                 let known = self.index.action(key)?;
                 let blobs = known.iter().flat_map(ActionEntry::blobs);
                 let mut blobs = blobs.collect::<Vec<_>>().into_iter();
+                let is_had = |(digest, size)| {
+                    self.cas.has(&digest, size) || self.lately(&digest, size).is_some()
+                };
                 // Ours first: it was made here.
-                if known.is_some() && blobs.all(|(digest, size)| self.has(&digest, size)) {
+                if known.is_some() && blobs.all(is_had) {
                     continue;
                 }
                 is_new = true;
-                batch.put_action(key, entry)?;
-                batch.put_kept(connection.id, &key.0, &kept_unseen(0, Place::Own))?;
+                // One that is only confirmed goes on to be ours, if it was.
+                if known.as_ref() != Some(entry) {
+                    batch.put_action(key, entry)?;
+                    let kept = kept_unseen(0, Place::Own, began_ms);
+                    batch.put_kept(connection.id, &key.0, &kept)?;
+                }
                 for (digest, size) in entry.blobs() {
                     if self.cas.has(&digest, size) {
                         continue;
                     }
                     let place = place_of(&places, &digest);
-                    batch.put_kept(connection.id, &digest, &kept_unseen(size, place))?;
+                    batch.put_kept(connection.id, &digest, &kept_unseen(size, place, began_ms))?;
                 }
             }
             if is_new {

@@ -175,20 +175,23 @@ fn not_encoded(source: io::Error) -> RemoteError {
     }
 }
 
-/// Something that others say is in a remote, where nobody has looked; `size` as below.
-fn kept_unseen(size: u64, place: Place) -> Kept {
+/// Something that others said at that time is in a remote, where nobody has looked; `size` as below.
+fn kept_unseen(size: u64, place: Place, known_ms: u64) -> Kept {
     Kept {
         size,
         place,
         seen_ms: 0,
+        known_ms,
     }
 }
 
 /// Something that was written to a remote just now; `size` is 0 for what is no blob.
 fn kept_now(size: u64, place: Place) -> Kept {
+    let now_ms = clock::now_ms();
     Kept {
         size,
         place,
-        seen_ms: clock::now_ms(),
+        seen_ms: now_ms,
+        known_ms: now_ms,
     }
 }

@@ -29,10 +29,6 @@ const ENOUGH: u64 = 256 << 20;
 /// Objects under way at once.
 const AT_ONCE: usize = 8;
 
-/// This part of the grace after it was written an object counts as one that nobody removes. What names it is
-/// there within as much again, or it is looked after once more ([`ensure_recent`]).
-const FRESH: u32 = 3;
-
 /// What a store knows of a blob in a remote.
 enum Standing {
     /// It is there, and stays for a while.
@@ -81,16 +77,7 @@ impl Storage {
         let kept = kept.filter(|kept| kept.size == size);
         let kept = kept.filter(|kept| !self.lazy.is_gone(digest, &kept.place));
         Ok(match kept {
-            // A clock that was set back says nothing.
-            Some(kept)
-                if clock::now_ms()
-                    .checked_sub(kept.seen_ms)
-                    .is_some_and(|age| {
-                        Duration::from_millis(age) < connection.config.grace / FRESH
-                    }) =>
-            {
-                Standing::Fresh
-            }
+            Some(kept) if connection.is_recent(kept.seen_ms) => Standing::Fresh,
             Some(kept) => Standing::Known(kept.place),
             None => Standing::Unknown,
         })
@@ -245,7 +232,8 @@ impl Storage {
         let mut new = Vec::new();
         let mut batch = self.index.batch();
         for (digest, kept) in &objects.kept {
-            batch.put_kept(connection.id, digest, &kept_unseen(kept.size, kept.place))?;
+            let unseen = kept_unseen(kept.size, kept.place, kept.known_ms);
+            batch.put_kept(connection.id, digest, &unseen)?;
             if !existed.contains(&Container::of(digest, &kept.place).name()) {
                 new.push((*digest, *kept));
             }
@@ -337,7 +325,7 @@ impl Objects {
 /// this machine was asleep, or sending took days. It is all sent again, then.
 pub(super) fn ensure_recent(connection: &Connection, began_ms: u64) -> Result<(), RemoteError> {
     let age = Duration::from_millis(clock::now_ms().saturating_sub(began_ms));
-    if age < connection.config.grace / FRESH {
+    if age < connection.recent() {
         return Ok(());
     }
     let why = "it took so long that what was sent may be gone";

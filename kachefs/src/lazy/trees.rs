@@ -96,6 +96,7 @@ impl Storage {
     pub fn published_tree(&self, name: &TreeName) -> Result<Tree> {
         let connection = self.the_remote()?;
         let object_name = ObjectName::tree(name);
+        let began_ms = clock::now_ms();
         let object =
             connection.call(async |remote| remote.get(&object_name, None, facts::LARGEST).await)?;
         let object = object.with_context(|| format!("no tree {name} is published"))?;
@@ -108,7 +109,7 @@ impl Storage {
                 continue;
             }
             let place = packed.get(&digest).copied().unwrap_or(Place::Own);
-            batch.put_kept(connection.id, &digest, &kept_unseen(size, place))?;
+            batch.put_kept(connection.id, &digest, &kept_unseen(size, place, began_ms))?;
         }
         for (key, entry) in &tree.actions {
             if self.index.action(key)?.is_none() {

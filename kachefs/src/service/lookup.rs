@@ -205,10 +205,10 @@ pub fn source_digest(service: &Service, prepared: &Prepared, path: &Path) -> Opt
     }
 }
 
-/// Whether every blob of a result can be had: it is on this disk, or in a remote that answers.
+/// Whether every blob of a result can be had: it is on this disk, or lately was in a remote that answers.
 pub(super) fn is_whole(service: &Service, result: &ActionResult) -> bool {
     result.outputs.iter().all(|output| match &output.content {
-        OutputContent::Blob { digest, size } => service.storage.is_within_reach(digest, *size),
+        OutputContent::Blob { digest, size } => service.storage.may_be_bound(digest, *size),
         OutputContent::Template(_) => true,
     })
 }

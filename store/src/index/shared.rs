@@ -152,6 +152,7 @@ mod tests {
             size: 1,
             place: Place::Own,
             seen_ms: 5,
+            known_ms: 7,
         };
         let mut batch = index.batch();
         batch.put_kept(one, &digest, &kept).expect("puts");

@@ -205,9 +205,7 @@ fn find(service: &Service, prepared: &Prepared) -> Option<FoundRun> {
                 return None;
             };
             let is_there = |content: &TreeContent| match content {
-                TreeContent::Blob { digest, size } => {
-                    service.storage.is_within_reach(digest, *size)
-                }
+                TreeContent::Blob { digest, size } => service.storage.may_be_bound(digest, *size),
                 TreeContent::Directory | TreeContent::Link(_) => true,
             };
             let whole = result.tree.iter().all(|entry| is_there(&entry.content));
