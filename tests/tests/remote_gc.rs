@@ -271,6 +271,25 @@ fn what_cannot_be_read_stops_it() {
     );
 }
 
+#[test]
+fn what_was_removed_and_is_built_again_is_uploaded_again() {
+    let machines = Machines::new();
+    machines.remove_all();
+    let (builder, reader) = (&machines.builder, &machines.reader);
+    let again = machines.project.checkout(builder.path("again"));
+    builder.mount(again.target());
+    let (seen, _) = builder.during(|| builder.cargo(&again, "build").ok());
+    assert_eq!((seen.misses, seen.failed), (0, 0), "{seen:?}");
+    builder.kachefs("push --wait").ok();
+    let checkout = machines.checkout("checkout");
+    let (seen, _) = reader.during(|| reader.cargo(&checkout, "build").ok());
+    assert_eq!((seen.misses, seen.failed), (0, 0), "{seen:?}");
+    assert_eq!(
+        reader.output_of(checkout.program("app")),
+        samples::WHOLE_OUTPUT
+    );
+}
+
 /// Versions a round may publish: this many from its own number on.
 const VERSIONS: usize = 3;
 

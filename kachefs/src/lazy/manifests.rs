@@ -5,6 +5,9 @@
 //! uploaded, its results are added to the manifest of its fingerprint: of the lockfile, the toolchain
 //! and the profile, which a checkout of the same project has in common with this one. What has been
 //! there longest goes first when there are too many.
+//!
+//! A result whose blobs a collection has removed (`gc`) stays out of the manifest, although this store has
+//! sent it: it is sent again first, where its blobs are here.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use remote::{Body, ObjectName, Put, Remote, RemoteError};
-use store::{ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest};
+use store::{ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest, Upload};
 
 use super::connection::Connection;
 use super::containers::{self, Container};
@@ -184,11 +187,65 @@ impl Storage {
         let ours = BuildManifest { facts, reads };
         let merged = connection
             .send(async |remote| merge(&remote, connection, &fingerprint, ours, doubtful).await)?;
-        tracing::debug!(%fingerprint, results = merged.facts.len(), "build manifest");
+        let lost = merged.without.len();
+        tracing::debug!(%fingerprint, results = merged.facts.len(), lost, "build manifest");
         builds.published(fingerprint, &merged.facts, true);
         self.lazy.prefetch.learned(fingerprint, &merged.reads);
         self.lazy.prefetch.told(&fingerprint);
+        if self.send_results_again(connection, &merged)? {
+            let parts = HashMap::from([(fingerprint, parts.clone())]);
+            builds.give_back(parts);
+        }
         Ok(())
+    }
+
+    /// Notes results that are not in the remote any more, to be sent again, where all of their blobs are
+    /// here. Of the others it is forgotten that they are there: the next build makes them. Whether any is
+    /// to be sent.
+    fn send_results_again(
+        &self,
+        connection: &Connection,
+        merged: &Merged,
+    ) -> Result<bool, IndexError> {
+        let named: HashSet<ActionKey> = keys(&merged.facts).collect();
+        let mut batch = self.index.batch();
+        let mut is_sent = false;
+        for fact in &merged.without {
+            let blobs = fact.entries.iter().flat_map(|(_, entry)| entry.blobs());
+            let missing = blobs.filter(|(digest, size)| !self.cas.has(digest, *size));
+            let missing: Vec<_> = missing.collect();
+            for (digest, _) in &missing {
+                if let Some(kept) = self.index.kept(connection.id, digest)?
+                    && merged.lost.contains(&Container::of(digest, &kept.place))
+                {
+                    self.lazy.gone.lock().put((*digest, kept.place), ());
+                    batch.delete_kept(connection.id, digest);
+                    // What views show of it, too.
+                    self.lazy.leases.doubt();
+                }
+            }
+            // Another store has sent it again.
+            if keys(std::slice::from_ref(fact)).all(|key| named.contains(&key)) {
+                continue;
+            }
+            let keys = fact.entries.iter().map(|(key, _)| *key);
+            if missing.is_empty() {
+                is_sent = true;
+                let upload = Upload {
+                    remote: connection.id,
+                    invocation: fact.invocation,
+                    record: fact.record.clone(),
+                    keys: keys.collect(),
+                    // They were looked for before it was first sent.
+                    secrets: Vec::new(),
+                };
+                self.note_upload(&mut batch, &upload)?;
+            } else {
+                keys.for_each(|key| batch.delete_kept(connection.id, &key.0));
+            }
+        }
+        batch.commit()?;
+        Ok(is_sent)
     }
 
     /// Whether a manifest is so old that it has to be written again to stay: it is in use.
@@ -243,15 +300,26 @@ impl Storage {
     }
 }
 
-/// Adds results to those that a manifest holds, but for those whose blobs are gone. Returns all that it
-/// holds then.
+/// What came of adding results to a manifest.
+struct Merged {
+    /// All that it holds now.
+    facts: Vec<Fact>,
+    /// What builds like it have read, as it says now.
+    reads: Vec<Digest>,
+    /// Those of ours that are not what the remote holds any more.
+    without: Vec<Fact>,
+    /// What they name that is gone, or not there for long.
+    lost: HashSet<Container>,
+}
+
+/// Adds results to those that a manifest holds, but for those whose blobs are gone.
 async fn merge(
     remote: &Arc<dyn Remote>,
     connection: &Connection,
     fingerprint: &Digest,
     ours: BuildManifest,
     mut doubtful: BTreeSet<Container>,
-) -> Result<BuildManifest, RemoteError> {
+) -> Result<Merged, RemoteError> {
     let began_ms = clock::now_ms();
     let name = ObjectName::build(fingerprint);
     // First: what is read then is no older than this says.
@@ -271,6 +339,9 @@ async fn merge(
         });
     }
     let reliance = Reliance::on(remote, &doubtful).await?;
+    // First: one that another has sent again takes the place of ours.
+    let (facts, without) = ours.facts.into_iter().partition(|fact| reliance.holds(fact));
+    let ours = BuildManifest { facts, ..ours };
     let mut manifest = together(ours, others);
     manifest.facts.retain(|fact| reliance.holds(fact));
     let object = loop {
@@ -288,8 +359,14 @@ async fn merge(
         }
         error => error,
     };
+    let lost = reliance.lost.clone();
     reliance.end(&**remote).await;
-    written.map(|()| manifest)
+    written.map(|()| Merged {
+        facts: manifest.facts,
+        reads: manifest.reads,
+        without,
+        lost,
+    })
 }
 
 /// Our results, and behind them those of others, each once and not too many.
@@ -310,4 +387,133 @@ fn together(mut manifest: BuildManifest, others: BuildManifest) -> BuildManifest
     let named = named.map(|(digest, _)| digest).collect();
     manifest.reads = prefetch::joined(manifest.reads, others.reads, &named);
     manifest
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use remote::Location;
+    use remote::signed::Trust;
+    use store::{
+        ActionEntry, ActionResult, InputRecord, Kept, Origin, Output, OutputContent, Place,
+        StoreDir, record_digest,
+    };
+
+    use super::*;
+    use crate::remote_config::{GRACE, PREFETCH_BUDGET, Prefetch, RemoteConfig, WAIT};
+
+    const FINGERPRINT: &[u8] = b"fingerprint";
+
+    /// A store whose remote is an empty directory.
+    fn store(dir: &Path) -> (Storage, Arc<Connection>) {
+        let bucket = dir.join("bucket");
+        std::fs::create_dir(&bucket).expect("makes");
+        let storage = Storage::open(StoreDir::new(dir.join("store"))).expect("opens");
+        let config = RemoteConfig {
+            location: Location::Directory(bucket),
+            read_only: false,
+            trust: Trust::Everybody,
+            wait: WAIT,
+            upload_limit: None,
+            prefetch: Prefetch::default(),
+            prefetch_budget: PREFETCH_BUDGET,
+            grace: GRACE,
+        };
+        config.save(&storage.dir).expect("saves");
+        let connection = storage.lazy.connection().expect("a remote");
+        (storage, connection)
+    }
+
+    /// A result that was sent long ago, with its blobs; a build has used it, and has ended.
+    fn sent_long_ago(storage: &Storage, connection: &Connection, blobs: &[&[u8]]) -> ActionKey {
+        let kept = |size| Kept {
+            size,
+            place: Place::Own,
+            seen_ms: 1,
+            known_ms: 1,
+        };
+        let mut batch = storage.index.batch();
+        let mut outputs = Vec::new();
+        for bytes in blobs {
+            let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
+            let row = kept(size);
+            batch.put_kept(connection.id, &digest, &row).expect("puts");
+            outputs.push(Output {
+                name: digest.hex(),
+                mode: 0o644,
+                content: OutputContent::Blob { digest, size },
+            });
+        }
+        let entry = ActionEntry::Result(ActionResult {
+            crate_name: "c".into(),
+            outputs,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            origin: Origin::default(),
+            compile_ms: 1,
+        });
+        let key = ActionKey(Digest::of(b"key"));
+        let invocation = InvocationDigest(Digest::of(b"invocation"));
+        let record = InputRecord {
+            sources: Vec::new(),
+            env: Vec::new(),
+            observed: None,
+            created_ms: 1,
+        };
+        batch.put_action(&key, &entry).expect("puts");
+        batch.put_record(&invocation, &record).expect("puts");
+        let row = kept(0);
+        batch.put_kept(connection.id, &key.0, &row).expect("puts");
+        batch.commit().expect("commits");
+        let part = Part {
+            invocation,
+            record: record_digest(&invocation, &record).expect("a digest"),
+            keys: vec![key],
+        };
+        let builds = &storage.lazy.builds;
+        builds.note((0, None), Digest::of(FINGERPRINT), part);
+        key
+    }
+
+    /// Whether a row says that the remote holds it.
+    fn is_kept(storage: &Storage, connection: &Connection, digest: &Digest) -> bool {
+        let kept = storage.index.kept(connection.id, digest);
+        kept.expect("reads").is_some()
+    }
+
+    #[test]
+    fn what_a_collection_has_removed_is_sent_again_where_it_is_here() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = store(dir.path());
+        let blobs: [&[u8]; 2] = [b"one", b"other"];
+        let key = sent_long_ago(&storage, &connection, &blobs);
+        for bytes in blobs {
+            storage.cas.ingest_bytes(bytes).expect("is here");
+        }
+        storage.publish_builds(&connection).expect("publishes");
+        let uploads = storage.index.uploads(2).expect("reads");
+        assert_eq!(uploads.len(), 1);
+        assert_eq!(uploads[0].1.keys, [key]);
+        // Until it is sent.
+        assert!(!is_kept(&storage, &connection, &key.0));
+        let ended = storage.lazy.builds.take_ended();
+        assert!(ended.contains_key(&Digest::of(FINGERPRINT)));
+    }
+
+    #[test]
+    fn what_a_collection_has_removed_is_forgotten_where_it_is_not_here() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = store(dir.path());
+        let blobs: [&[u8]; 2] = [b"one", b"other"];
+        let key = sent_long_ago(&storage, &connection, &blobs);
+        storage.cas.ingest_bytes(blobs[0]).expect("is here");
+        storage.publish_builds(&connection).expect("publishes");
+        assert_eq!(storage.index.upload_count().expect("reads"), 0);
+        assert!(!is_kept(&storage, &connection, &key.0));
+        let gone = Digest::of(blobs[1]);
+        assert!(!is_kept(&storage, &connection, &gone));
+        assert!(!storage.has(&gone, blobs[1].len() as u64));
+        assert!(storage.lazy.builds.take_ended().is_empty());
+    }
 }

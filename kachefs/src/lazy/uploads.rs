@@ -56,6 +56,10 @@ impl Storage {
     pub fn note_upload(&self, batch: &mut Batch<'_>, upload: &Upload) -> Result<(), IndexError> {
         let id = self.lazy.queue.next_id();
         batch.put_upload(id, upload)?;
+        // Nobody has searched it yet: what was sent under its key may have been another.
+        for key in &upload.keys {
+            batch.delete_kept(upload.remote, &key.0);
+        }
         self.lazy.queue.wake(false);
         Ok(())
     }
