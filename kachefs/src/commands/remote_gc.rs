@@ -68,7 +68,7 @@ impl RemoteGc {
             println!("{}", serde_json::to_string_pretty(&report)?);
             return Ok(ExitCode::SUCCESS);
         }
-        self.print(&collected);
+        self.print(&collected, config.grace);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -107,7 +107,12 @@ impl RemoteGc {
         Ok(collected?)
     }
 
-    fn print(&self, collected: &Collected) {
+    fn print(&self, collected: &Collected, own: Duration) {
+        let grace = Duration::from_millis(collected.grace_ms);
+        if grace > own {
+            let grace = humantime::format_duration(grace);
+            println!("the grace of another machine is kept to: {grace}");
+        }
         let verb = if self.dry_run { "would go" } else { "removed" };
         for (what, count) in &collected.removed {
             let size = bytes(count.bytes);

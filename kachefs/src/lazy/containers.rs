@@ -1,5 +1,7 @@
 //! Objects that hold blobs, and lists of them: what somebody uses, and what is about to be removed.
 
+use std::time::Duration;
+
 use remote::{Kind, ObjectName};
 use serde::{Deserialize, Serialize};
 use store::codec::{Record, decode, encode};
@@ -67,24 +69,46 @@ fn of_blobs(
     blobs.map(container).collect()
 }
 
-#[derive(Serialize, Deserialize)]
-struct List(Vec<Container>);
+/// A list of objects.
+#[derive(PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct List {
+    /// The grace of who has written it, in milliseconds; 0 where it did not say.
+    pub grace_ms: u64,
+    /// The objects.
+    pub containers: Vec<Container>,
+}
 
 impl Record for List {
     const NAME: &'static str = "list of objects";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
+        let convert = |(containers, rest): (_, &[u8])| match rest {
+            [] => Ok(Self {
+                grace_ms: 0,
+                containers,
+            }),
+            _ => Err(postcard::Error::DeserializeBadEncoding),
+        };
+        (version == 1).then(|| postcard::take_from_bytes(body).and_then(convert))
+    }
 }
 
-/// The object that holds a list.
-pub fn write(containers: impl IntoIterator<Item = Container>) -> std::io::Result<Vec<u8>> {
-    let list = List(containers.into_iter().collect());
+/// The object that holds a list, of who has that grace.
+pub fn write(
+    grace: Duration,
+    containers: impl IntoIterator<Item = Container>,
+) -> std::io::Result<Vec<u8>> {
+    let list = List {
+        grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        containers: containers.into_iter().collect(),
+    };
     facts::pack(&encode(&list).map_err(std::io::Error::other)?)
 }
 
 /// The list that an object holds; `None` where it holds none, or one of a later kachefs.
-pub fn read(object: &[u8]) -> Option<Vec<Container>> {
-    let List(list) = decode(&facts::unpack(object, facts::LARGEST_UNPACKED)?).ok()?;
-    Some(list)
+pub fn read(object: &[u8]) -> Option<List> {
+    decode(&facts::unpack(object, facts::LARGEST_UNPACKED)?).ok()
 }
 
 #[cfg(test)]
@@ -95,8 +119,15 @@ mod tests {
     fn lists_are_read_as_they_were_written() {
         let digest = Digest::of(b"x");
         let list = [Container::Blob(digest), Container::Pack(digest)];
-        let object = write(list).expect("writes");
-        assert_eq!(read(&object), Some(list.to_vec()));
+        let object = write(Duration::from_secs(2), list).expect("writes");
+        let expected = |grace_ms| {
+            let containers = list.to_vec();
+            Some(List {
+                grace_ms,
+                containers,
+            })
+        };
+        assert_eq!(read(&object), expected(2000));
         for end in 0..object.len() {
             assert_eq!(read(&object[..end]), None, "{end}");
         }
@@ -104,6 +135,15 @@ mod tests {
             assert_eq!(Container::named(&container.name()), Some(container));
         }
         assert_eq!(Container::named(&ObjectName::build(&digest)), None);
+        // As they were before they had a grace.
+        let mut older = vec![1, 2, 0];
+        older.extend_from_slice(digest.as_bytes());
+        older.push(1);
+        older.extend_from_slice(digest.as_bytes());
+        let pack = |bytes: &[u8]| facts::pack(bytes).expect("packs");
+        assert_eq!(read(&pack(&older)), expected(0));
+        older.push(0);
+        assert_eq!(read(&pack(&older)), None);
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl Storage {
         let before = *leases.written.lock();
         if !missing.is_empty() {
             tracing::debug!(objects = missing.len(), %name, "lease");
-            connection.send(async |remote| put_lease(&*remote, name, missing).await)?;
+            let grace = connection.config.grace;
+            connection.send(async |remote| put_lease(&*remote, name, grace, missing).await)?;
             let now = clock::since_boot();
             *leases.written.lock() = Some(now);
             // One that had ended by now kept nobody from removing what it was on.

@@ -338,7 +338,7 @@ async fn merge(
             doubtful.remove(&container);
         });
     }
-    let reliance = Reliance::on(remote, &doubtful).await?;
+    let reliance = Reliance::on(remote, connection.config.grace, &doubtful).await?;
     // First: one that another has sent again takes the place of ours.
     let (facts, without) = ours.facts.into_iter().partition(|fact| reliance.holds(fact));
     let ours = BuildManifest { facts, ..ours };

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use remote::{Body, Kind, Object, ObjectName, Put, Remote, RemoteError};
 use store::{Digest, Fact};
@@ -31,13 +31,14 @@ impl Reliance {
     /// Takes a lease on objects, and looks which of them are lost.
     pub(super) async fn on(
         remote: &Arc<dyn Remote>,
+        grace: Duration,
         wanted: &BTreeSet<Container>,
     ) -> Result<Self, RemoteError> {
         if wanted.is_empty() {
             return Ok(Self::default());
         }
         let lease = ObjectName::lease(&new_id()?);
-        put_lease(&**remote, &lease, wanted.iter().copied()).await?;
+        put_lease(&**remote, &lease, grace, wanted.iter().copied()).await?;
         let reliance = Self {
             lease: Some(lease),
             lost: HashSet::new(),
@@ -99,13 +100,14 @@ pub(super) async fn absent(
     Ok(gone.map(|(container, _)| container).collect())
 }
 
-/// Writes a lease.
+/// Writes a lease, of who has that grace.
 pub(super) async fn put_lease(
     remote: &dyn Remote,
     name: &ObjectName,
+    grace: Duration,
     containers: impl IntoIterator<Item = Container>,
 ) -> Result<(), RemoteError> {
-    let object = containers::write(containers).map_err(not_encoded)?;
+    let object = containers::write(grace, containers).map_err(not_encoded)?;
     let body = Body::Bytes(object.into());
     remote.put(name, body, Put::Replace).await.map(drop)
 }
@@ -119,7 +121,7 @@ async fn condemned(remote: &dyn Remote) -> Result<Option<BTreeSet<Container>>, R
             continue;
         };
         match containers::read(&list) {
-            Some(list) => all.extend(list),
+            Some(list) => all.extend(list.containers),
             None => return Ok(None),
         }
     }

@@ -204,7 +204,7 @@ impl Storage {
         }
         let wanted = relied.keys().copied().collect();
         let reliance = connection
-            .send(async |remote| Reliance::on(&remote, &wanted).await)
+            .send(async |remote| Reliance::on(&remote, connection.config.grace, &wanted).await)
             .context("blobs that are there")?;
         let mut batch = self.index.batch();
         for (digest, kept) in new {

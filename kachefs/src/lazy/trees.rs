@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use remote::signed::Trust;
@@ -84,7 +85,7 @@ impl Storage {
         let (object_name, body) = (ObjectName::tree(name), Body::Bytes(object.into()));
         ensure_recent(&connection, began_ms)?;
         connection.send(async |remote| {
-            leave_lease(&*remote, name).await?;
+            leave_lease(&*remote, connection.config.grace, name).await?;
             remote.put(&object_name, body, Put::Replace).await
         })?;
         // The leases are not given back: another who replaces the tree at this moment does not leave one on it.
@@ -139,7 +140,7 @@ impl Storage {
     pub fn unpublish_tree(&self, name: &TreeName) -> Result<bool> {
         let connection = self.the_writable_remote()?;
         let existed = connection.call(async |remote| {
-            let existed = leave_lease(&*remote, name).await?;
+            let existed = leave_lease(&*remote, connection.config.grace, name).await?;
             remote.delete(&ObjectName::tree(name)).await?;
             Ok(existed)
         })?;
@@ -149,7 +150,11 @@ impl Storage {
 
 /// Leaves a lease on what a tree names that goes: who has it mounted may not be able to write one. Whether
 /// there is a tree of this name.
-async fn leave_lease(remote: &dyn Remote, name: &TreeName) -> Result<bool, RemoteError> {
+async fn leave_lease(
+    remote: &dyn Remote,
+    grace: Duration,
+    name: &TreeName,
+) -> Result<bool, RemoteError> {
     let object_name = ObjectName::tree(name);
     let Some(object) = remote.get(&object_name, None, facts::LARGEST).await? else {
         return Ok(false);
@@ -157,7 +162,7 @@ async fn leave_lease(remote: &dyn Remote, name: &TreeName) -> Result<bool, Remot
     // One that nobody can read is mounted nowhere.
     if let Ok(tree) = facts::read_tree(name, &object, &Trust::Everybody) {
         let lease = ObjectName::lease(&new_id()?);
-        put_lease(remote, &lease, containers::of_tree(&tree)).await?;
+        put_lease(remote, &lease, grace, containers::of_tree(&tree)).await?;
     }
     Ok(true)
 }

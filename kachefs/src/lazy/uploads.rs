@@ -339,7 +339,7 @@ async fn put_results(
     if is_old {
         let known = results.open(&invocation, connection.trust());
         let wanted = known.iter().flat_map(containers::of_fact).collect();
-        reliance = Reliance::on(remote, &wanted).await?;
+        reliance = Reliance::on(remote, connection.config.grace, &wanted).await?;
         results.retain(&invocation, connection.trust(), |fact| reliance.holds(fact));
     }
     let put = add_results(remote, connection, name, results, facts, is_old).await;

@@ -13,14 +13,15 @@ use super::super::containers::{self, Container};
 use super::super::facts::{self, Results};
 use super::super::reliance::list_all;
 use super::super::sending::at_once;
-use super::{Gc, GcError, age};
+use super::{Gc, GcError, KEPT, age};
 
 /// An object that was written again so soon after it was read may show the same time.
 const TICK: Duration = Duration::from_secs(2);
 
 /// What is needed.
-#[derive(Default)]
 pub(super) struct Marked {
+    /// The longest grace of all who hold a lease, and of who collects.
+    pub(super) grace: Duration,
     containers: HashSet<Container>,
     /// Of results in manifests that are kept: those are kept, too.
     invocations: HashSet<InvocationDigest>,
@@ -33,11 +34,24 @@ pub(super) struct Marked {
 /// What an object names.
 struct Named {
     object: Object,
+    /// Of a lease: the grace of who has written it.
+    grace: Duration,
     containers: Vec<Container>,
     invocations: Vec<InvocationDigest>,
 }
 
 impl Marked {
+    /// Nothing, for who has that grace.
+    pub(super) fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            containers: HashSet::new(),
+            invocations: HashSet::new(),
+            read: HashMap::new(),
+            ended: Vec::new(),
+        }
+    }
+
     /// Whether an object is needed.
     pub(super) fn names(&self, container: &Container) -> bool {
         self.containers.contains(container)
@@ -52,33 +66,36 @@ impl Marked {
 
     /// Reads what names blobs, but for what was read before.
     ///
-    /// Leases first: one that is given back was on what something names that is there by then. Results
-    /// last: which of them are kept depends on the manifests.
+    /// Leases first: one that is given back was on what something names that is there by then, and they
+    /// say which grace to keep to. Results last: which of them are kept depends on the manifests.
     pub(super) async fn look(&mut self, gc: &Gc<'_>, now: SystemTime) -> Result<(), GcError> {
         self.ended.clear();
+        let mut unreadable = Vec::new();
         for kind in [Kind::Leases, Kind::Trees, Kind::Builds, Kind::Actions] {
             let mut wanted = Vec::new();
             for object in list_all(&**gc.remote, kind).await? {
                 if !self.is_kept(gc, kind, &object, now) {
-                    if kind != Kind::Leases {
-                        self.ended.push(object);
-                    }
+                    self.ended.push(object);
                 } else if self.is_unread(&object, now) {
                     wanted.push(object);
                 }
             }
-            self.read_all(gc.remote, wanted).await?;
+            unreadable.extend(self.read_all(gc, wanted, now).await?);
         }
-        Ok(())
+        if unreadable.is_empty() {
+            Ok(())
+        } else {
+            unreadable.sort_unstable();
+            Err(GcError::Unreadable(unreadable))
+        }
     }
 
     fn is_kept(&self, gc: &Gc<'_>, kind: Kind, object: &Object, now: SystemTime) -> bool {
-        let age = age(now, object);
         match kind {
-            Kind::Leases => age < gc.grace,
-            Kind::Trees => true,
+            // How long a lease lasts it says itself.
+            Kind::Leases | Kind::Trees => true,
             _ => {
-                age < gc.keep
+                age(now, object) < gc.keep.max(KEPT * self.grace)
                     || object
                         .name
                         .digest()
@@ -95,50 +112,72 @@ impl Marked {
         self.read.get(&object.name) != Some(object) || object.modified + TICK > now
     }
 
+    /// Reads some; returns the names of those that cannot be read.
     async fn read_all(
         &mut self,
-        remote: &Arc<dyn Remote>,
+        gc: &Gc<'_>,
         objects: Vec<Object>,
-    ) -> Result<(), GcError> {
+        now: SystemTime,
+    ) -> Result<Vec<ObjectName>, GcError> {
         let read = at_once(objects, |object| {
-            let remote = Arc::clone(remote);
+            let remote = Arc::clone(gc.remote);
             async move { read(&*remote, object).await }
         });
+        let mut unreadable = Vec::new();
         for named in read.await? {
             match named {
-                Some(Ok(named)) => {
-                    self.containers.extend(named.containers);
-                    self.invocations.extend(named.invocations);
-                    self.read.insert(named.object.name.clone(), named.object);
-                }
-                Some(Err(name)) => return Err(GcError::Unreadable(name)),
+                Some(Ok(named)) => self.take(gc, named, now),
+                // A lease of nobody knows whom has ended with our grace.
+                Some(Err(object)) if is_lease(&object) && age(now, &object) >= gc.grace => {}
+                Some(Err(object)) => unreadable.push(object.name),
                 None => {}
             }
         }
-        Ok(())
+        Ok(unreadable)
+    }
+
+    fn take(&mut self, gc: &Gc<'_>, named: Named, now: SystemTime) {
+        let lasts = gc.grace.max(named.grace);
+        if !is_lease(&named.object) || age(now, &named.object) < lasts {
+            self.grace = self.grace.max(named.grace);
+            self.containers.extend(named.containers);
+            self.invocations.extend(named.invocations);
+        }
+        self.read.insert(named.object.name.clone(), named.object);
     }
 }
 
-/// What an object names; `None` where it is gone by now, its name where that cannot be read.
+fn is_lease(object: &Object) -> bool {
+    object.name.kind() == Some(Kind::Leases)
+}
+
+/// What an object names; `None` where it is gone by now, itself where that cannot be read.
 async fn read(
     remote: &dyn Remote,
     object: Object,
-) -> Result<Option<Result<Named, ObjectName>>, RemoteError> {
-    let name = object.name.clone();
-    let Some(bytes) = remote.get(&name, None, facts::LARGEST).await? else {
-        return Ok(None);
+) -> Result<Option<Result<Named, Object>>, RemoteError> {
+    let bytes = match remote.get(&object.name, None, facts::LARGEST).await {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(None),
+        Err(RemoteError::TooLarge { .. }) => return Ok(Some(Err(object))),
+        Err(error) => return Err(error),
     };
+    let listed = object.clone();
     // It is work, and others wait for the network.
     let named = tokio::task::spawn_blocking(move || named(object, &bytes)).await;
-    Ok(Some(named.unwrap_or_default().ok_or(name)))
+    Ok(Some(named.unwrap_or_default().ok_or(listed)))
 }
 
 /// Whoever has signed it: others may trust them.
 fn named(object: Object, bytes: &Bytes) -> Option<Named> {
     let everybody = &Trust::Everybody;
-    let mut invocations = Vec::new();
+    let (mut grace, mut invocations) = (Duration::ZERO, Vec::new());
     let containers = match object.name.kind()? {
-        Kind::Leases => containers::read(bytes)?,
+        Kind::Leases => {
+            let list = containers::read(bytes)?;
+            grace = Duration::from_millis(list.grace_ms);
+            list.containers
+        }
         Kind::Trees => {
             let tree = facts::read_tree(&object.name.tree_name()?, bytes, everybody).ok()?;
             containers::of_tree(&tree)
@@ -160,6 +199,7 @@ fn named(object: Object, bytes: &Bytes) -> Option<Named> {
     };
     Some(Named {
         object,
+        grace,
         containers,
         invocations,
     })

@@ -34,6 +34,9 @@ pub const KEPT: u32 = 3;
 /// Objects that are removed between two looks whether what is condemned is still to be seen.
 const BATCH: usize = 512;
 
+/// Objects that an error names.
+const SHOWN: usize = 10;
+
 /// Why nothing, or no more, was removed.
 #[derive(Debug, thiserror::Error)]
 pub enum GcError {
@@ -41,8 +44,19 @@ pub enum GcError {
     #[error(transparent)]
     Remote(#[from] RemoteError),
     /// Something that names blobs cannot be read.
-    #[error("{0} is damaged, or of a later kachefs: nothing is removed")]
-    Unreadable(ObjectName),
+    #[error("{} damaged, or of a later kachefs: nothing is removed", are(.0))]
+    Unreadable(Vec<ObjectName>),
+}
+
+/// The names, or as many of them as anybody wants to read, and a verb.
+fn are(names: &[ObjectName]) -> String {
+    let shown: Vec<_> = names.iter().take(SHOWN).map(ObjectName::as_str).collect();
+    let shown = shown.join(", ");
+    match names.len() {
+        1 => format!("{shown} is"),
+        ..=SHOWN => format!("{shown} are"),
+        all => format!("{shown} and {} more are", all - SHOWN),
+    }
 }
 
 /// What to collect.
@@ -75,6 +89,8 @@ pub struct Collected {
     pub removed: BTreeMap<&'static str, Count>,
     /// What holds blobs and stays.
     pub kept: Count,
+    /// The grace that was kept to, in milliseconds: the longest of all who hold a lease, and our own.
+    pub grace_ms: u64,
     /// Whether it was ended before everything was removed, because it took so long.
     pub cut_short: bool,
 }
@@ -93,11 +109,11 @@ impl Gc<'_> {
         let now = clock(remote).await?;
         (self.say)("listing blobs");
         let there = self.containers().await?;
-        let mut marked = Marked::default();
+        let mut marked = Marked::new(self.grace);
         (self.say)("reading what names them");
         marked.look(self, now).await?;
         let is_garbage = |(container, object): &(&Container, &Object)| {
-            age(now, object) > self.grace && !marked.names(container)
+            age(now, object) > marked.grace && !marked.names(container)
         };
         let condemned: BTreeSet<_> = there.iter().filter(is_garbage).map(|(c, _)| *c).collect();
         let mut run = Run {
@@ -112,7 +128,8 @@ impl Gc<'_> {
         }
         if !condemned.is_empty() {
             let list = ObjectName::condemned(&new_id()?);
-            let object = containers::write(condemned.iter().copied()).map_err(not_encoded)?;
+            let object =
+                containers::write(self.grace, condemned.iter().copied()).map_err(not_encoded)?;
             let body = Body::Bytes(object.into());
             remote.put(&list, body, Put::Replace).await?;
             run.list = Some(list);
@@ -159,6 +176,8 @@ impl Run<'_> {
         marked: &Marked,
         now: SystemTime,
     ) -> Result<(), RemoteError> {
+        let grace_ms = marked.grace.as_millis();
+        self.collected.grace_ms = u64::try_from(grace_ms).unwrap_or(u64::MAX);
         for (kind, what) in [
             (Kind::Builds, "build manifests"),
             (Kind::Actions, "results"),
@@ -166,10 +185,14 @@ impl Run<'_> {
             let unchanged = self.unchanged(marked.ended(kind)).await?;
             self.remove(what, unchanged).await?;
         }
-        let is_left =
-            |container: &Container| condemned.contains(container) && !marked.names(container);
+        // The second look may have met with a longer grace.
+        let is_left = |container: &Container, object: &Object| {
+            condemned.contains(container)
+                && !marked.names(container)
+                && age(now, object) > marked.grace
+        };
         for (container, object) in there {
-            if !is_left(container) {
+            if !is_left(container, object) {
                 self.collected.kept.add(object);
             }
         }
@@ -177,7 +200,7 @@ impl Run<'_> {
             let objects = there
                 .iter()
                 .filter(move |(container, _)| is_wanted(container));
-            let objects = objects.filter(|(container, _)| is_left(container));
+            let objects = objects.filter(|(container, object)| is_left(container, object));
             objects
                 .map(|(_, object)| object.clone())
                 .collect::<Vec<_>>()
@@ -193,7 +216,7 @@ impl Run<'_> {
             (Kind::Check, "checks"),
         ] {
             let all = list_all(&**self.gc.remote, kind).await?.into_iter();
-            let old = all.filter(|object| age(now, object) > self.gc.grace);
+            let old = all.filter(|object| age(now, object) > marked.grace);
             self.remove(what, old.collect()).await?;
         }
         Ok(())

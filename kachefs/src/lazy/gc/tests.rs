@@ -84,13 +84,17 @@ fn bucket() -> (TempDir, Container) {
     let dir = tempfile::tempdir().expect("a directory");
     let blob = Container::Blob(Digest::of(b"old"));
     let path = path_of(dir.path(), &blob.name());
-    std::fs::create_dir_all(path.parent().expect("a parent")).expect("makes");
-    std::fs::write(&path, b"old").expect("writes");
-    let long_ago = SystemTime::now() - 10 * GRACE;
-    let file = File::options().write(true).open(&path).expect("opens");
-    let times = FileTimes::new().set_modified(long_ago);
-    file.set_times(times).expect("is aged");
+    write(&path, b"old", 10 * GRACE);
     (dir, blob)
+}
+
+/// Writes a file so long ago.
+fn write(path: &Path, bytes: &[u8], ago: Duration) {
+    std::fs::create_dir_all(path.parent().expect("a parent")).expect("makes");
+    std::fs::write(path, bytes).expect("writes");
+    let file = File::options().write(true).open(path).expect("opens");
+    let times = FileTimes::new().set_modified(SystemTime::now() - ago);
+    file.set_times(times).expect("is aged");
 }
 
 fn path_of(dir: &Path, name: &ObjectName) -> PathBuf {
@@ -131,7 +135,7 @@ async fn send_and_publish(remote: Arc<dyn Remote>, blob: Container) -> bool {
 
 /// Publishes a tree of the blob, unless it is lost. Whether it is published.
 async fn publish(remote: Arc<dyn Remote>, blob: Container) -> bool {
-    let reliance = Reliance::on(&remote, &BTreeSet::from([blob])).await;
+    let reliance = Reliance::on(&remote, GRACE, &BTreeSet::from([blob])).await;
     let reliance = reliance.expect("a lease");
     if !reliance.lost.is_empty() {
         return false;
@@ -145,15 +149,18 @@ async fn publish(remote: Arc<dyn Remote>, blob: Container) -> bool {
     true
 }
 
-async fn collect(remote: Arc<dyn Remote>) -> Collected {
-    let gc = Gc {
-        remote: &remote,
+fn gc(remote: &Arc<dyn Remote>) -> Gc<'_> {
+    Gc {
+        remote,
         grace: GRACE,
         keep: KEPT * GRACE,
         dry_run: false,
         say: &|_| {},
-    };
-    gc.collect().await.expect("collects")
+    }
+}
+
+async fn collect(remote: Arc<dyn Remote>) -> Collected {
+    gc(&remote).collect().await.expect("collects")
 }
 
 fn interrupted(dir: &Path, at: usize, meanwhile: Meanwhile) -> Arc<Interrupted> {
@@ -284,26 +291,64 @@ async fn a_collection_at_any_step_of_a_publisher() {
 async fn a_list_of_a_later_kachefs_condemns_everything() {
     let (dir, blob) = bucket();
     let list = path_of(dir.path(), &ObjectName::condemned(&Digest::of(b"l")));
-    std::fs::create_dir_all(list.parent().expect("a parent")).expect("makes");
-    std::fs::write(list, b"later").expect("writes");
+    write(&list, b"later", Duration::ZERO);
     assert!(!publish(Arc::new(directory(dir.path())), blob).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_cannot_be_read_stops_it() {
+async fn all_that_cannot_be_read_is_named_and_nothing_removed() {
+    let (dir, blob) = bucket();
+    let lease = ObjectName::lease(&Digest::of(b"l"));
+    let trees = (10..30).map(|n| ObjectName::tree(&format!("t{n}").parse().expect("a name")));
+    let names: Vec<_> = std::iter::once(lease).chain(trees).collect();
+    for (count, more) in [
+        (1, None),
+        (2, None),
+        (names.len(), Some(" and 11 more are ")),
+    ] {
+        for name in &names[..count] {
+            write(&path_of(dir.path(), name), b"later", Duration::ZERO);
+        }
+        let remote: Arc<dyn Remote> = Arc::new(directory(dir.path()));
+        let error = gc(&remote).collect().await.expect_err("stops").to_string();
+        let shown = names[..count].iter().take(SHOWN);
+        for name in shown {
+            assert!(error.contains(name.as_str()), "{error}");
+        }
+        assert_eq!(error.contains(" more "), more.is_some(), "{error}");
+        assert!(more.is_none_or(|more| error.contains(more)), "{error}");
+        assert!(path_of(dir.path(), &blob.name()).exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_cannot_be_read_ends_with_the_grace() {
     let (dir, blob) = bucket();
     let lease = path_of(dir.path(), &ObjectName::lease(&Digest::of(b"l")));
-    std::fs::create_dir_all(lease.parent().expect("a parent")).expect("makes");
-    std::fs::write(lease, b"later").expect("writes");
-    let remote: Arc<dyn Remote> = Arc::new(directory(dir.path()));
-    let gc = Gc {
-        remote: &remote,
-        grace: GRACE,
-        keep: KEPT * GRACE,
-        dry_run: false,
-        say: &|_| {},
-    };
-    let error = gc.collect().await.expect_err("stops");
-    assert!(matches!(error, GcError::Unreadable(_)), "{error}");
-    assert!(path_of(dir.path(), &blob.name()).exists());
+    write(&lease, b"later", 2 * GRACE);
+    collect(Arc::new(directory(dir.path()))).await;
+    assert!(!lease.exists() && !path_of(dir.path(), &blob.name()).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_grace_of_all_who_hold_a_lease_is_kept_to() {
+    let (dir, blob) = bucket();
+    let other = Container::Pack(Digest::of(b"leased"));
+    let object = path_of(dir.path(), &other.name());
+    let lease = path_of(dir.path(), &ObjectName::lease(&Digest::of(b"l")));
+    let theirs = 12 * GRACE;
+    let leased = containers::write(theirs, [other]).expect("writes");
+    // What is leased stays as long as the lease says, and what is not leased is left alone as long.
+    for (age, grace, left) in [
+        (5, theirs, [true, true, true]),
+        (13, GRACE, [false, false, false]),
+    ] {
+        write(&object, b"pack", 20 * GRACE);
+        write(&lease, &leased, age * GRACE);
+        let collected = collect(Arc::new(directory(dir.path()))).await;
+        assert_eq!(u128::from(collected.grace_ms), grace.as_millis());
+        let blob = path_of(dir.path(), &blob.name());
+        let is_there = [&blob, &object, &lease].map(|path| path.exists());
+        assert_eq!(is_there, left, "{age}");
+    }
 }
