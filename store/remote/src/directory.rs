@@ -8,6 +8,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -168,6 +169,18 @@ impl Remote for DirectoryRemote {
         };
         self.blocking(0, self.path(name), remove).await
     }
+
+    async fn unfinished(&self, before: SystemTime, remove: bool) -> Result<Vec<u64>, RemoteError> {
+        let kinds = Kind::ALL.map(|kind| self.root.join(kind.prefix()));
+        let look = move |_: &Path| {
+            let mut found = Vec::new();
+            for directory in &kinds {
+                parts(directory, before, remove, &mut found)?;
+            }
+            Ok(found)
+        };
+        self.blocking(0, self.root.clone(), look).await
+    }
 }
 
 enum Found {
@@ -302,6 +315,41 @@ fn walk(directory: &Path, prefix: &str, after: &str, found: &mut Vec<Object>) ->
                 size: meta.len(),
                 modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             });
+        }
+    }
+    Ok(())
+}
+
+/// Finds what was last written before that time and never moved to its place.
+fn parts(
+    directory: &Path,
+    before: SystemTime,
+    remove: bool,
+    found: &mut Vec<u64>,
+) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if is_absent(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_directory {
+            parts(&entry.path(), before, remove, found)?;
+        } else if entry.file_name().as_bytes().starts_with(PART.as_bytes())
+            // Else it was moved or removed meanwhile.
+            && let Ok(meta) = entry.metadata()
+            && meta.is_file()
+            && meta.modified()? < before
+        {
+            if remove {
+                fs::remove_file(entry.path()).or_else(|error| match error {
+                    error if is_absent(&error) => Ok(()),
+                    error => Err(error),
+                })?;
+            }
+            found.push(meta.len());
         }
     }
     Ok(())

@@ -61,6 +61,14 @@ pub trait Remote: Send + Sync {
 
     /// Removes an object. It is no error that there is none.
     async fn delete(&self, name: &ObjectName) -> Result<(), RemoteError>;
+
+    /// What somebody wrote last before that time, and never finished: no object, and seen by nobody. Removes
+    /// it where `remove` says so. Returns how many bytes each is.
+    async fn unfinished(&self, before: SystemTime, remove: bool) -> Result<Vec<u64>, RemoteError> {
+        // Most leave nothing.
+        let _ = (before, remove);
+        Ok(Vec::new())
+    }
 }
 
 /// What to write.

@@ -51,7 +51,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Blobs,
         Self::Packs,
         Self::Actions,

@@ -124,6 +124,7 @@ impl Gc<'_> {
         };
         if self.dry_run {
             run.remove_all(&there, &condemned, &marked, now).await?;
+            run.remove_unfinished(&marked, now).await?;
             return Ok(run.collected);
         }
         if !condemned.is_empty() {
@@ -142,6 +143,7 @@ impl Gc<'_> {
         if let Some(list) = &run.list {
             remote.delete(list).await?;
         }
+        run.remove_unfinished(&marked, now).await?;
         Ok(run.collected)
     }
 
@@ -218,6 +220,26 @@ impl Run<'_> {
             let all = list_all(&**self.gc.remote, kind).await?.into_iter();
             let old = all.filter(|object| age(now, object) > marked.grace);
             self.remove(what, old.collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is no object yet, and nobody has written to for a grace.
+    async fn remove_unfinished(
+        &mut self,
+        marked: &Marked,
+        now: SystemTime,
+    ) -> Result<(), RemoteError> {
+        let Some(before) = now.checked_sub(marked.grace) else {
+            return Ok(());
+        };
+        let unfinished = self.gc.remote.unfinished(before, !self.gc.dry_run).await?;
+        if !unfinished.is_empty() {
+            let count = Count {
+                objects: unfinished.len() as u64,
+                bytes: unfinished.iter().sum(),
+            };
+            self.collected.removed.insert("unfinished writes", count);
         }
         Ok(())
     }

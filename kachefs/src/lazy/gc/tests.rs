@@ -352,3 +352,39 @@ async fn the_longest_grace_of_all_who_hold_a_lease_is_kept_to() {
         assert_eq!(is_there, left, "{age}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_ended_writing_goes_after_a_grace() {
+    let (dir, blob) = bucket();
+    let beside = path_of(dir.path(), &blob.name());
+    let old = beside.with_file_name(".part-old");
+    let other = dir.path().join(Kind::Packs.prefix()).join(".part-other");
+    let new = beside.with_file_name(".part-new");
+    let not_ours = dir.path().join(".part-of-something-else");
+    let link = beside.with_file_name(".part-link");
+    for (path, ago) in [
+        (&old, 2 * GRACE),
+        (&other, 2 * GRACE),
+        (&new, GRACE / 2),
+        (&not_ours, 2 * GRACE),
+    ] {
+        write(path, b"half", ago);
+    }
+    std::os::unix::fs::symlink(&not_ours, &link).expect("links");
+    let remote: Arc<dyn Remote> = Arc::new(directory(dir.path()));
+    let dry = Gc {
+        dry_run: true,
+        ..gc(&remote)
+    };
+    let expected = Count {
+        objects: 2,
+        bytes: 8,
+    };
+    let would_go = dry.collect().await.expect("looks");
+    assert_eq!(would_go.removed["unfinished writes"], expected);
+    assert!(old.exists() && other.exists());
+    let collected = collect(remote).await;
+    assert_eq!(collected.removed["unfinished writes"], expected);
+    assert!(!old.exists() && !other.exists());
+    assert!(new.exists() && not_ours.exists() && link.is_symlink());
+}
