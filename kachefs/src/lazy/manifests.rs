@@ -391,39 +391,15 @@ fn together(mut manifest: BuildManifest, others: BuildManifest) -> BuildManifest
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use remote::Location;
-    use remote::signed::Trust;
     use store::{
         ActionEntry, ActionResult, InputRecord, Kept, Origin, Output, OutputContent, Place,
-        StoreDir, record_digest,
+        record_digest,
     };
 
+    use super::super::testing::store;
     use super::*;
-    use crate::remote_config::{GRACE, PREFETCH_BUDGET, Prefetch, RemoteConfig, WAIT};
 
     const FINGERPRINT: &[u8] = b"fingerprint";
-
-    /// A store whose remote is an empty directory.
-    fn store(dir: &Path) -> (Storage, Arc<Connection>) {
-        let bucket = dir.join("bucket");
-        std::fs::create_dir(&bucket).expect("makes");
-        let storage = Storage::open(StoreDir::new(dir.join("store"))).expect("opens");
-        let config = RemoteConfig {
-            location: Location::Directory(bucket),
-            read_only: false,
-            trust: Trust::Everybody,
-            wait: WAIT,
-            upload_limit: None,
-            prefetch: Prefetch::default(),
-            prefetch_budget: PREFETCH_BUDGET,
-            grace: GRACE,
-        };
-        config.save(&storage.dir).expect("saves");
-        let connection = storage.lazy.connection().expect("a remote");
-        (storage, connection)
-    }
 
     /// A result that was sent long ago, with its blobs; a build has used it, and has ended.
     fn sent_long_ago(storage: &Storage, connection: &Connection, blobs: &[&[u8]]) -> ActionKey {

@@ -31,6 +31,8 @@ mod ranges;
 mod reliance;
 pub mod secrets;
 mod sending;
+#[cfg(test)]
+mod testing;
 pub mod trees;
 mod uploads;
 

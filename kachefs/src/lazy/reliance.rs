@@ -66,6 +66,17 @@ impl Reliance {
             tracing::debug!(%error, %lease, "a lease stays behind");
         }
     }
+
+    /// The same for who waits for it.
+    pub(super) fn give_back(self, connection: &Connection) {
+        let ended = connection.send(async |remote| {
+            self.end(&*remote).await;
+            Ok(())
+        });
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a lease stays behind");
+        }
+    }
 }
 
 /// Which of these are not there, or not for long.
@@ -113,7 +124,9 @@ pub(super) async fn put_lease(
 }
 
 /// What is about to be removed; `None` where that cannot be read.
-async fn condemned(remote: &dyn Remote) -> Result<Option<BTreeSet<Container>>, RemoteError> {
+pub(super) async fn condemned(
+    remote: &dyn Remote,
+) -> Result<Option<BTreeSet<Container>>, RemoteError> {
     let mut all = BTreeSet::new();
     for object in list_all(remote, Kind::Condemned).await? {
         let Some(list) = remote.get(&object.name, None, facts::LARGEST).await? else {

@@ -136,13 +136,21 @@ impl Storage {
                 Ok(())
             };
             let gathered: Result<()> = gather();
-            self.sent(objects, |objects| {
+            let put = self.sent(objects, |objects| {
                 gathered?;
-                let (count, reliance) = self.put_blobs(connection, objects)?;
-                sent += count;
-                reliances.push(reliance);
-                Ok(())
-            })?;
+                self.put_blobs(connection, objects)
+            });
+            match put {
+                Ok((count, reliance)) => {
+                    sent += count;
+                    reliances.push(reliance);
+                }
+                Err(error) => {
+                    let give_back = |reliance: Reliance| reliance.give_back(connection);
+                    reliances.into_iter().for_each(give_back);
+                    return Err(error);
+                }
+            }
         }
         Ok((sent, reliances))
     }
@@ -195,7 +203,7 @@ impl Storage {
     ) -> Result<(u64, Reliance)> {
         let mut relied = objects.relied.clone();
         let new = self.put_new(connection, objects)?;
-        let mut sent = new.len() as u64;
+        let sent = new.len() as u64;
         // What is new has a name that another may just be removing, who has seen what was there before.
         for (digest, kept) in &objects.kept {
             if kept.place == Place::Own {
@@ -206,20 +214,36 @@ impl Storage {
         let reliance = connection
             .send(async |remote| Reliance::on(&remote, connection.config.grace, &wanted).await)
             .context("blobs that are there")?;
+        match self.make_sure(connection, &new, &relied, &reliance) {
+            Ok(again) => Ok((sent + again, reliance)),
+            Err(error) => {
+                reliance.give_back(connection);
+                Err(error)
+            }
+        }
+    }
+
+    /// Notes what is new and stays, and sends again what is lost. Returns how many blobs that were.
+    fn make_sure(
+        &self,
+        connection: &Connection,
+        new: &[(Digest, Kept)],
+        relied: &BTreeMap<Container, Vec<(Digest, u64)>>,
+        reliance: &Reliance,
+    ) -> Result<u64> {
         let mut batch = self.index.batch();
         for (digest, kept) in new {
-            if !reliance.lost.contains(&Container::of(&digest, &kept.place)) {
-                batch.put_kept(connection.id, &digest, &kept)?;
+            if !reliance.lost.contains(&Container::of(digest, &kept.place)) {
+                batch.put_kept(connection.id, digest, kept)?;
             }
         }
         batch.commit()?;
         let lost = reliance.lost.iter().filter_map(|lost| relied.get(lost));
         let lost: Vec<_> = lost.flatten().copied().collect();
         if !lost.is_empty() {
-            sent += lost.len() as u64;
             self.send_again(connection, &lost)?;
         }
-        Ok((sent, reliance))
+        Ok(lost.len() as u64)
     }
 
     /// Puts what is new, and notes where it is. Returns the blobs that nobody had put there before: they are
@@ -374,5 +398,28 @@ where
             Some(Ok(result)) => done.push(result?),
             Some(Err(error)) => return Err(not_encoded(std::io::Error::other(error))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remote::Kind;
+
+    use super::super::testing;
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_sent_leaves_no_lease() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        // It was there once, and is nowhere now.
+        let blob = (Digest::of(b"bytes"), 5);
+        let kept = kept_unseen(blob.1, Place::Own, 1);
+        let mut batch = storage.index.batch();
+        let put = batch.put_kept(connection.id, &blob.0, &kept);
+        put.expect("puts");
+        batch.commit().expect("commits");
+        assert!(storage.send_blobs(&connection, &[blob]).is_err());
+        assert_eq!(testing::objects(dir.path(), Kind::Leases), [""; 0]);
     }
 }

@@ -235,13 +235,7 @@ impl Storage {
     ) -> Result<()> {
         let (_, reliance) = self.put_blobs(connection, objects)?;
         let named = self.name(connection, wanted, began_ms);
-        let ended = connection.send(async |remote| {
-            reliance.end(&*remote).await;
-            Ok(())
-        });
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a lease stays behind");
-        }
+        reliance.give_back(connection);
         named
     }
 

@@ -1,0 +1,44 @@
+//! A store with a remote, for the tests of this module.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use remote::signed::Trust;
+use remote::{Kind, Location};
+use store::StoreDir;
+
+use super::connection::Connection;
+use crate::remote_config::{GRACE, PREFETCH_BUDGET, Prefetch, RemoteConfig, WAIT};
+use crate::storage::Storage;
+
+/// A store whose remote is an empty directory, both below `dir`.
+pub fn store(dir: &Path) -> (Storage, Arc<Connection>) {
+    let bucket = dir.join("bucket");
+    fs::create_dir(&bucket).expect("makes");
+    let storage = Storage::open(StoreDir::new(dir.join("store"))).expect("opens");
+    let config = RemoteConfig {
+        location: Location::Directory(bucket),
+        read_only: false,
+        trust: Trust::Everybody,
+        wait: WAIT,
+        upload_limit: None,
+        prefetch: Prefetch::default(),
+        prefetch_budget: PREFETCH_BUDGET,
+        grace: GRACE,
+    };
+    config.save(&storage.dir).expect("saves");
+    let connection = storage.lazy.connection().expect("a remote");
+    (storage, connection)
+}
+
+/// The names of objects of a kind whose names are not spread over directories.
+pub fn objects(dir: &Path, kind: Kind) -> Vec<String> {
+    match fs::read_dir(dir.join("bucket").join(kind.prefix())) {
+        Ok(entries) => entries
+            .map(|entry| entry.expect("an entry").file_name())
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect(),
+        Err(_) => Vec::new(),
+    }
+}
