@@ -1,9 +1,9 @@
 //! The lease of a store: on the objects in its remote that its views show and this machine does not have.
 //!
-//! It is written again long before it ends with the grace, for as long as anything is missing here. Who
-//! may only read a remote has none: what is published is needed as long as it is, and a grace longer.
+//! It is written again long before it ends with the grace, for as long as anything is missing here. Then what
+//! is condemned is looked at, as in `reliance`: it is fetched while it is there. Who may only read a remote has none: what is published is needed as long as it is, and a grace longer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +14,8 @@ use store::Digest;
 
 use super::connection::{Connection, Unavailable};
 use super::containers::Container;
-use super::reliance::{new_id, put_lease};
+use super::faults::FaultError;
+use super::reliance::{condemned, new_id, put_lease};
 use crate::clock;
 use crate::storage::Storage;
 
@@ -23,6 +24,9 @@ const WITHIN: u32 = 3;
 
 /// How long until a remote that did not take it is asked again, at most.
 const AGAIN: Duration = Duration::from_mins(1);
+
+/// Blobs that are fetched together: when one is gone, those behind it in the same share are not fetched.
+const AT_ONCE: usize = 16;
 
 /// How often somebody looks whether there is a remote at all.
 const IDLE: Duration = Duration::from_mins(10);
@@ -88,18 +92,53 @@ impl Storage {
             return IDLE;
         };
         let period = connection.config.grace / WITHIN;
-        let missing = shown.into_iter().filter_map(|(digest, size)| {
-            let is_here = self.cas.has(&digest, size);
-            let kept = (!is_here).then(|| self.kept(&digest, size)).flatten();
-            kept.map(|(_, kept)| Container::of(&digest, &kept.place))
-        });
-        match self.write_lease(&connection, missing.collect()) {
+        let mut missing: BTreeMap<Container, Vec<_>> = BTreeMap::new();
+        for (digest, size) in shown {
+            if !self.cas.has(&digest, size)
+                && let Some((_, kept)) = self.kept(&digest, size)
+            {
+                let container = Container::of(&digest, &kept.place);
+                missing.entry(container).or_default().push((digest, size));
+            }
+        }
+        let written = self.write_lease(&connection, missing.keys().copied().collect());
+        let written = written.map_err(FaultError::from);
+        match written.and_then(|()| self.bring_condemned(&connection, &missing)) {
             Ok(()) => period,
             Err(error) => {
-                tracing::debug!(%error, "the lease is not written");
+                tracing::debug!(%error, "nobody knows whether what is shown stays");
                 period.min(AGAIN)
             }
         }
+    }
+
+    /// Fetches what is about to be removed, while it is there: who removes it may have looked for leases
+    /// before there was one on it. What is gone by then, others find out about (`faults`).
+    fn bring_condemned(
+        &self,
+        connection: &Connection,
+        missing: &BTreeMap<Container, Vec<(Digest, u64)>>,
+    ) -> Result<(), FaultError> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let condemned = connection.send(async |remote| condemned(&*remote).await)?;
+        // Of a later kachefs: it may be anything, and fetching all is no answer to that.
+        let condemned = condemned.unwrap_or_default();
+        let blobs = missing
+            .iter()
+            .filter(|(container, _)| condemned.contains(container));
+        let blobs: Vec<_> = blobs.flat_map(|(_, blobs)| blobs).copied().collect();
+        if !blobs.is_empty() {
+            tracing::info!(blobs = blobs.len(), "fetching what is about to be removed");
+        }
+        for some in blobs.chunks(AT_ONCE) {
+            match self.fault_all(some) {
+                Ok(()) | Err(FaultError::Gone(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn write_lease(
@@ -126,5 +165,45 @@ impl Storage {
             *leases.written.lock() = None;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remote::{Body, Kind, Put};
+
+    use super::super::{containers, testing};
+    use super::*;
+    use crate::remote_config::GRACE;
+
+    #[test]
+    fn what_is_condemned_is_fetched_while_it_is_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        // Too large for packs.
+        let blobs = [1, 2].map(|byte| {
+            let bytes = vec![byte; 70_000];
+            storage.cas.ingest_bytes(&bytes).expect("is here");
+            (Digest::of(&bytes), bytes.len() as u64)
+        });
+        let (_, reliances) = storage.send_blobs(&connection, &blobs).expect("sends");
+        for reliance in reliances {
+            reliance.give_back(&connection);
+        }
+        // This machine has lost them.
+        for (digest, _) in &blobs {
+            std::fs::remove_file(storage.cas.path(digest)).expect("removes");
+        }
+        let list = ObjectName::condemned(&Digest::of(b"list"));
+        let object = containers::write(GRACE, [Container::Blob(blobs[0].0)]).expect("writes");
+        let put = async |remote: std::sync::Arc<dyn remote::Remote>| {
+            let body = Body::Bytes(object.into());
+            remote.put(&list, body, Put::Replace).await
+        };
+        connection.send(put).expect("puts");
+        assert_eq!(storage.renew_lease(blobs), GRACE / WITHIN);
+        assert_eq!(testing::objects(dir.path(), Kind::Leases).len(), 1);
+        let is_here = blobs.map(|(digest, size)| storage.cas.has(&digest, size));
+        assert_eq!(is_here, [true, false]);
     }
 }
