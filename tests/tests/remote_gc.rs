@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::{Chance, Must, Outcome, Project, Sandbox, Seaweed, samples, tree};
+use harness::{Chance, Must, Project, Sandbox, Seaweed, samples, tree};
 use serde_json::Value;
 
 /// Machines that share a directory.
@@ -67,9 +67,8 @@ impl Machines {
         assert_eq!(self.objects("actions"), HashSet::new());
     }
 
-    fn publish(&self, name: &str) -> Outcome {
-        let command = self.builder.kachefs(&format!("publish --name {name}"));
-        command.arg(self.project.target()).ok()
+    fn publish(&self, name: &str) {
+        publish(&self.builder, name, &self.project.target());
     }
 
     fn mount_read_only(&self, name: &str) -> PathBuf {
@@ -93,6 +92,20 @@ impl Machines {
         let mut all = self.objects("blobs");
         all.extend(self.objects("packs"));
         all
+    }
+}
+
+/// Publishes a target. A busy machine may take longer for that than a third of a short grace.
+fn publish(machine: &Sandbox, name: &str, target: &Path) {
+    let command = || {
+        let command = machine.kachefs(&format!("publish --name {name}"));
+        command.arg(target)
+    };
+    let first = command().run();
+    if first.stderr.contains("it took so long") {
+        command().ok();
+    } else {
+        assert!(first.status.success(), "{first}");
     }
 }
 
@@ -376,8 +389,7 @@ fn no_tree_loses_a_blob_while_others_publish() {
                 scope.spawn(move || {
                     thread::sleep(pause);
                     write_version(&machine.path("t"), version);
-                    let publish = machine.kachefs(&format!("publish --name {name}"));
-                    publish.arg(machine.path("t")).ok();
+                    publish(machine, name, &machine.path("t"));
                 });
             }
             thread::sleep(late);
