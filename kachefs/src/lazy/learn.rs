@@ -177,8 +177,11 @@ impl Storage {
                 }
                 is_new = true;
                 // One that is only confirmed goes on to be ours, if it was.
-                if known.as_ref() != Some(entry) {
+                let is_same = known.as_ref() == Some(entry);
+                if !is_same {
                     batch.put_action(key, entry)?;
+                }
+                if !is_same || self.index.kept(connection.id, &key.0)?.is_none() {
                     let kept = kept_unseen(0, Place::Own, began_ms);
                     batch.put_kept(connection.id, &key.0, &kept)?;
                 }

@@ -284,10 +284,12 @@ impl Storage {
     fn uploaded(&self, connection: &Connection, part: &Part) -> Result<Option<Fact>, IndexError> {
         let mut entries = Vec::new();
         for key in &part.keys {
+            // First: what takes its place by the next look, before it is searched, takes the row away.
+            let entry = self.index.action(key)?;
             let kept = self.index.kept(connection.id, &key.0)?;
             let is_ours = kept.is_some_and(|kept| kept.seen_ms > 0);
             let is_there = kept.is_some() && (is_ours || connection.vouches());
-            match self.index.action(key)? {
+            match entry {
                 Some(entry) if is_there => entries.push((*key, entry)),
                 _ => return Ok(None),
             }
@@ -391,12 +393,9 @@ fn together(mut manifest: BuildManifest, others: BuildManifest) -> BuildManifest
 
 #[cfg(test)]
 mod tests {
-    use store::{
-        ActionEntry, ActionResult, InputRecord, Kept, Origin, Output, OutputContent, Place,
-        record_digest,
-    };
+    use store::{InputRecord, Kept, Output, OutputContent, Place, record_digest};
 
-    use super::super::testing::store;
+    use super::super::testing;
     use super::*;
 
     const FINGERPRINT: &[u8] = b"fingerprint";
@@ -421,14 +420,7 @@ mod tests {
                 content: OutputContent::Blob { digest, size },
             });
         }
-        let entry = ActionEntry::Result(ActionResult {
-            crate_name: "c".into(),
-            outputs,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-            origin: Origin::default(),
-            compile_ms: 1,
-        });
+        let entry = testing::result(outputs, Vec::new());
         let key = ActionKey(Digest::of(b"key"));
         let invocation = InvocationDigest(Digest::of(b"invocation"));
         let record = InputRecord {
@@ -461,7 +453,7 @@ mod tests {
     #[test]
     fn what_a_collection_has_removed_is_sent_again_where_it_is_here() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (storage, connection) = store(dir.path());
+        let (storage, connection) = testing::store(dir.path());
         let blobs: [&[u8]; 2] = [b"one", b"other"];
         let key = sent_long_ago(&storage, &connection, &blobs);
         for bytes in blobs {
@@ -480,7 +472,7 @@ mod tests {
     #[test]
     fn what_a_collection_has_removed_is_forgotten_where_it_is_not_here() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (storage, connection) = store(dir.path());
+        let (storage, connection) = testing::store(dir.path());
         let blobs: [&[u8]; 2] = [b"one", b"other"];
         let key = sent_long_ago(&storage, &connection, &blobs);
         storage.cas.ingest_bytes(blobs[0]).expect("is here");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use remote::signed::Trust;
 use remote::{Kind, Location};
-use store::StoreDir;
+use store::{ActionEntry, ActionResult, Origin, Output, StoreDir};
 
 use super::connection::Connection;
 use crate::remote_config::{GRACE, PREFETCH_BUDGET, Prefetch, RemoteConfig, WAIT};
@@ -30,6 +30,18 @@ pub fn store(dir: &Path) -> (Storage, Arc<Connection>) {
     config.save(&storage.dir).expect("saves");
     let connection = storage.lazy.connection().expect("a remote");
     (storage, connection)
+}
+
+/// A result.
+pub fn result(outputs: Vec<Output>, stdout: Vec<u8>) -> ActionEntry {
+    ActionEntry::Result(ActionResult {
+        crate_name: "c".into(),
+        outputs,
+        stdout,
+        stderr: Vec::new(),
+        origin: Origin::default(),
+        compile_ms: 1,
+    })
 }
 
 /// The names of objects of a kind whose names are not spread over directories.

@@ -123,7 +123,7 @@ impl Storage {
         let mut wanted = Vec::new();
         let mut done = Vec::new();
         let mut objects = Objects::default();
-        let mut held_back = 0;
+        let (mut held_back, mut held_keys) = (0, Vec::new());
         for (id, upload) in noted {
             // The rest of it is for the next round.
             if objects.are_enough() {
@@ -137,6 +137,7 @@ impl Storage {
                 }),
                 Ok(Gathered::HeldBack) => {
                     held_back += 1;
+                    held_keys.extend(upload.keys);
                     done.push(id);
                 }
                 Ok(Gathered::Nothing) => done.push(id),
@@ -154,6 +155,10 @@ impl Storage {
         let mut batch = self.index.batch();
         for id in &done {
             batch.delete_upload(*id);
+        }
+        // An upload that was under way when it was noted may have said so.
+        for key in &held_keys {
+            batch.delete_kept(connection.id, &key.0);
         }
         let counted = [
             (Counter::ResultsUploaded, wanted.len() as u64),
@@ -365,4 +370,55 @@ async fn add_results(
             .await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use store::Digest;
+
+    use super::super::testing;
+    use super::*;
+
+    #[test]
+    fn what_is_held_back_is_not_known_to_be_there() {
+        const SECRET: &[u8] = b"sesame-sesame";
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let key = ActionKey(Digest::of(b"key"));
+        let upload = Upload {
+            remote: connection.id,
+            invocation: InvocationDigest(Digest::of(b"invocation")),
+            record: InputRecord {
+                sources: Vec::new(),
+                env: Vec::new(),
+                observed: None,
+                created_ms: 1,
+            },
+            keys: vec![key],
+            secrets: vec![SECRET.to_vec()],
+        };
+        // Another result was sent under the same key: before this one was noted, or meanwhile.
+        let sent = || {
+            let mut batch = storage.index.batch();
+            let kept = kept_now(0, Place::Own);
+            let put = batch.put_kept(connection.id, &key.0, &kept);
+            put.expect("puts");
+            batch.commit().expect("commits");
+        };
+        let is_known = || {
+            let kept = storage.index.kept(connection.id, &key.0);
+            kept.expect("reads").is_some()
+        };
+        sent();
+        let mut batch = storage.index.batch();
+        let entry = testing::result(Vec::new(), SECRET.to_vec());
+        batch.put_action(&key, &entry).expect("puts");
+        storage.note_upload(&mut batch, &upload).expect("notes");
+        batch.commit().expect("commits");
+        assert!(!is_known());
+        sent();
+        storage.upload_to(&connection).expect("holds it back");
+        assert_eq!(storage.index.upload_count().expect("reads"), 0);
+        assert!(!is_known());
+    }
 }
