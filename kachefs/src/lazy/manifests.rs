@@ -342,7 +342,10 @@ async fn merge(
     }
     let reliance = Reliance::on(remote, connection.config.grace, &doubtful).await?;
     // First: one that another has sent again takes the place of ours.
-    let (facts, without) = ours.facts.into_iter().partition(|fact| reliance.holds(fact));
+    let (facts, without) = ours
+        .facts
+        .into_iter()
+        .partition(|fact| reliance.holds(fact));
     let ours = BuildManifest { facts, ..ours };
     let mut manifest = together(ours, others);
     manifest.facts.retain(|fact| reliance.holds(fact));
