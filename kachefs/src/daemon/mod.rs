@@ -75,10 +75,11 @@ impl Daemon {
         let listener = listen(&storage.dir)?;
         let keeper = Arc::new(keeper);
         let mounts = Arc::new(Mounts::new(Arc::clone(&storage), Arc::clone(&keeper))?);
-        // Before anybody reads: what is lost may be made again.
+        // Before anybody reads: what is lost may be made again, as soon as all views are there.
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let taken = mounts.take_over(inherited);
         mounts.remount_all(&taken);
+        service.lineage.open();
         save_now_and_then(&mounts)?;
         pace::make_now_and_then(&mounts)?;
         let written = service.builds.write_now_and_then();

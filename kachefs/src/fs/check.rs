@@ -130,7 +130,9 @@ impl View {
         if lost.is_empty() || self.is_read_only() {
             return;
         }
-        let lineage = self.storage.lazy.lineage.get();
+        // What is mounted afresh nobody has open: there the next build makes everything.
+        let mounted = self.invalidate.get().is_some();
+        let lineage = self.storage.lazy.lineage.get().filter(|_| mounted);
         let known = lineage.map(|lineage| lineage.known(self.id));
         let known = known.unwrap_or_default();
         lost.retain(|ino| !self.may_be_made_again(*ino, &known));

@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{getegid, geteuid};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use store::builds::KeptRequest;
 use store::digest::hash_reader;
 use store::{ActionKey, CasError, Counter, IndexError, StoreDir, ViewId};
@@ -71,6 +71,9 @@ enum Failure {
 pub struct Recomputer {
     service: Weak<Service>,
     limit: Duration,
+    /// Whether all views are there that compilers may read from.
+    open: Mutex<bool>,
+    opens: Condvar,
     flights: Arc<Flights<ActionKey>>,
     compilers: Compilers,
     /// Views in which something was in vain, and when.
@@ -129,6 +132,8 @@ impl Recomputer {
         Self {
             service,
             limit: test.map_or(LIMIT, Duration::from_millis),
+            open: Mutex::default(),
+            opens: Condvar::new(),
             flights: Arc::default(),
             compilers: Compilers::default(),
             hopeless: Mutex::default(),
@@ -144,6 +149,22 @@ impl Recomputer {
         {
             tracing::error!("a store has two services");
         }
+    }
+
+    /// All views are mounted: what was asked for until now is made, too.
+    pub fn open(&self) {
+        *self.open.lock() = true;
+        self.opens.notify_all();
+    }
+
+    fn wait_until_open(&self, deadline: Instant) -> bool {
+        let mut open = self.open.lock();
+        while !*open {
+            if self.opens.wait_until(&mut open, deadline).timed_out() {
+                return *open;
+            }
+        }
+        true
     }
 
     /// Starts no more compilers, and ends those that run.
@@ -268,6 +289,9 @@ impl Recomputer {
         let storage = &service.storage;
         if storage.cas.has(&lost.digest, lost.size) {
             return Ok(());
+        }
+        if !self.wait_until_open(bounds.deadline) {
+            return Err(Failure::Late);
         }
         let began = Instant::now();
         let kept = request(service, lost)?;
