@@ -310,7 +310,12 @@ class Kachefs(Machine):
 
     def connect(self, endpoint: str, prefix: str, *, reads_only: bool) -> None:
         place = [f"s3://{BUCKET}/{prefix}", "--endpoint", endpoint, "--anonymous"]
-        self.kachefs("remote", "set", *place, *(["--read-only"] if reads_only else []))
+        self.place = [*place, *(["--read-only"] if reads_only else [])]
+        self.kachefs("remote", "set", *self.place)
+
+    def fetches_early(self, mode: str) -> None:
+        """What is fetched before it is wanted; after `connect`."""
+        self.kachefs("remote", "set", *self.place, "--prefetch", mode)
 
     def start(self) -> float:
         return self.kachefs("mount", self.target, "--no-init")
@@ -335,7 +340,14 @@ class Kachefs(Machine):
         counters |= {f"script_{k}": stats["scripts"][k] for k in ("hits", "misses")}
         counters["referenced"] = stats["bytes"]["referenced"]
         counters["own_requests"] = stats["remote"]["requests"]
-        remote = ("faults", "bytes_faulted", "results_uploaded", "results_held_back")
+        remote = (
+            "faults",
+            "bytes_faulted",
+            "bytes_prefetched",
+            "bytes_prefetched_read",
+            "results_uploaded",
+            "results_held_back",
+        )
         return counters | {k: stats["remote"][k] for k in remote}
 
     def stop(self) -> None:
