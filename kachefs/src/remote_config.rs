@@ -78,6 +78,9 @@ pub const GRACE: Duration = Duration::from_hours(72);
 /// The shortest grace: the times of objects are in seconds.
 const SHORTEST_GRACE: Duration = Duration::from_secs(3);
 
+/// The longest: others keep to the longest they see, and nothing may be in their way for ever.
+pub const LONGEST_GRACE: Duration = Duration::from_hours(365 * 24);
+
 /// The least that may be sent per second.
 const LEAST_LIMIT: u64 = 16 << 10;
 
@@ -374,6 +377,9 @@ pub fn parse_grace(text: &str) -> Result<Duration> {
     if grace < SHORTEST_GRACE {
         let shortest = humantime::format_duration(SHORTEST_GRACE);
         bail!("{text:?} is too short: {shortest} at least");
+    }
+    if grace > LONGEST_GRACE {
+        bail!("{text:?} is too long: a year at most");
     }
     Ok(grace)
 }

@@ -14,6 +14,7 @@ use super::super::facts::{self, Results};
 use super::super::reliance::list_all;
 use super::super::sending::at_once;
 use super::{Gc, GcError, KEPT, age};
+use crate::remote_config::LONGEST_GRACE;
 
 /// An object that was written again so soon after it was read may show the same time.
 const TICK: Duration = Duration::from_secs(2);
@@ -175,7 +176,8 @@ fn named(object: Object, bytes: &Bytes) -> Option<Named> {
     let containers = match object.name.kind()? {
         Kind::Leases => {
             let list = containers::read(bytes)?;
-            grace = Duration::from_millis(list.grace_ms);
+            // Nobody has a longer one, whatever it says.
+            grace = Duration::from_millis(list.grace_ms).min(LONGEST_GRACE);
             list.containers
         }
         Kind::Trees => {
