@@ -59,7 +59,10 @@ impl Index {
         mut each: impl FnMut(KeptRequest),
     ) -> Result<(), IndexError> {
         self.each(REQUESTS, &build_prefix(view, OF_ACTION), |_, value| {
-            each(decode(value)?);
+            // What cannot be read is as good as forgotten; those behind it are not.
+            if let Ok(request) = decode(value) {
+                each(request);
+            }
             Ok(())
         })
     }
