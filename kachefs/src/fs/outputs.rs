@@ -96,7 +96,7 @@ impl View {
             error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
         };
         // Counts as one: a blob is new since the last sync point.
-        let _change = self.storage.epochs.change();
+        let change = self.storage.epochs.change();
         let mut scanner = needles.scanner();
         let (generation, id) = {
             let mut state = node.state.lock();
@@ -114,6 +114,8 @@ impl View {
                 Body::Blob { digest, size } => {
                     let (digest, size, generation) = (*digest, *size, state.generation);
                     drop(state);
+                    // Nothing is changed from here on, and it may take its time.
+                    drop(change);
                     self.fault(node.ino)?;
                     let blob = self.storage.cas.open(&digest).map_err(failed)?;
                     let read = store::digest::hash_reader(blob, |chunk| scanner.feed(chunk));
