@@ -201,44 +201,88 @@ fn the_next_daemon_goes_on() {
     assert_eq!(parts(), 1, "what the last one had is gone with it");
 }
 
+/// A large file in a bucket, and a machine that shows it and gets answers as slow as `fault` says at the
+/// time.
+struct Late {
+    // Dropped in this order: nobody has a file open in a mount that goes, and the server runs in the shard.
+    file: File,
+    _seaweed: Seaweed,
+    _proxy: Proxy,
+    _builder: Sandbox,
+    _shard: Sandbox,
+    is_slow: Arc<AtomicBool>,
+    bytes: Vec<u8>,
+}
+
+impl Late {
+    fn new(bytes: Vec<u8>, fault: Fault) -> Self {
+        let shard = Sandbox::with_limit(Duration::from_mins(3));
+        let seaweed = Seaweed::start(&shard);
+        seaweed.make_bucket("cache");
+        let is_slow = Arc::new(AtomicBool::new(false));
+        let chosen = Arc::clone(&is_slow);
+        let proxy = Proxy::start(&seaweed.endpoint(), move |_| {
+            if chosen.load(Ordering::Relaxed) {
+                fault
+            } else {
+                Fault::None
+            }
+        });
+        let set = |machine: &Sandbox, endpoint: &str| {
+            let set = format!("remote set s3://cache --endpoint {endpoint} --anonymous --wait 1");
+            machine.kachefs(&set).ok();
+        };
+        let builder = Sandbox::new();
+        set(&builder, &seaweed.endpoint());
+        publish(&builder, &bytes);
+        set(&shard, &proxy.endpoint());
+        let file = File::open(show(&shard)).must("opens");
+        Self {
+            file,
+            _seaweed: seaweed,
+            _proxy: proxy,
+            _builder: builder,
+            _shard: shard,
+            is_slow,
+            bytes,
+        }
+    }
+
+    fn read(&self, offset: usize) -> std::io::Result<()> {
+        let mut into = [0; 100];
+        self.file.read_exact_at(&mut into, offset as u64)?;
+        assert!(into == self.bytes[offset..offset + 100], "{offset}");
+        Ok(())
+    }
+}
+
+#[test]
+fn who_reads_does_not_wait_for_the_rest() {
+    let bytes = Chance::new().bytes(64 * MIB);
+    let late = Late::new(bytes, Fault::Slow(600_000));
+    let mut windows = (0..64).rev().step_by(2).map(|window| window * MIB + 5);
+    for offset in windows.by_ref().take(31) {
+        late.read(offset).must("is there");
+    }
+    late.is_slow.store(true, Ordering::Relaxed);
+    // Half of it: the rest is on its way now, and takes a minute.
+    late.read(windows.next().must("one more")).must("is there");
+    let began = Instant::now();
+    late.read(62 * MIB + 5).must("comes before the rest");
+    assert!(began.elapsed() < Duration::from_secs(8), "{began:?}");
+}
+
 #[test]
 fn a_remote_that_hangs_holds_up_what_is_not_here() {
-    let shard = Sandbox::new();
-    let seaweed = Seaweed::start(&shard);
-    seaweed.make_bucket("cache");
-    let hangs = Arc::new(AtomicBool::new(false));
-    let chosen = Arc::clone(&hangs);
-    let proxy = Proxy::start(&seaweed.endpoint(), move |_| {
-        if chosen.load(Ordering::Relaxed) {
-            Fault::Hung
-        } else {
-            Fault::None
-        }
-    });
-    let set = |machine: &Sandbox, endpoint: &str| {
-        let set = format!("remote set s3://cache --endpoint {endpoint} --anonymous --wait 1");
-        machine.kachefs(&set).ok();
-    };
-    let builder = Sandbox::new();
-    set(&builder, &seaweed.endpoint());
-    let bytes = bytes(&mut Chance::new(), 40 * MIB);
-    publish(&builder, &bytes);
-    set(&shard, &proxy.endpoint());
-    let file = File::open(show(&shard)).must("opens");
-    let read = |offset: usize| {
-        let mut into = [0; 100];
-        file.read_exact_at(&mut into, offset as u64).map(|()| {
-            assert!(into == bytes[offset..offset + 100], "{offset}");
-        })
-    };
-    read(20 * MIB).must("is there");
-    hangs.store(true, Ordering::Relaxed);
+    let late = Late::new(bytes(&mut Chance::new(), 40 * MIB), Fault::Hung);
+    late.read(20 * MIB).must("is there");
+    late.is_slow.store(true, Ordering::Relaxed);
     let began = Instant::now();
-    let error = read(30 * MIB).err().must("does not come");
+    let error = late.read(30 * MIB).err().must("does not come");
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     assert!(began.elapsed() < Duration::from_secs(15), "{began:?}");
     // Of the same window, but no page that the kernel has.
-    read(20 * MIB + MIB / 2).must("is here");
-    hangs.store(false, Ordering::Relaxed);
-    until("again", || read(30 * MIB).is_ok());
+    late.read(20 * MIB + MIB / 2).must("is here");
+    late.is_slow.store(false, Ordering::Relaxed);
+    until("again", || late.read(30 * MIB).is_ok());
 }

@@ -105,6 +105,7 @@ impl Daemon {
         self.service.builds.write();
         self.mounts.unmount_all(true, Management::Stays);
         save(&self.mounts);
+        self.storage.lazy.close();
         // Whoever still uses a detached mount can change it until we are gone.
         let ended = self.mounts.in_use().is_empty();
         match pace::make_sync_point(&self.mounts, ended) {

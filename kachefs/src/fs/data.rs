@@ -240,10 +240,7 @@ impl View {
                     return Ok(Read::Done(copy_out(&bytes, offset, into)));
                 }
                 Body::Blob { digest, size } => match self.storage.blob(digest) {
-                    Ok(file) => {
-                        self.storage.note_read(digest, false);
-                        (file, Some((*digest, *size)))
-                    }
+                    Ok(file) => (file, Some((*digest, *size))),
                     Err(store::CasError::Missing(_)) => return Ok(Read::Doubtful(*digest, *size)),
                     Err(error) => return Err(blob_failed(&error)),
                 },
@@ -257,6 +254,9 @@ impl View {
                 _ => return Err(Errno::EINVAL),
             }
         };
+        if let Some((digest, _)) = blob {
+            self.storage.note_read(&digest, false);
+        }
         let mut filled = 0;
         while filled < into.len() {
             match file.read_at(&mut into[filled..], offset + filled as u64) {

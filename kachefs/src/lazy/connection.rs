@@ -19,8 +19,14 @@ use crate::remote_config::{self, RemoteConfig};
 /// Threads that wait for the network; those that unpack what comes are started as they are needed.
 const WORKERS: usize = 2;
 
-/// Calls under way at once, of either kind.
+/// Calls under way at once, of what somebody waits for, and of uploads.
 const AT_ONCE: usize = 16;
+
+/// The same of what nobody waits for yet.
+const EARLY_AT_ONCE: usize = 4;
+
+/// How much a call asks for that others may be in front of, in bytes.
+const QUEUED: u64 = 4 << 20;
 
 /// This part of the grace after it was written, or learned, an object counts as one that nobody removes.
 /// What names it is there within as much again, or it is looked after once more (`sending`).
@@ -35,6 +41,9 @@ pub enum Unavailable {
     /// The remote has not answered lately, and is left alone for a while.
     #[error("the remote is left alone: it did not answer")]
     LeftAlone,
+    /// Too much else was asked of it.
+    #[error("the remote has too much else to answer")]
+    Busy,
     /// It did not answer, or not so that it can be used.
     #[error(transparent)]
     Remote(#[from] RemoteError),
@@ -44,10 +53,20 @@ impl Unavailable {
     /// Whether the same call may succeed later, with nobody doing anything.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::LeftAlone => true,
+            Self::LeftAlone | Self::Busy => true,
             Self::Remote(error) => error.is_passing(),
         }
     }
+}
+
+/// Who a call is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// Somebody waits for it.
+    Wanted,
+    /// Somebody may want it later. It takes nothing from those who wait, and when it fails, they go on
+    /// asking.
+    Early,
 }
 
 /// A remote in use.
@@ -60,6 +79,8 @@ pub struct Connection {
     pub key: Option<SecretKey>,
     /// What builds wait for.
     asking: Line,
+    /// What builds may want later.
+    early: Line,
     /// What nobody waits for: it may take longer, and when it fails, builds go on asking.
     sending: Line,
     traffic: Arc<Traffic>,
@@ -76,11 +97,11 @@ struct Line {
 }
 
 impl Line {
-    fn new(call: Duration) -> Self {
+    fn new(call: Duration, at_once: usize) -> Self {
         Self {
             opened: OnceCell::new(),
             breaker: Breaker::default(),
-            places: Semaphore::new(AT_ONCE),
+            places: Semaphore::new(at_once),
             limits: Limits {
                 call,
                 ..Limits::default()
@@ -111,8 +132,9 @@ impl Connection {
         Ok(Self {
             id: RemoteId::of(&config.location.to_string()),
             key: remote_config::signing_key(dir)?,
-            asking: Line::new(config.wait),
-            sending: Line::new(config.wait.max(SEND)),
+            asking: Line::new(config.wait, AT_ONCE),
+            early: Line::new(config.wait, EARLY_AT_ONCE),
+            sending: Line::new(config.wait.max(SEND), AT_ONCE),
             traffic: Arc::default(),
             pace: config.upload_limit.map(|limit| Arc::new(Pace::new(limit))),
             config,
@@ -177,7 +199,20 @@ impl Connection {
         &self,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
-        self.call_on(&self.asking, what)
+        self.call_for(Haste::Wanted, what)
+    }
+
+    /// The same, for whoever it is for.
+    pub fn call_for<T>(
+        &self,
+        haste: Haste,
+        what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
+    ) -> Result<T, Unavailable> {
+        let line = match haste {
+            Haste::Wanted => &self.asking,
+            Haste::Early => &self.early,
+        };
+        self.call_on(line, what)
     }
 
     /// The same for what may take longer.
@@ -201,11 +236,13 @@ impl Connection {
             path: "threads".to_owned(),
             source,
         })?;
+        let queued = self.patience(QUEUED);
         let result = runtime.block_on(async {
-            // It is never closed.
-            let _place = line.places.acquire().await.ok();
-            what(self.open(line).await?).await
+            let place = tokio::time::timeout(queued, line.places.acquire()).await;
+            let _place = place.ok()?;
+            Some(async { what(self.open(line).await?).await }.await)
         });
+        let result = result.ok_or(Unavailable::Busy)?;
         match &result {
             Err(error) if !is_of_this_machine(error) => {
                 let waited = matches!(error, RemoteError::TimedOut { .. });

@@ -8,12 +8,15 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use remote::blob::{self, Damage, Frames};
 use remote::{ObjectName, Remote, RemoteError};
 use store::{CasError, Counter, Digest, IndexError, Kept, Place};
 
-use super::connection::{Connection, Unavailable};
+use super::Gone;
+use super::connection::{Connection, Haste, Unavailable};
 use super::containers::Container;
 use super::reliance;
 use crate::storage::Storage;
@@ -33,6 +36,9 @@ pub enum FaultError {
     /// They may come later.
     #[error("not fetched: {0}")]
     Unavailable(#[from] Unavailable),
+    /// The store is being closed.
+    #[error("not fetched any more: the daemon ends")]
+    Closed,
     /// Another thread tried, and they did not come.
     #[error("not fetched by another thread, either")]
     Failed,
@@ -70,7 +76,9 @@ impl Storage {
         let connection = self.lazy.connection()?;
         match self.index.kept(connection.id, digest) {
             Ok(kept) => {
-                let is_there = |kept: &Kept| !self.lazy.is_gone(digest, &kept.place);
+                let is_there = |kept: &Kept| {
+                    is_somewhere(&kept.place) && !self.lazy.is_gone(digest, &kept.place)
+                };
                 let kept = kept.filter(|kept| kept.size == size).filter(is_there)?;
                 Some((connection, kept))
             }
@@ -108,78 +116,77 @@ impl Storage {
     /// limits of the remote.
     pub fn fault(&self, digest: &Digest, size: u64) -> Result<(), FaultError> {
         if !self.cas.has(digest, size) {
-            self.bring(digest, size)?;
+            self.bring(digest, size, Haste::Wanted)?;
             self.note_read(digest, true);
         }
         Ok(())
     }
 
     /// The same, for whoever may read them. Whether they were fetched by this call.
-    pub(super) fn bring(&self, digest: &Digest, size: u64) -> Result<bool, FaultError> {
-        let (connection, kept) = self.kept_for_fault(digest, size)?;
-        match self.lazy.faults.take_off(*digest) {
-            // Fetched between the look and the take-off?
-            Ok(_) if self.cas.has(digest, size) => Ok(false),
-            Ok(_flight) => self.fetch(&connection, digest, &kept).map(|()| true),
-            Err(boarding) => {
-                boarding.wait(connection.patience(size));
-                if self.cas.has(digest, size) {
-                    Ok(false)
-                } else {
-                    Err(FaultError::Failed)
-                }
+    pub(super) fn bring(
+        &self,
+        digest: &Digest,
+        size: u64,
+        haste: Haste,
+    ) -> Result<bool, FaultError> {
+        // Another one's try is not ours: theirs may have been one that nobody waited for.
+        for _ in 0..2 {
+            let (connection, kept) = self.kept_for_fault(digest, size)?;
+            let source = Source {
+                connection: &connection,
+                kept: &kept,
+                haste,
+            };
+            match self.lazy.faults.take_off(*digest) {
+                // Fetched between the look and the take-off?
+                Ok(_) if self.cas.has(digest, size) => return Ok(false),
+                Ok(_flight) => return self.fetch(source, digest).map(|()| true),
+                Err(boarding) => drop(boarding.wait(connection.patience(size))),
+            }
+            if self.cas.has(digest, size) {
+                return Ok(false);
             }
         }
+        Err(FaultError::Failed)
     }
 
     /// The same for many, some at a time. The first error ends it.
     pub fn fault_all(&self, blobs: &[(Digest, u64)]) -> Result<(), FaultError> {
-        let wanted: Vec<_> = blobs
-            .iter()
-            .filter(|(digest, size)| !self.cas.has(digest, *size))
-            .collect();
-        let share = wanted.len().div_ceil(AT_ONCE).max(1);
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = wanted
-                .chunks(share)
-                .map(|blobs| {
-                    scope.spawn(|| {
-                        blobs
-                            .iter()
-                            .try_for_each(|(digest, size)| self.fault(digest, *size))
-                    })
-                })
-                .collect();
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().unwrap_or(Err(FaultError::Failed)))
+        in_parallel(blobs, |digest, size| self.fault(digest, size))
+    }
+
+    fn fetch(&self, source: Source<'_>, digest: &Digest) -> Result<(), FaultError> {
+        if source.kept.size > WHOLE {
+            return self.fetch_rest(source, digest);
+        }
+        self.fetch_some(source, digest, 1, || {
+            let whole = async |remote: Arc<dyn Remote>| whole(&*remote, digest, source.kept).await;
+            source.connection.call_for(source.haste, whole)
         })
     }
 
-    fn fetch(
-        &self,
-        connection: &Connection,
-        digest: &Digest,
-        kept: &Kept,
-    ) -> Result<(), FaultError> {
-        if kept.size > WHOLE {
-            return self.fetch_rest(connection, digest, kept);
+    /// A blob is about to be stored that comes from elsewhere. Counts as a change: it is new since the last
+    /// sync point, and there is none after the last.
+    pub fn coming_in(&self) -> Result<impl Sized + '_, FaultError> {
+        let change = self.epochs.change();
+        if self.lazy.closed.load(Ordering::SeqCst) {
+            return Err(FaultError::Closed);
         }
-        self.fetch_some(connection, digest, kept, 1, || {
-            connection.call(async |remote| whole(&*remote, digest, kept).await)
-        })
+        Ok(change)
     }
 
     /// Fetches a blob or some of it, which counts as so many faults. What arrives damaged, or breaks off,
     /// may do so on the way: it is asked for again before anything is concluded from it.
     pub(super) fn fetch_some(
         &self,
-        connection: &Connection,
+        source: Source<'_>,
         digest: &Digest,
-        kept: &Kept,
         faults: u64,
         once: impl Fn() -> Result<Fetched, Unavailable>,
     ) -> Result<(), FaultError> {
+        let Source {
+            connection, kept, ..
+        } = source;
         let mut tries = 0..TRIES;
         let fetched = loop {
             tries.next();
@@ -193,7 +200,8 @@ impl Storage {
                 // What this one blob is refused with, no other try changes.
                 Err(Unavailable::Remote(error)) if !error.is_passing() => {
                     tracing::error!(%digest, %error, "a blob cannot be fetched");
-                    self.lazy.gone.lock().put((*digest, kept.place), ());
+                    let refused = Gone::Refused(Instant::now());
+                    self.lazy.note_gone(digest, kept.place, refused);
                     return Err(FaultError::Gone(error.to_string()));
                 }
                 fetched => break fetched?,
@@ -201,8 +209,7 @@ impl Storage {
         };
         let count = match fetched {
             Fetched::Whole(bytes) => {
-                // Counts as a change: a blob is new since the last sync point.
-                let _change = self.epochs.change();
+                let _change = self.coming_in()?;
                 self.cas.ingest_bytes(&bytes)?;
                 bytes.len() as u64
             }
@@ -266,11 +273,51 @@ impl Storage {
         why: &str,
     ) -> Result<(), FaultError> {
         tracing::error!(%digest, remote = connection.place(), why, "a blob cannot be fetched");
-        self.lazy.gone.lock().put((*digest, kept.place), ());
+        self.lazy.note_gone(digest, kept.place, Gone::Lost);
         let mut batch = self.index.batch();
         batch.delete_kept(connection.id, digest);
         batch.commit()?;
         Err(FaultError::Gone(why.to_owned()))
+    }
+}
+
+/// Does something for many blobs, some at a time. The first error ends it.
+pub(super) fn in_parallel(
+    blobs: &[(Digest, u64)],
+    work: impl Fn(&Digest, u64) -> Result<(), FaultError> + Sync,
+) -> Result<(), FaultError> {
+    let share = blobs.len().div_ceil(AT_ONCE).max(1);
+    let work = |blobs: &[(Digest, u64)]| {
+        let mut blobs = blobs.iter();
+        blobs.try_for_each(|(digest, size)| work(digest, *size))
+    };
+    let work = &work;
+    std::thread::scope(|scope| {
+        let workers = blobs.chunks(share);
+        let workers: Vec<_> = workers
+            .map(|blobs| scope.spawn(move || work(blobs)))
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or(Err(FaultError::Failed)))
+    })
+}
+
+/// Where a blob is, and who asks for it.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub connection: &'a Connection,
+    pub kept: &'a Kept,
+    pub haste: Haste,
+}
+
+/// Whether a place can be one: others say where blobs are.
+fn is_somewhere(place: &Place) -> bool {
+    match place {
+        Place::Own => true,
+        Place::Pack { offset, length, .. } => offset
+            .checked_add(*length)
+            .is_some_and(|end| end <= i64::MAX.unsigned_abs()),
     }
 }
 
@@ -301,5 +348,22 @@ async fn whole(remote: &dyn Remote, digest: &Digest, kept: &Kept) -> Result<Fetc
         Ok(None) => Ok(Fetched::Absent),
         Err(RemoteError::TooLarge { .. }) => Ok(Fetched::Damaged(Damage::Size(kept.size))),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_place_is_behind_the_end_of_everything() {
+        let place = |offset, length| Place::Pack {
+            pack: Digest::of(b"pack"),
+            offset,
+            length,
+        };
+        assert!(is_somewhere(&Place::Own) && is_somewhere(&place(16, 100)));
+        assert!(!is_somewhere(&place(u64::MAX - 1, 100)));
+        assert!(!is_somewhere(&place(0, u64::MAX)));
     }
 }

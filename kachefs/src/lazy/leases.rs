@@ -12,9 +12,9 @@ use parking_lot::{Condvar, Mutex};
 use remote::ObjectName;
 use store::Digest;
 
-use super::connection::{Connection, Unavailable};
+use super::connection::{Connection, Haste, Unavailable};
 use super::containers::Container;
-use super::faults::FaultError;
+use super::faults::{FaultError, in_parallel};
 use super::reliance::{condemned, new_id, put_lease};
 use crate::clock;
 use crate::storage::Storage;
@@ -133,7 +133,13 @@ impl Storage {
             tracing::info!(blobs = blobs.len(), "fetching what is about to be removed");
         }
         for some in blobs.chunks(AT_ONCE) {
-            match self.fault_all(some) {
+            let bring = |digest: &Digest, size| {
+                if self.cas.has(digest, size) {
+                    return Ok(());
+                }
+                self.bring(digest, size, Haste::Wanted).map(drop)
+            };
+            match in_parallel(some, bring) {
                 Ok(()) | Err(FaultError::Gone(_)) => {}
                 Err(error) => return Err(error),
             }

@@ -21,10 +21,10 @@ use store::{ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest
 use super::connection::Connection;
 use super::containers::{self, Container};
 use super::facts;
-use super::not_encoded;
 use super::prefetch;
 use super::reliance::{Reliance, is_old};
 use super::sending::ensure_recent;
+use super::{Gone, not_encoded};
 use crate::clock;
 use crate::storage::Storage;
 
@@ -218,7 +218,7 @@ impl Storage {
                 if let Some(kept) = self.index.kept(connection.id, digest)?
                     && merged.lost.contains(&Container::of(digest, &kept.place))
                 {
-                    self.lazy.gone.lock().put((*digest, kept.place), ());
+                    self.lazy.note_gone(digest, kept.place, Gone::Lost);
                     batch.delete_kept(connection.id, digest);
                     // What views show of it, too.
                     self.lazy.leases.doubt();
@@ -389,8 +389,9 @@ fn together(mut manifest: BuildManifest, others: BuildManifest) -> BuildManifest
     manifest.facts.truncate(RESULTS);
     let entries = manifest.facts.iter().flat_map(|fact| &fact.entries);
     let named = entries.flat_map(|(_, entry)| entry.blobs());
-    let named = named.map(|(digest, _)| digest).collect();
-    manifest.reads = prefetch::joined(manifest.reads, others.reads, &named);
+    let named: HashSet<_> = named.map(|(digest, _)| digest).collect();
+    let is_named = |digest: &Digest| named.contains(digest);
+    manifest.reads = prefetch::once_each(manifest.reads, others.reads, is_named);
     manifest
 }
 

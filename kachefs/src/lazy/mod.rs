@@ -41,7 +41,9 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lru::LruCache;
@@ -68,6 +70,19 @@ use crate::remote_config::RemoteConfig;
 /// Blobs that are remembered as gone.
 const GONE: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
 
+/// How long what a remote refuses (for want of a right, or of something on this machine) is as good as
+/// gone: who asks for it has it made instead.
+const REFUSED: Duration = Duration::from_mins(5);
+
+/// Why a blob is not looked for where it should be.
+#[derive(Clone, Copy, Debug)]
+enum Gone {
+    /// It is not there, or not what it should be.
+    Lost,
+    /// It was refused, then.
+    Refused(Instant),
+}
+
 /// What a store knows of its remote.
 pub struct Lazy {
     dir: StoreDir,
@@ -78,7 +93,9 @@ pub struct Lazy {
     asked: Asked,
     /// Blobs that were not where they should be, or not what they should be. What names them is not
     /// believed again.
-    gone: Mutex<LruCache<(Digest, Place), ()>>,
+    gone: Mutex<LruCache<(Digest, Place), Gone>>,
+    /// Whether the store is about to be closed: no blob comes any more.
+    closed: AtomicBool,
     /// What is fetched before it is wanted.
     pub prefetch: Prefetch,
     /// Builds under way.
@@ -109,6 +126,7 @@ impl Lazy {
             partials: Partials::default(),
             asked: Asked::default(),
             gone: Mutex::new(LruCache::new(GONE)),
+            closed: AtomicBool::new(false),
             queue: Arc::new(Queue::new(last)),
             builds: OpenBuilds::default(),
             prefetch: Prefetch::default(),
@@ -148,7 +166,21 @@ impl Lazy {
 
     /// Whether a blob was found not to be at a place in the remote, or damaged there.
     fn is_gone(&self, digest: &Digest, place: &Place) -> bool {
-        self.gone.lock().contains(&(*digest, *place))
+        match self.gone.lock().peek(&(*digest, *place)) {
+            Some(Gone::Lost) => true,
+            Some(Gone::Refused(when)) => when.elapsed() < REFUSED,
+            None => false,
+        }
+    }
+
+    fn note_gone(&self, digest: &Digest, place: Place, how: Gone) {
+        self.gone.lock().put((*digest, place), how);
+    }
+
+    /// From now on no blob is stored that comes from elsewhere: the last sync point is about to be made,
+    /// after which nothing is looked at again.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
     }
 
     /// The remote, if something may be sent to it.

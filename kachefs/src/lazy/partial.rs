@@ -17,7 +17,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use remote::blob::{Damage, Frames, Header};
-use store::Digest;
+use store::{Digest, limits};
 
 use crate::flight::Flights;
 
@@ -27,8 +27,13 @@ pub(super) const WINDOW: u64 = 4;
 /// Windows that are fetched before a reader asks for them, at most.
 const AHEAD: u64 = 16;
 
-/// Partial blobs that are kept, each with an open file.
-const KEPT: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
+/// Partial blobs that are kept, each with an open file, where so many may be open.
+const KEPT: u64 = 128;
+
+fn kept() -> NonZeroUsize {
+    let kept = usize::try_from(limits::share(KEPT)).unwrap_or(usize::MAX);
+    NonZeroUsize::new(kept).unwrap_or(NonZeroUsize::MIN)
+}
 
 /// What is fetched at one time by one thread, of a blob.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -49,7 +54,7 @@ pub(super) struct Partials {
 impl Default for Partials {
     fn default() -> Self {
         Self {
-            open: Mutex::new(LruCache::new(KEPT)),
+            open: Mutex::new(LruCache::new(kept())),
             count: AtomicU64::new(0),
         }
     }
@@ -75,19 +80,24 @@ impl Partials {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let path = dir.join(format!("part-{number}"));
         let partial = Arc::new(Partial::create(digest, frames, path)?);
-        // The file of the oldest goes when nobody reads it any more.
-        let _oldest = open.push(digest, Arc::clone(&partial));
+        let oldest = open.push(digest, Arc::clone(&partial));
+        drop(open);
+        // Its file goes when nobody reads it any more.
+        drop(oldest);
         Ok(partial)
     }
 
     pub(super) fn forget(&self, digest: &Digest) {
-        self.open.lock().pop(digest);
+        let forgotten = self.open.lock().pop(digest);
+        drop(forgotten);
     }
 }
 
 /// A blob of which a part is here.
 pub(super) struct Partial {
+    /// Of the whole blob.
     pub digest: Digest,
+    /// Which bytes of it are in which frame.
     pub frames: Frames,
     path: PathBuf,
     file: File,

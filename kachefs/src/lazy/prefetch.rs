@@ -15,11 +15,13 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use store::{Counter, Digest};
 
+use super::connection::{Haste, Unavailable};
+use super::faults::FaultError;
 use super::manifests::{Process, is_running};
 use crate::remote_config::Prefetch as Mode;
 use crate::storage::Storage;
 
-/// Blobs fetched at the same time. The others that a remote is asked for at once are left to who waits.
+/// Blobs fetched at the same time.
 const AT_ONCE: usize = 4;
 
 /// Blobs of a trace: those read first.
@@ -115,7 +117,9 @@ impl Queue {
 impl Prefetch {
     /// Notes what builds of a fingerprint have read.
     pub(super) fn learned(&self, fingerprint: Digest, reads: &[Digest]) {
-        let trace = reads.iter().enumerate().map(|(at, digest)| (*digest, at));
+        // Others say what they are, and how many.
+        let reads = reads.iter().take(LONGEST).enumerate();
+        let trace = reads.map(|(at, digest)| (*digest, at));
         self.traces
             .lock()
             .put(fingerprint, Arc::new(trace.collect()));
@@ -138,9 +142,16 @@ impl Prefetch {
         reads
     }
 
-    /// Those are in a manifest now.
+    /// Forgets what the trace of a fingerprint has by now.
     pub(super) fn told(&self, fingerprint: &Digest) {
-        self.ended.lock().pop(fingerprint);
+        let trace = self.trace(fingerprint);
+        let mut ended = self.ended.lock();
+        if let Some(reads) = ended.get_mut(fingerprint) {
+            reads.retain(|digest| !trace.contains_key(digest));
+            if reads.is_empty() {
+                ended.pop(fingerprint);
+            }
+        }
     }
 
     fn end_builds(&self) {
@@ -150,7 +161,8 @@ impl Prefetch {
         drop(builds);
         let mut ended = self.ended.lock();
         for open in over.into_iter().filter(|open| !open.reads.is_empty()) {
-            ended.put(open.fingerprint, open.reads);
+            let known = ended.pop(&open.fingerprint).unwrap_or_default();
+            ended.put(open.fingerprint, once_each(open.reads, known, |_| true));
         }
     }
 
@@ -228,11 +240,11 @@ impl Prefetch {
 
 impl Storage {
     /// A build has bound blobs: fetches what it will read, as far as that is known and wanted.
-    pub fn foresee(
+    pub fn foresee<I: IntoIterator<Item = (Digest, u64)>>(
         self: &Arc<Self>,
         process: Process,
         fingerprint: Digest,
-        blobs: impl IntoIterator<Item = (Digest, u64)>,
+        blobs: impl FnOnce() -> I,
     ) {
         let Some(connection) = self.lazy.connection() else {
             return;
@@ -241,9 +253,9 @@ impl Storage {
         let has_missed = prefetch.open(process, fingerprint, |open| open.has_missed);
         let trace = prefetch.trace(&fingerprint);
         match connection.config.prefetch {
-            Mode::All => self.fetch_early(process, &trace, blobs),
-            Mode::Trace if has_missed => {
-                let blobs = blobs.into_iter();
+            Mode::All => self.fetch_early(process, &trace, blobs()),
+            Mode::Trace if has_missed && !trace.is_empty() => {
+                let blobs = blobs().into_iter();
                 let blobs = blobs.filter(|(digest, _)| trace.contains_key(digest));
                 self.fetch_early(process, &trace, blobs);
             }
@@ -368,14 +380,23 @@ impl Storage {
         if is_over || self.cas.has(&job.digest, job.size) {
             return true;
         }
-        let spent = job.spent.fetch_add(job.size, Ordering::Relaxed);
-        if spent + job.size > config.prefetch_budget {
-            job.spent.fetch_sub(job.size, Ordering::Relaxed);
+        // Others say how long it is.
+        let spend = |spent: u64| {
+            let spent = spent.checked_add(job.size)?;
+            (spent <= config.prefetch_budget).then_some(spent)
+        };
+        let order = Ordering::Relaxed;
+        if job.spent.fetch_update(order, order, spend).is_err() {
             return true;
         }
         let prefetch = &self.lazy.prefetch;
         prefetch.is_coming(job.digest);
-        match self.bring(&job.digest, job.size) {
+        let brought = self.bring(&job.digest, job.size, Haste::Early);
+        if !matches!(brought, Ok(true)) {
+            job.spent.fetch_sub(job.size, order);
+            prefetch.has_come(&job.digest, None);
+        }
+        match brought {
             Ok(true) => {
                 let read = u64::from(prefetch.has_come(&job.digest, Some(job.size)));
                 self.count_prefetch(&[
@@ -385,30 +406,28 @@ impl Storage {
                     (Counter::BytesPrefetchedRead, read * job.size),
                 ]);
             }
-            Ok(false) => drop(prefetch.has_come(&job.digest, None)),
-            Err(error) => {
-                prefetch.has_come(&job.digest, None);
-                tracing::debug!(digest = %job.digest, %error, "not fetched early");
-            }
+            Ok(false) => {}
+            Err(FaultError::Unavailable(Unavailable::LeftAlone)) => return false,
+            Err(error) => tracing::debug!(digest = %job.digest, %error, "not fetched early"),
         }
         true
     }
 }
 
-/// What builds have read, the newest first: `reads` and then `others`, each once, of what `named` says a
-/// manifest names.
-pub(super) fn joined(
+/// What builds have read, the newest first: `reads` and then `others`, each once, of those that are
+/// `wanted`.
+pub(super) fn once_each(
     reads: Vec<Digest>,
     others: Vec<Digest>,
-    named: &HashSet<Digest>,
+    wanted: impl Fn(&Digest) -> bool,
 ) -> Vec<Digest> {
     let mut seen = HashSet::new();
     let all = reads.into_iter().chain(others);
-    let mut joined: Vec<_> = all
-        .filter(|digest| named.contains(digest) && seen.insert(*digest))
+    let mut once: Vec<_> = all
+        .filter(|digest| wanted(digest) && seen.insert(*digest))
         .collect();
-    joined.truncate(LONGEST);
-    joined
+    once.truncate(LONGEST);
+    once
 }
 
 #[cfg(test)]
@@ -443,6 +462,10 @@ mod tests {
         assert_eq!(prefetch.new_reads(&fingerprint), [], "known to all");
         prefetch.learned(fingerprint, &reads[..2]);
         assert_eq!(prefetch.new_reads(&fingerprint), reads);
+        // One of them came after what was told.
+        prefetch.told(&fingerprint);
+        assert_eq!(prefetch.new_reads(&fingerprint), [digest(2)]);
+        prefetch.learned(fingerprint, &reads);
         prefetch.told(&fingerprint);
         assert_eq!(prefetch.new_reads(&fingerprint), []);
         prefetch.open(here(), fingerprint, |_| ());
@@ -472,6 +495,18 @@ mod tests {
     }
 
     #[test]
+    fn no_trace_is_endless() {
+        let prefetch = Prefetch::default();
+        let many: Vec<_> = (0..LONGEST + 9)
+            .map(|n| Digest::of(&n.to_le_bytes()))
+            .collect();
+        prefetch.learned(digest(0), &many);
+        let trace = prefetch.trace(&digest(0));
+        assert_eq!(trace.len(), LONGEST);
+        assert_eq!(trace.get(&many[LONGEST - 1]), Some(&(LONGEST - 1)));
+    }
+
+    #[test]
     fn the_trace_says_what_comes_first() {
         let mut queue = Queue::default();
         for (at, n) in [(usize::MAX, 1), (5, 2), (usize::MAX, 3), (0, 4)] {
@@ -489,12 +524,12 @@ mod tests {
 
     #[test]
     fn the_newest_reads_come_first_and_each_once() {
-        let named = [1, 2, 3, 4].map(digest).into();
-        let joined = joined(
+        let named = [1, 2, 3, 4].map(digest);
+        let once = once_each(
             [3, 9, 1].map(digest).to_vec(),
             [1, 2, 3, 8].map(digest).to_vec(),
-            &named,
+            |digest| named.contains(digest),
         );
-        assert_eq!(joined, [3, 1, 2].map(digest));
+        assert_eq!(once, [3, 1, 2].map(digest));
     }
 }

@@ -6,14 +6,15 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use remote::blob::{FRAME, Frames, Header};
 use remote::{Remote, RemoteError};
 use store::{Digest, Kept};
 use tokio::task::{self, JoinSet};
 
-use super::connection::Connection;
-use super::faults::{FaultError, Fetched, WHOLE, place_of};
+use super::connection::Haste;
+use super::faults::{FaultError, Fetched, Source, WHOLE, place_of};
 use super::partial::{Ahead, Partial, Portion};
 use crate::flight::{Boarding, Flight};
 use crate::storage::Storage;
@@ -21,6 +22,11 @@ use crate::storage::Storage;
 /// How many bytes are asked for at once, and how many such requests are under way for a blob.
 const PIECE: u64 = 4 << 20;
 const PIECES: usize = 4;
+
+/// Windows of a blob that are fetched together: a reader of one of them waits for all. Those that nobody
+/// waits for come one request at a time.
+const STEP: usize = 32;
+const EARLY_STEP: usize = 4;
 
 impl Storage {
     /// Fills `into` from `offset` on with bytes of a blob that is not on this disk, where those bytes are.
@@ -54,29 +60,44 @@ impl Storage {
             return Ok(None);
         }
         let (connection, kept) = self.kept_for_fault(digest, size)?;
+        let source = Source {
+            connection: &connection,
+            kept: &kept,
+            haste: Haste::Wanted,
+        };
         let partial = self.partial(digest, size)?;
+        if self.cas.has(digest, size) {
+            // Completed since.
+            self.lazy.partials.forget(digest);
+            return Ok(None);
+        }
         let bytes = offset..offset.saturating_add(into.len() as u64);
-        let windows = partial.windows(bytes.clone());
-        self.fetch_windows(&connection, &kept, &partial, windows)?;
+        self.fetch_windows(source, &partial, partial.windows(bytes.clone()))?;
         let read = partial.read(offset, into)?;
         self.fetch_ahead(&partial, bytes);
         Ok(read)
     }
 
-    /// Fetches all of a large blob that is not here, and gives it its name in the store.
-    pub(super) fn fetch_rest(
-        &self,
-        connection: &Connection,
-        digest: &Digest,
-        kept: &Kept,
-    ) -> Result<(), FaultError> {
-        let partial = self.partial(digest, kept.size)?;
-        self.fetch_windows(connection, kept, &partial, partial.all())?;
+    /// Fetches all of a large blob that is not here, and gives it its name in the store. Some at a time: who
+    /// reads in it meanwhile waits for no more than that.
+    pub(super) fn fetch_rest(&self, source: Source<'_>, digest: &Digest) -> Result<(), FaultError> {
+        let size = source.kept.size;
+        let partial = self.partial(digest, size)?;
+        let all = partial.all();
+        let step = match source.haste {
+            Haste::Wanted => STEP,
+            Haste::Early => EARLY_STEP,
+        };
+        for first in all.clone().step_by(step) {
+            let windows = first..(first + step as u64).min(all.end);
+            self.fetch_windows(source, &partial, windows)?;
+        }
         let (path, file) = partial.file();
         {
-            // Counts as a change: a blob is new since the last sync point.
-            let _change = self.epochs.change();
-            self.cas.adopt(path, file, *digest, kept.size)?;
+            let _change = self.coming_in()?;
+            // Sealing it is its last change, also by the kernel's clock.
+            file.set_modified(SystemTime::now() - Duration::from_secs(1))?;
+            self.cas.adopt(path, file, *digest, size)?;
         }
         self.lazy.partials.forget(digest);
         Ok(())
@@ -97,70 +118,89 @@ impl Storage {
     /// Makes sure that windows of a blob are here.
     fn fetch_windows(
         &self,
-        connection: &Connection,
-        kept: &Kept,
+        source: Source<'_>,
         partial: &Arc<Partial>,
         windows: Range<u64>,
     ) -> Result<(), FaultError> {
-        let fetched = self.fetch_missing(connection, kept, partial, windows.clone());
-        match fetched {
-            Ok(()) if partial.has(windows) => Ok(()),
-            Ok(()) => Err(FaultError::Failed),
-            Err(error) => {
-                if matches!(error, FaultError::Gone(_)) {
-                    self.lazy.partials.forget(&partial.digest);
-                }
-                Err(error)
+        // Another one's try is not ours: theirs may have been one that nobody waited for.
+        for _ in 0..2 {
+            if partial.has(windows.clone()) {
+                return Ok(());
             }
+            let fetched = self.fetch_missing(source, partial, windows.clone());
+            if matches!(fetched, Err(FaultError::Gone(_))) {
+                self.lazy.partials.forget(&partial.digest);
+            }
+            fetched?;
+        }
+        if partial.has(windows) {
+            Ok(())
+        } else {
+            Err(FaultError::Failed)
         }
     }
 
     /// Fetches what no other thread is fetching, and waits for the others.
     fn fetch_missing(
         &self,
-        connection: &Connection,
-        kept: &Kept,
+        source: Source<'_>,
         partial: &Arc<Partial>,
         windows: Range<u64>,
     ) -> Result<(), FaultError> {
-        if partial.has(windows.clone()) {
+        let Some(header) = self.header(source, partial)? else {
             return Ok(());
-        }
-        let header = self.header(connection, kept, partial)?;
+        };
         let (ours, others) = divide(partial, windows);
-        if !ours.is_empty() {
-            self.fetch_some(connection, &partial.digest, kept, 0, || {
-                let frames = ours.iter().flat_map(|(window, _)| partial.missing(*window));
-                let pieces = pieces(&header, frames);
-                connection
-                    .call(async |remote| in_pieces(remote, partial, &header, kept, pieces).await)
+        let missing = || ours.iter().flat_map(|(window, _)| partial.missing(*window));
+        if missing().next().is_some() {
+            self.fetch_some(source, &partial.digest, 0, || {
+                let pieces = pieces(&header, missing());
+                source.connection.call_for(source.haste, async |remote| {
+                    in_pieces(remote, partial, &header, source, pieces).await
+                })
             })?;
         }
         drop(ours);
         for boarding in others {
-            boarding.wait(connection.patience(PIECE));
+            boarding.wait(source.connection.patience(PIECE));
         }
         Ok(())
     }
 
+    /// `None` where another thread asked for it in vain.
     fn header(
         &self,
-        connection: &Connection,
-        kept: &Kept,
+        source: Source<'_>,
         partial: &Arc<Partial>,
-    ) -> Result<Arc<Header>, FaultError> {
+    ) -> Result<Option<Arc<Header>>, FaultError> {
         if let Some(header) = partial.header() {
-            return Ok(header);
+            return Ok(Some(header));
         }
         match partial.flights.take_off(Portion::Header) {
             // Fetched between the look and the take-off?
             Ok(_flight) if partial.header().is_some() => {}
-            Ok(_flight) => self.fetch_some(connection, &partial.digest, kept, 1, || {
-                connection.call(async |remote| start(remote, partial, kept).await)
+            Ok(_flight) => self.fetch_some(source, &partial.digest, 1, || {
+                let start = async |remote| start(remote, partial, source.kept).await;
+                source.connection.call_for(source.haste, start)
             })?,
-            Err(boarding) => drop(boarding.wait(connection.patience(PIECE))),
+            Err(boarding) => drop(boarding.wait(source.connection.patience(PIECE))),
         }
-        partial.header().ok_or(FaultError::Failed)
+        Ok(partial.header())
+    }
+
+    fn fetch_early_windows(
+        &self,
+        partial: &Arc<Partial>,
+        windows: Range<u64>,
+    ) -> Result<(), FaultError> {
+        let size = partial.frames.size();
+        let (connection, kept) = self.kept_for_fault(&partial.digest, size)?;
+        let source = Source {
+            connection: &connection,
+            kept: &kept,
+            haste: Haste::Early,
+        };
+        self.fetch_windows(source, partial, windows)
     }
 
     /// Fetches what nobody waits for yet.
@@ -174,14 +214,8 @@ impl Storage {
         let fetch = move || {
             let (digest, size) = (partial.digest, partial.frames.size());
             let fetched = match ahead {
-                Ahead::Windows(windows) => {
-                    storage
-                        .kept_for_fault(&digest, size)
-                        .and_then(|(from, kept)| {
-                            storage.fetch_windows(&from, &kept, &partial, windows)
-                        })
-                }
-                Ahead::Rest => storage.fault(&digest, size),
+                Ahead::Windows(windows) => storage.fetch_early_windows(&partial, windows),
+                Ahead::Rest => storage.bring(&digest, size, Haste::Early).map(drop),
                 Ahead::Nothing => Ok(()),
             };
             if let Err(error) = fetched {
@@ -239,7 +273,7 @@ async fn start(
     let (name, within) = place_of(&partial.digest, kept);
     let most = partial.frames.header_len() + FRAME;
     let range = match within {
-        Some(within) => within.start..within.end.min(within.start + most),
+        Some(within) => within.start..within.end.min(within.start.saturating_add(most)),
         None => 0..most,
     };
     let Some(bytes) = remote.get(&name, Some(range), most).await? else {
@@ -266,20 +300,26 @@ async fn in_pieces(
     remote: Arc<dyn Remote>,
     partial: &Arc<Partial>,
     header: &Arc<Header>,
-    kept: &Kept,
+    source: Source<'_>,
     pieces: Vec<Range<u64>>,
 ) -> Result<Fetched, RemoteError> {
-    let (name, within) = place_of(&partial.digest, kept);
+    let (name, within) = place_of(&partial.digest, source.kept);
     let start = within.map_or(0, |range| range.start);
+    let at_once = match source.haste {
+        Haste::Wanted => PIECES,
+        Haste::Early => 1,
+    };
     let mut pieces = pieces.into_iter();
     let mut under_way = JoinSet::new();
     let mut count = 0;
+    let mut failed = None;
     loop {
-        while under_way.len() < PIECES
+        while under_way.len() < at_once
+            && failed.is_none()
             && let Some(frames) = pieces.next()
         {
             let kept = header.kept(frames.clone());
-            let range = start + kept.start..start + kept.end;
+            let range = start.saturating_add(kept.start)..start.saturating_add(kept.end);
             let (remote, name) = (Arc::clone(&remote), name.clone());
             let (header, partial) = (Arc::clone(header), Arc::clone(partial));
             under_way.spawn(async move {
@@ -290,11 +330,14 @@ async fn in_pieces(
                 Ok(file(&partial, &header, frames, bytes).await)
             });
         }
+        // To the end, whatever came of one: nothing is written any more once this returns.
         match under_way.join_next().await {
-            None => return Ok(Fetched::Filed(count)),
+            None => return failed.unwrap_or(Ok(Fetched::Filed(count))),
             Some(Ok(Ok(Fetched::Filed(new)))) => count += new,
-            Some(Ok(other)) => return other,
-            Some(Err(error)) => return Ok(Fetched::Unwritten(io::Error::other(error))),
+            Some(Ok(other)) => drop(failed.get_or_insert(other)),
+            Some(Err(error)) => {
+                failed.get_or_insert(Ok(Fetched::Unwritten(io::Error::other(error))));
+            }
         }
     }
 }

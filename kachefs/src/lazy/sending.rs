@@ -12,10 +12,10 @@ use remote::{Body, ObjectName, Put, Remote, RemoteError, Written, blob};
 use store::{Digest, IndexError, Kept, Place, ScratchId};
 use tokio::task::JoinSet;
 
-use super::connection::Connection;
+use super::connection::{Connection, Haste};
 use super::containers::Container;
 use super::reliance::Reliance;
-use super::{kept_now, kept_unseen, not_encoded};
+use super::{Gone, kept_now, kept_unseen, not_encoded};
 use crate::clock;
 use crate::storage::Storage;
 
@@ -271,8 +271,10 @@ impl Storage {
         let mut objects = Objects::default();
         let mut gather = || {
             for (digest, size) in blobs {
-                self.fault(digest, *size)?;
-                self.lazy.gone.lock().put((*digest, Place::Own), ());
+                if !self.cas.has(digest, *size) {
+                    self.bring(digest, *size, Haste::Wanted)?;
+                }
+                self.lazy.note_gone(digest, Place::Own, Gone::Lost);
                 self.add_bytes(*digest, *size, &mut objects)?;
             }
             Ok(())

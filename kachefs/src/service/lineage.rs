@@ -10,14 +10,15 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::unistd::{getegid, geteuid};
 use parking_lot::{Condvar, Mutex};
 use store::builds::KeptRequest;
 use store::digest::hash_reader;
-use store::{ActionKey, CasError, Counter, IndexError, StoreDir, ViewId};
+use store::{ActionKey, CasError, Counter, Digest, IndexError, StoreDir, ViewId};
 use wrapper::protocol::PlannedFile;
 
 use super::compilers::{CompilerError, Compilers, Made};
@@ -25,7 +26,7 @@ use super::present::Wanted;
 use super::{Flight, Service};
 use crate::flight::Flights;
 use crate::fs::Caller;
-use crate::lazy::{Lazy, Lineage, Lost};
+use crate::lazy::{FaultError, Lazy, Lineage, Lost};
 use crate::storage::Storage;
 
 /// How long anybody waits for something to be made again, with all that has to be made for it.
@@ -63,6 +64,8 @@ enum Failure {
     Io(#[from] io::Error),
     #[error(transparent)]
     Store(#[from] CasError),
+    #[error(transparent)]
+    Fault(#[from] FaultError),
     #[error(transparent)]
     Index(#[from] IndexError),
 }
@@ -371,6 +374,20 @@ fn is_reproducible(kept: &KeptRequest) -> bool {
     !(is_library && kept.argv.iter().any(is_incremental))
 }
 
+fn adopt(
+    storage: &Storage,
+    path: &Path,
+    file: &File,
+    digest: Digest,
+    size: u64,
+) -> Result<(), Failure> {
+    let _change = storage.coming_in()?;
+    // Sealing it is its last change, also by the kernel's clock.
+    file.set_modified(SystemTime::now() - Duration::from_secs(1))?;
+    storage.cas.adopt(path, file, digest, size)?;
+    Ok(())
+}
+
 /// Takes a file into the store if it is what was lost. Copied: whatever the compiler started may still
 /// have it open.
 fn take(storage: &Storage, file: &PlannedFile, made: &Made) -> Result<bool, Failure> {
@@ -387,11 +404,8 @@ fn take(storage: &Storage, file: &PlannedFile, made: &Made) -> Result<bool, Fail
     });
     let taken = match (hashed, written) {
         (Ok((digest, size)), Ok(())) if (digest, size) == (file.digest, file.size) => {
-            // Counts as a change: a blob is new since the last sync point.
-            let _change = storage.epochs.change();
             let path = storage.dir.scratch_file(id);
-            let adopted = storage.cas.adopt(&path, &copy, digest, size);
-            adopted.map(|_| true).map_err(Failure::from)
+            adopt(storage, &path, &copy, digest, size).map(|()| true)
         }
         (Ok(_), Ok(())) => Ok(false),
         (Err(error), _) | (_, Err(error)) => Err(error.into()),

@@ -178,8 +178,9 @@ impl Service {
             Decided::Hit(replay) => {
                 let key = replay.key;
                 self.note_part(action.build, prepared.digest, &replay.source, key);
+                self.answer(stream, replay, asked, |asked| asked.kept(request, key))?;
                 self.foresee(action.build, &key);
-                self.answer(stream, replay, asked, |asked| asked.kept(request, key))
+                Ok(())
             }
             Decided::Run(flight) => self.run(stream, &action, flight, asked),
         }

@@ -137,13 +137,14 @@ impl Service {
         else {
             return;
         };
-        match self.storage.index.action(key) {
-            Ok(entry) => {
-                let blobs = entry.iter().flat_map(ActionEntry::blobs);
-                self.storage.foresee(process, fingerprint, blobs);
+        let blobs = || match self.storage.index.action(key) {
+            Ok(entry) => entry.iter().flat_map(ActionEntry::blobs).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "result that was bound");
+                Vec::new()
             }
-            Err(error) => tracing::warn!(%error, "result that was bound"),
-        }
+        };
+        self.storage.foresee(process, fingerprint, blobs);
     }
 
     /// A build has to make something itself.

@@ -53,8 +53,10 @@ impl Service {
         match self.decide(stream, &action, &mut asked.watch)? {
             Decided::Hit(replay) => {
                 self.note_part(action.build, prepared.digest, &replay.source, replay.key);
-                self.foresee(action.build, &replay.key);
-                self.answer(stream, replay, asked, |_| None)
+                let key = replay.key;
+                self.answer(stream, replay, asked, |_| None)?;
+                self.foresee(action.build, &key);
+                Ok(())
             }
             // What an earlier run left may get into what this one makes.
             Decided::Run(_) if !prepared.starts_empty() => {
