@@ -37,6 +37,8 @@ pub enum Fault {
     Hung,
     /// The server says that the clocks differ too much.
     Skewed,
+    /// The server says that this may not be read.
+    Forbidden,
 }
 
 /// A request as the proxy sees it.
@@ -217,6 +219,7 @@ impl Shared {
                 }
                 Fault::Overloaded => error(503, "SlowDown"),
                 Fault::Skewed => error(403, "RequestTimeTooSkewed"),
+                Fault::Forbidden => error(403, "AccessDenied"),
                 Fault::None | Fault::Late(_) if asked.method != "HEAD" => {
                     match self.pass_on(client, &head, &body, fault)? {
                         Some(answer) => answer,

@@ -139,6 +139,43 @@ fn run_or_rebuild(program: &PathBuf, build: &dyn Fn() -> harness::Outcome) -> St
     panic!("no build repairs it:\n{}", build());
 }
 
+/// What one answer says of a blob that a compiler needs is not the last word.
+#[test]
+fn one_refusal_breaks_no_build() {
+    let bucket = warm_bucket();
+    for fault in [Fault::Skewed, Fault::Forbidden] {
+        let refused = std::sync::Arc::new(AtomicU64::new(0));
+        let counted = std::sync::Arc::clone(&refused);
+        let proxy = Proxy::start(&bucket.seaweed.endpoint(), move |asked| {
+            let holds_blobs = ["/blobs/", "/packs/"]
+                .iter()
+                .any(|kind| asked.target.contains(kind));
+            let is_first = asked.method == "GET"
+                && holds_blobs
+                && counted.fetch_add(1, Ordering::Relaxed) == 0;
+            if is_first { fault } else { Fault::None }
+        });
+        let machine = Sandbox::new();
+        set(&machine, &proxy.endpoint());
+        let checkout = bucket.project.checkout(machine.path("checkout"));
+        machine.mount(checkout.target());
+        // Nothing is read for a hit, and its crates for a miss.
+        checkout.write(
+            "crates/app/src/main.rs",
+            "fn main() { println!(\"changed {}\", app::line()); }\n",
+        );
+        let (seen, _) = machine.during(|| machine.cargo(&checkout, "build").ok());
+        assert!(refused.load(Ordering::Relaxed) > 1, "{fault:?} was seen");
+        assert!(seen.hits > 0 && seen.misses <= 1, "{fault:?}: {seen:?}");
+        let expected = format!("changed {}", samples::WHOLE_OUTPUT);
+        assert_eq!(
+            machine.output_of(checkout.program("app")),
+            expected,
+            "{fault:?}"
+        );
+    }
+}
+
 #[test]
 fn a_remote_that_hangs_is_left_alone() {
     let bucket = warm_bucket();

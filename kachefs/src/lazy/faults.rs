@@ -176,7 +176,8 @@ impl Storage {
     }
 
     /// Fetches a blob or some of it, which counts as so many faults. What arrives damaged, or breaks off,
-    /// may do so on the way: it is asked for again before anything is concluded from it.
+    /// may do so on the way: it is asked for again before anything is concluded from it. What is refused is,
+    /// once: credentials may be about to be replaced.
     pub(super) fn fetch_some(
         &self,
         source: Source<'_>,
@@ -188,16 +189,17 @@ impl Storage {
             connection, kept, ..
         } = source;
         let mut tries = 0..TRIES;
+        let mut is_refused = false;
         let fetched = loop {
             tries.next();
             match once() {
                 Ok(Fetched::Damaged(damage)) if !tries.is_empty() => {
                     tracing::warn!(%digest, %damage, "a blob arrived damaged");
                 }
-                Err(Unavailable::Remote(error)) if error.is_passing() && !tries.is_empty() => {
+                Err(Unavailable::Remote(error)) if !tries.is_empty() && !is_refused => {
                     tracing::warn!(%digest, %error, "a blob did not arrive");
+                    is_refused = !error.is_passing();
                 }
-                // What this one blob is refused with, no other try changes.
                 Err(Unavailable::Remote(error)) if !error.is_passing() => {
                     tracing::error!(%digest, %error, "a blob cannot be fetched");
                     let refused = Gone::Refused(Instant::now());

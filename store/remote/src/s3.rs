@@ -43,6 +43,10 @@ const STALLED: Duration = Duration::from_secs(5);
 /// How long to wait for who writes or removes the same object; longer each time.
 const CONFLICT: Duration = Duration::from_millis(200);
 
+/// The clocks of both sides differ too much (S3 API Reference, "Error responses"). They are set right
+/// without anybody's doing, and it says nothing about what was asked for.
+const SKEWED: &str = "RequestTimeTooSkewed";
+
 /// The region of who has none.
 const ANY_REGION: &str = "us-east-1";
 
@@ -141,6 +145,7 @@ impl S3Remote {
             (_, Cause::Denial) => RemoteError::Denied { place, reason },
             (_, Cause::Request) => RemoteError::Refused { place, reason },
             _ if code == Some("ExpiredToken") => RemoteError::Denied { place, reason },
+            _ if code == Some(SKEWED) => RemoteError::Unreachable { place, reason },
             (Some(401 | 403), _) => RemoteError::Denied { place, reason },
             // 409: somebody else is writing or removing it right now.
             (None | Some(408 | 409 | 429 | 500..), _) => RemoteError::Unreachable { place, reason },
@@ -344,15 +349,16 @@ impl Remote for S3Remote {
             let mut tries = 0..self.limits.tries.max(1);
             loop {
                 tries.next();
-                let object = match self.start_get(name, range.as_ref()).await {
-                    Ok(object) => object,
+                let read = match self.start_get(name, range.as_ref()).await {
+                    Ok(object) => self.read_body(name, object, most).await,
                     Err(failure) if failure.is_absent() => return Ok(None),
                     // It has no such bytes (RFC 9110, 15.5.17).
                     Err(failure) if failure.status == Some(416) => return Ok(Some(Bytes::new())),
+                    // The SDK has tried again what has not begun, but for this.
+                    Err(failure) if failure.is_skew() => Err(self.error(failure)),
                     Err(failure) => return Err(self.error(failure)),
                 };
-                match self.read_body(name, object, most).await {
-                    // The SDK tries again what has not begun.
+                match read {
                     Err(error) if error.is_passing() && !tries.is_empty() => {}
                     result => return result.map(Some),
                 }
@@ -456,6 +462,10 @@ impl Failure {
             reason: innermost(error),
             cause: Cause::Request,
         }
+    }
+
+    fn is_skew(&self) -> bool {
+        self.code.as_deref() == Some(SKEWED)
     }
 
     /// Whether it says that there is no such object. Another 404 comes from who knows no objects at all.
