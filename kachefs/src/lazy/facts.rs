@@ -166,15 +166,17 @@ pub fn read_tree(name: &TreeName, object: &[u8], trust: &Trust) -> Result<Tree, 
     }
 }
 
-/// As objects hold it.
+/// As objects hold it: with a checksum (RFC 8878, 3.1.1), as what nobody signs has no digest that anybody knows.
 pub(super) fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() > LARGEST_UNPACKED {
         return Err(io::Error::other("too much for one object"));
     }
-    zstd::bulk::compress(bytes, LEVEL)
+    let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
+    compressor.include_checksum(true)?;
+    compressor.compress(bytes)
 }
 
-/// What was packed, if it is no more than anybody would pack.
+/// What was packed, if it is no more than anybody would pack, and arrived as it was.
 pub(super) fn unpack(packed: &[u8], most: usize) -> Option<Vec<u8>> {
     // What it says of its own length decides what is set aside for it, up to the limit.
     let said = zstd::zstd_safe::get_frame_content_size(packed).ok()??;
@@ -271,6 +273,36 @@ mod tests {
         assert_eq!(read_build(&Digest::of(b"g"), &object, &trust), None);
         for end in 0..object.len() {
             assert_eq!(read_build(&fingerprint, &object[..end], &trust), None);
+        }
+    }
+
+    /// Where nobody signs nothing else would tell.
+    #[test]
+    fn no_bit_flips_unnoticed() {
+        let bytes: Vec<u8> = (0..300u32).flat_map(|n| (n * n).to_le_bytes()).collect();
+        let packed = pack(&bytes).expect("packs");
+        assert!(packed.len() < bytes.len());
+        let fingerprint = Digest::of(b"f");
+        let manifest = BuildManifest {
+            facts: vec![fact(1)],
+            reads: vec![Digest::of(b"read")],
+        };
+        let build = write_build(&fingerprint, &manifest, None).expect("writes");
+        let flips = |bytes: &[u8]| -> Vec<Vec<u8>> {
+            let flip = |bit: usize| {
+                let mut flipped = bytes.to_vec();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                flipped
+            };
+            (0..bytes.len() * 8).map(flip).collect()
+        };
+        for (bit, flipped) in flips(&packed).iter().enumerate() {
+            let found = unpack(flipped, LARGEST_UNPACKED);
+            assert!(found.is_none_or(|found| found == bytes), "bit {bit}");
+        }
+        for (bit, flipped) in flips(&build).iter().enumerate() {
+            let found = read_build(&fingerprint, flipped, &Trust::Everybody);
+            assert!(found.is_none_or(|found| found == manifest), "bit {bit}");
         }
     }
 
