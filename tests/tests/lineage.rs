@@ -306,12 +306,10 @@ fn a_compiler_that_hangs_is_ended() {
     // A second reader does not wait again.
     assert!(fs::read(&program).is_err());
     assert!(began.elapsed() < took + Duration::from_secs(3));
-    let sleeps = || {
-        let named = processes::naming(cold.root()).into_iter();
-        let programs = named.filter_map(processes::program);
-        programs.filter(|path| path.ends_with("sleep")).count()
-    };
-    assert!(processes::wait_for(PATIENCE, || sleeps() == 0), "children");
+    assert!(
+        processes::wait_for(PATIENCE, || sleeps(cold) == 0),
+        "children"
+    );
     assert!(
         processes::wait_for(PATIENCE, || !program.exists()),
         "its name goes"
@@ -319,6 +317,50 @@ fn a_compiler_that_hangs_is_ended() {
     cold.cargo(&machines.checkout, "build --release").ok();
     assert_eq!(cold.output_of(&program), "1\n");
     assert_eq!(machines.recomputed(), 1, "the macro itself was made again");
+}
+
+/// Processes of this kind that a machine runs.
+fn sleeps(machine: &Sandbox) -> usize {
+    let named = processes::naming(machine.root()).into_iter();
+    let programs = named.filter_map(processes::program);
+    programs.filter(|path| path.ends_with("sleep")).count()
+}
+
+/// Reads a program that is lost until a compiler is at work that never ends, and is gone then.
+fn ask_in_vain(machines: &Machines) {
+    let (cold, program) = (&machines.cold, machines.program());
+    let mut reader = std::process::Command::new("cat")
+        .arg(&program)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .must("cat");
+    let began = processes::wait_for(PATIENCE, || sleeps(cold) > 0);
+    reader.kill().must("kill the reader");
+    reader.wait().must("wait for the reader");
+    assert!(began, "a compiler");
+}
+
+#[test]
+fn who_unmounts_waits_for_no_compiler() {
+    let machines = Machines::built(|root| patient(root, 1000), None);
+    machines.lose(&["blobs"]);
+    ask_in_vain(&machines);
+    let cold = &machines.cold;
+    cold.unmount(machines.checkout.target());
+    assert_eq!(sleeps(cold), 0);
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_compiler() {
+    let machines = Machines::built(|root| patient(root, 1000), None);
+    machines.lose(&["blobs"]);
+    ask_in_vain(&machines);
+    let cold = &machines.cold;
+    cold.kill_daemon();
+    assert!(
+        processes::wait_for(PATIENCE, || sleeps(cold) == 0),
+        "children"
+    );
 }
 
 #[test]

@@ -375,6 +375,9 @@ impl Mounts {
             }
             bail!("{} is not mounted", path.display());
         };
+        if let Some(lineage) = self.storage.lazy.lineage.get() {
+            lineage.leave(id);
+        }
         match unmount_unused(path, lazy, device) {
             Ok(()) => {}
             // Somebody else unmounted it.

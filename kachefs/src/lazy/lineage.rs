@@ -31,4 +31,7 @@ pub trait Lineage: Send + Sync {
     /// Makes a blob again, and waits for it, within a limit. `false` when it is still not here. Called
     /// with no lock held, and never by a thread that serves requests: a compiler reads from views.
     fn recompute(&self, lost: Lost) -> bool;
+
+    /// A view is about to be unmounted: ends what is being made for it, which has it in use.
+    fn leave(&self, view: ViewId);
 }

@@ -7,16 +7,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use parking_lot::{Condvar, Mutex};
-use store::StoreDir;
+use store::{StoreDir, ViewId};
 use tempfile::TempDir;
 use wrapper::protocol::PlannedCompile;
 
-use super::OnDrop;
+use super::builds::started;
 use crate::compile_again;
 
 /// Compilers at a time.
@@ -52,9 +54,10 @@ impl Made {
     }
 }
 
-/// Where a compiler writes, in its scratch directory, and where what it says goes.
+/// Where a compiler writes, in its scratch directory, where what it says goes, and which process it is.
 const OUT: &str = "out";
 const SAID: &str = "said";
+const PROCESS: &str = "process";
 
 fn scratch(dir: &StoreDir) -> io::Result<TempDir> {
     let directory = dir.recompute();
@@ -63,7 +66,7 @@ fn scratch(dir: &StoreDir) -> io::Result<TempDir> {
     tempfile::Builder::new().prefix("").tempdir_in(directory)
 }
 
-/// The compilers that run.
+/// The compilers that run, and what waits to run one.
 #[derive(Default)]
 pub(super) struct Compilers {
     state: Mutex<Running>,
@@ -72,36 +75,95 @@ pub(super) struct Compilers {
 
 #[derive(Default)]
 struct Running {
-    count: usize,
+    asked: Vec<Asked>,
     closed: bool,
 }
 
+/// Somebody who runs a compiler, or waits to.
+struct Asked {
+    view: ViewId,
+    runs: bool,
+    halted: Arc<AtomicBool>,
+}
+
+impl Running {
+    fn position(&self, halted: &Arc<AtomicBool>) -> Option<usize> {
+        let mut asked = self.asked.iter();
+        asked.position(|asked| Arc::ptr_eq(&asked.halted, halted))
+    }
+
+    fn is_full(&self) -> bool {
+        self.asked.iter().filter(|asked| asked.runs).count() >= COMPILERS
+    }
+}
+
+/// The right to run a compiler, for as long as it is held.
+struct Turn<'a> {
+    compilers: &'a Compilers,
+    halted: Arc<AtomicBool>,
+}
+
+impl Turn<'_> {
+    fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.compilers.state.lock();
+        if let Some(at) = state.position(&self.halted) {
+            state.asked.swap_remove(at);
+        }
+        self.compilers.changed.notify_all();
+    }
+}
+
 impl Compilers {
-    /// The right to run one, for as long as it is held.
-    fn enter(&self, deadline: Instant) -> Option<OnDrop<impl Fn()>> {
+    /// Waits for the turn to run one for a view.
+    fn enter(&self, view: ViewId, deadline: Instant) -> Option<Turn<'_>> {
         let mut state = self.state.lock();
-        while state.count >= COMPILERS && !state.closed {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return None;
-            }
+        let turn = Turn {
+            compilers: self,
+            halted: Arc::new(AtomicBool::new(state.closed)),
+        };
+        state.asked.push(Asked {
+            view,
+            runs: false,
+            halted: Arc::clone(&turn.halted),
+        });
+        let mut in_time = true;
+        while in_time && state.is_full() && !turn.is_halted() {
+            in_time = !self.changed.wait_until(&mut state, deadline).timed_out();
         }
-        if state.closed {
-            return None;
+        let runs = !state.is_full() && !turn.is_halted();
+        if let Some(at) = state.position(&turn.halted) {
+            state.asked[at].runs = runs;
         }
-        state.count += 1;
-        Some(OnDrop(|| {
-            self.state.lock().count -= 1;
-            self.changed.notify_all();
-        }))
+        // Whoever has none says so, which takes the lock.
+        drop(state);
+        runs.then_some(turn)
     }
 
     /// Starts no more of them, and ends those that run.
     pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.halt(|_| true);
+    }
+
+    /// Ends those that run for a view, and waits for that.
+    pub fn leave(&self, view: ViewId) {
+        self.halt(|asked| asked == view);
+    }
+
+    fn halt(&self, is_meant: impl Fn(ViewId) -> bool) {
         let deadline = Instant::now() + ENDING;
         let mut state = self.state.lock();
-        state.closed = true;
+        for asked in state.asked.iter().filter(|asked| is_meant(asked.view)) {
+            asked.halted.store(true, Ordering::Relaxed);
+        }
         self.changed.notify_all();
-        while state.count > 0 {
+        while state.asked.iter().any(|asked| is_meant(asked.view)) {
             if self.changed.wait_until(&mut state, deadline).timed_out() {
                 return;
             }
@@ -111,16 +173,19 @@ impl Compilers {
     /// Runs a compiler, when it is its turn, to its end or to the deadline.
     pub fn run(
         &self,
+        view: ViewId,
         compile: &PlannedCompile,
         dir: &StoreDir,
         deadline: Instant,
     ) -> Result<Made, CompilerError> {
-        let _turn = self.enter(deadline).ok_or(CompilerError::Late)?;
+        let turn = self.enter(view, deadline).ok_or(CompilerError::Late)?;
         let scratch = scratch(dir)?;
-        self.run_in(scratch.path(), compile, deadline)?;
+        turn.run_in(scratch.path(), compile, deadline)?;
         Ok(Made(scratch))
     }
+}
 
+impl Turn<'_> {
     fn run_in(
         &self,
         scratch: &Path,
@@ -135,9 +200,13 @@ impl Compilers {
             // With all it starts it can be ended.
             .process_group(0)
             .spawn()?;
+        if let Err(error) = note(scratch, compiler.id()) {
+            end(&mut compiler);
+            return Err(error.into());
+        }
         loop {
             match compiler.try_wait() {
-                Ok(None) if Instant::now() < deadline && !self.state.lock().closed => {
+                Ok(None) if Instant::now() < deadline && !self.is_halted() => {
                     std::thread::sleep(TICK);
                 }
                 Ok(None) => {
@@ -158,12 +227,47 @@ impl Compilers {
     }
 }
 
-/// Ends a compiler that was not waited for yet, and what it started.
-fn end(compiler: &mut Child) {
-    if let Ok(group) = i32::try_from(compiler.id()) {
+/// Notes which process it is, so that a daemon that is killed leaves none behind.
+fn note(scratch: &Path, pid: u32) -> io::Result<()> {
+    let started = started(pid).unwrap_or_default();
+    fs::write(scratch.join(PROCESS), format!("{pid} {started}"))
+}
+
+/// Ends what the compilers of a daemon that is gone left running, and takes away what they made.
+pub(super) fn end_left_behind(dir: &StoreDir) -> io::Result<()> {
+    let directory = dir.recompute();
+    let scratches = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        scratches => scratches?,
+    };
+    for scratch in scratches {
+        // One that had not been noted yet has not been started, or ends by itself.
+        let Ok(noted) = fs::read_to_string(scratch?.path().join(PROCESS)) else {
+            continue;
+        };
+        let numbers = noted
+            .split_once(' ')
+            .map(|(pid, at)| (pid.parse(), at.parse()));
+        // Another may have its number by now.
+        if let Some((Ok(pid), Ok(at))) = numbers
+            && started(pid) == Some(at)
+        {
+            end_group(pid);
+        }
+    }
+    fs::remove_dir_all(directory)
+}
+
+fn end_group(leader: u32) {
+    if let Ok(group) = i32::try_from(leader) {
         // Gone is what it should be.
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
+}
+
+/// Ends a compiler that was not waited for yet, and what it started.
+fn end(compiler: &mut Child) {
+    end_group(compiler.id());
     if let Err(error) = compiler.wait() {
         tracing::warn!(%error, "cannot wait for a compiler");
     }
@@ -182,19 +286,48 @@ fn first_line(path: &Path) -> io::Result<String> {
 mod tests {
     use super::*;
 
+    const VIEW: ViewId = ViewId(1);
+
     #[test]
     fn a_turn_is_waited_for_until_it_is_too_late() {
         let compilers = Compilers::default();
-        let soon = || Instant::now() + Duration::from_millis(20);
-        let turns: Vec<_> = (0..COMPILERS).map(|_| compilers.enter(soon())).collect();
+        let enter = || compilers.enter(VIEW, Instant::now() + Duration::from_millis(20));
+        let turns: Vec<_> = (0..COMPILERS).map(|_| enter()).collect();
         assert!(turns.iter().all(Option::is_some));
-        assert!(compilers.enter(soon()).is_none());
+        assert!(enter().is_none());
         drop(turns);
-        let turn = compilers.enter(soon());
+        let turn = enter();
         assert!(turn.is_some());
         drop(turn);
         compilers.close();
-        assert!(compilers.enter(soon()).is_none());
+        assert!(enter().is_none());
+        assert!(compilers.state.lock().asked.is_empty());
+    }
+
+    #[test]
+    fn who_leaves_a_view_ends_what_runs_and_waits_for_it() {
+        let compilers = Compilers::default();
+        let later = Instant::now() + Duration::from_secs(60);
+        let other = compilers.enter(ViewId(2), later).expect("a turn");
+        let turn = compilers.enter(VIEW, later).expect("a turn");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| compilers.enter(VIEW, later).is_none());
+            while compilers.state.lock().asked.len() < 3 {
+                std::thread::sleep(TICK);
+            }
+            scope.spawn(move || {
+                while !turn.is_halted() {
+                    std::thread::sleep(TICK);
+                }
+            });
+            compilers.leave(VIEW);
+            assert!(waiting.join().expect("it ends"));
+        });
+        assert_eq!(compilers.state.lock().asked.len(), 1);
+        assert!(!other.is_halted());
+        drop(other);
+        // Later ones are other ones.
+        assert!(compilers.enter(VIEW, later).is_some());
     }
 
     #[test]
@@ -216,7 +349,9 @@ mod tests {
         let run = |script: &str, millis| {
             let _ = fs::remove_dir(scratch.path().join(OUT));
             let deadline = Instant::now() + Duration::from_millis(millis);
-            Compilers::default().run_in(scratch.path(), &compile(script), deadline)
+            let compilers = Compilers::default();
+            let turn = compilers.enter(VIEW, deadline).expect("a turn");
+            turn.run_in(scratch.path(), &compile(script), deadline)
         };
         assert!(run("true", 20_000).is_ok());
         let failed = run("echo why it fails >&2; exit 1", 20_000);

@@ -8,7 +8,7 @@
 //! nothing else of that view is tried for a while: the next build makes all of it, faster than we could.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -21,7 +21,7 @@ use store::digest::hash_reader;
 use store::{ActionKey, CasError, Counter, Digest, IndexError, StoreDir, ViewId};
 use wrapper::protocol::PlannedFile;
 
-use super::compilers::{CompilerError, Compilers, Made};
+use super::compilers::{CompilerError, Compilers, Made, end_left_behind};
 use super::present::Wanted;
 use super::{Flight, Service};
 use crate::flight::Flights;
@@ -119,17 +119,15 @@ impl Lineage for Installed {
     fn recompute(&self, lost: Lost) -> bool {
         self.0.make(lost, self.0.bounds())
     }
+
+    fn leave(&self, view: ViewId) {
+        self.0.compilers.leave(view);
+    }
 }
 
 impl Recomputer {
-    /// Nothing is started yet. What an earlier daemon was about to make goes.
-    pub fn new(service: Weak<Service>, dir: &StoreDir) -> Self {
-        match fs::remove_dir_all(dir.recompute()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, "cannot remove what was being made again");
-            }
-            _ => {}
-        }
+    /// Nothing is started yet.
+    pub fn new(service: Weak<Service>) -> Self {
         let test = std::env::var(TEST_LIMIT).ok();
         let test = test.and_then(|text| text.parse().ok());
         Self {
@@ -154,8 +152,12 @@ impl Recomputer {
         }
     }
 
-    /// All views are mounted: what was asked for until now is made, too.
-    pub fn open(&self) {
+    /// All views are mounted: what was asked for until now is made, too. What an earlier daemon was about
+    /// to make goes.
+    pub fn open(&self, dir: &StoreDir) {
+        if let Err(error) = end_left_behind(dir) {
+            tracing::warn!(%error, "cannot remove what was being made again");
+        }
         *self.open.lock() = true;
         self.opens.notify_all();
     }
@@ -322,7 +324,7 @@ impl Recomputer {
             }
         }
         let compilers = &self.compilers;
-        let made = compilers.run(&compile, &storage.dir, bounds.deadline)?;
+        let made = compilers.run(lost.view, &compile, &storage.dir, bounds.deadline)?;
         let mut taken = 0;
         for file in &compile.files {
             if !storage.cas.has(&file.digest, file.size) {

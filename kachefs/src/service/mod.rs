@@ -128,7 +128,7 @@ impl Service {
             launchers: Launchers::new(Arc::clone(&storage)),
             dates: Dates::default(),
             secrets: SecretsOf::default(),
-            lineage: Arc::new(Recomputer::new(service.clone(), &storage.dir)),
+            lineage: Arc::new(Recomputer::new(service.clone())),
             storage,
             mounts,
             files,
