@@ -469,12 +469,12 @@ mod tests {
             let index = again(&store, &quarantine).index;
             let put = index
                 .db
-                .put_cf(index.family(META), b"schema", 7_u32.to_be_bytes());
+                .put_cf(index.family(META), b"schema", 99_u32.to_be_bytes());
             put.expect("puts");
         }
         let opened = open(&store, &quarantine).expect("opens");
         assert_eq!(opened.history, History::Replaced);
-        assert!(opened.findings[0].contains("schema 7"));
+        assert!(opened.findings[0].contains("schema 99"));
         assert!(opened.index.views().expect("reads").is_empty());
     }
 

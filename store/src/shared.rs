@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::{
     ActionEntry, ActionKey, InputRecord, InvocationDigest, OutputContent, TreeContent,
 };
-use crate::codec::{Record, whole};
+use crate::codec::{CodecError, Record, encode, whole};
 use crate::digest::Digest;
 
 /// Which remote a fact is about: its location, as a digest.
@@ -95,11 +95,36 @@ pub struct Upload {
     pub keys: Vec<ActionKey>,
     /// Bytes that must not leave this machine. What holds any of them is not sent.
     pub secrets: Vec<Vec<u8>>,
+    /// What the last key held then ([`ActionEntry::digest`]): what takes its place may hold other bytes that
+    /// must not leave, and has a note of its own. `None` where an older kachefs noted it.
+    pub result: Option<Digest>,
+}
+
+/// The first layout.
+#[derive(Deserialize)]
+struct Upload1 {
+    remote: RemoteId,
+    invocation: InvocationDigest,
+    record: InputRecord,
+    keys: Vec<ActionKey>,
+    secrets: Vec<Vec<u8>>,
 }
 
 impl Record for Upload {
     const NAME: &'static str = "upload";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
+        let convert = |old: Upload1| Self {
+            remote: old.remote,
+            invocation: old.invocation,
+            record: old.record,
+            keys: old.keys,
+            secrets: old.secrets,
+            result: None,
+        };
+        (version == 1).then(|| whole(body).map(convert))
+    }
 }
 
 /// A result as others learn it.
@@ -143,6 +168,11 @@ impl Record for BuildManifest {
 }
 
 impl ActionEntry {
+    /// What tells it from others.
+    pub fn digest(&self) -> Result<Digest, CodecError> {
+        encode(self).map(|bytes| Digest::of(&bytes))
+    }
+
     /// The blobs it names, with their sizes in bytes.
     pub fn blobs(&self) -> Vec<(Digest, u64)> {
         match self {
@@ -191,7 +221,7 @@ pub(crate) fn is_name(name: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::action::{ActionResult, Origin, Output, RootSet, ScriptResult, TreeEntry};
-    use crate::codec::{decode, encode};
+    use crate::codec::decode;
 
     fn fact() -> Fact {
         Fact {
@@ -268,6 +298,40 @@ mod tests {
         };
         let golden = [1, 0xac, 2, 0, 5];
         assert_eq!(decode::<Kept>(&golden).expect("decodes"), older);
+    }
+
+    #[test]
+    fn the_layout_of_what_waits_is_fixed() {
+        let Fact {
+            invocation, record, ..
+        } = fact();
+        let upload = Upload {
+            remote: RemoteId::of("s3://one"),
+            invocation,
+            record,
+            keys: vec![ActionKey(Digest::of(b"k"))],
+            secrets: vec![b"x".to_vec()],
+            result: Some(Digest::of(b"r")),
+        };
+        let mut older = RemoteId::of("s3://one").0.to_vec();
+        older.extend_from_slice(Digest::of(b"i").as_bytes());
+        older.extend_from_slice(&[1, 1, b's', 0, 0, 1, 1]);
+        older.extend_from_slice(Digest::of(b"k").as_bytes());
+        older.extend_from_slice(&[1, 1, b'x']);
+        let mut golden = [&[2], &older[..], &[1]].concat();
+        golden.extend_from_slice(Digest::of(b"r").as_bytes());
+        let bytes = encode(&upload).expect("encodes");
+        assert_eq!(
+            bytes, golden,
+            "a changed layout needs a new Upload::VERSION"
+        );
+        assert_eq!(decode::<Upload>(&golden).expect("decodes"), upload);
+        let older = decode::<Upload>(&[&[1], &older[..]].concat()).expect("decodes");
+        let without = Upload {
+            result: None,
+            ..upload
+        };
+        assert_eq!(older, without);
     }
 
     #[test]

@@ -229,6 +229,7 @@ impl Storage {
                 continue;
             }
             let keys = fact.entries.iter().map(|(key, _)| *key);
+            let result = fact.entries.last().map(|(_, entry)| entry.digest());
             if missing.is_empty() {
                 is_sent = true;
                 let upload = Upload {
@@ -238,6 +239,7 @@ impl Storage {
                     keys: keys.collect(),
                     // They were looked for before it was first sent.
                     secrets: Vec::new(),
+                    result: result.transpose()?,
                 };
                 self.note_upload(&mut batch, &upload)?;
             } else {

@@ -199,8 +199,12 @@ impl Storage {
         objects: &mut Objects,
     ) -> Result<Gathered> {
         let entries = self.entries_of(upload)?;
-        // It was made for another remote, or is not there any more.
+        // It was made for another remote, or is not there any more: what is there has its own note.
         if upload.remote != connection.id || entries.is_empty() {
+            return Ok(Gathered::Nothing);
+        }
+        let now = entries.last().map(|(_, entry)| entry.digest());
+        if upload.result.is_some() && upload.result != now.transpose()? {
             return Ok(Gathered::Nothing);
         }
         let search = Search::new(&upload.secrets)?;
@@ -259,12 +263,30 @@ impl Storage {
         connection
             .send(async |remote| put_facts(remote, connection, facts).await)
             .context("results")?;
+        let named = wanted.iter().flat_map(|wanted| &wanted.entries);
+        Ok(self.note_named(connection, named)?)
+    }
+
+    /// Notes that results are in the remote, but for those that others have taken the place of: these have
+    /// not been searched, and nothing must name them. Only here and by who notes an upload, in one commit with
+    /// the result, that is changed.
+    fn note_named<'a>(
+        &self,
+        connection: &Connection,
+        named: impl Iterator<Item = &'a (ActionKey, ActionEntry)> + Clone,
+    ) -> Result<(), IndexError> {
         let mut batch = self.index.batch();
-        for (key, _) in wanted.iter().flat_map(|wanted| &wanted.entries) {
+        for (key, _) in named.clone() {
             batch.put_kept(connection.id, &key.0, &kept_now(0, Place::Own))?;
         }
         batch.commit()?;
-        Ok(())
+        let mut batch = self.index.batch();
+        for (key, entry) in named {
+            if self.index.action(key)?.as_ref() != Some(entry) {
+                batch.delete_kept(connection.id, &key.0);
+            }
+        }
+        batch.commit()
     }
 
     /// A result, with where its blobs are in a remote.
@@ -396,6 +418,7 @@ mod tests {
             },
             keys: vec![key],
             secrets: vec![SECRET.to_vec()],
+            result: None,
         };
         // Another result was sent under the same key: before this one was noted, or meanwhile.
         let sent = || {
@@ -420,5 +443,64 @@ mod tests {
         storage.upload_to(&connection).expect("holds it back");
         assert_eq!(storage.index.upload_count().expect("reads"), 0);
         assert!(!is_known());
+    }
+
+    #[test]
+    fn what_has_taken_the_place_of_a_result_is_searched_for_its_own_secrets() {
+        const SECRET: &[u8] = b"sesame-sesame";
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let key = ActionKey(Digest::of(b"key"));
+        let note = |stdout: &[u8], secrets: Vec<Vec<u8>>| {
+            let entry = testing::result(Vec::new(), stdout.to_vec());
+            let upload = Upload {
+                remote: connection.id,
+                invocation: InvocationDigest(Digest::of(b"invocation")),
+                record: InputRecord {
+                    sources: Vec::new(),
+                    env: Vec::new(),
+                    observed: None,
+                    created_ms: 1,
+                },
+                keys: vec![key],
+                secrets,
+                result: Some(entry.digest().expect("a digest")),
+            };
+            let mut batch = storage.index.batch();
+            batch.put_action(&key, &entry).expect("puts");
+            storage.note_upload(&mut batch, &upload).expect("notes");
+            batch.commit().expect("commits");
+        };
+        // In either order: what was sent before may be noted to be sent again at any time.
+        note(b"harmless", Vec::new());
+        note(SECRET, vec![SECRET.to_vec()]);
+        storage.upload_to(&connection).expect("sends nothing");
+        let results = dir
+            .path()
+            .join("bucket")
+            .join(remote::Kind::Actions.prefix());
+        assert!(!results.exists(), "something was sent");
+        assert_eq!(storage.index.upload_count().expect("reads"), 0);
+    }
+
+    #[test]
+    fn what_took_the_place_of_a_result_while_it_was_sent_is_not_known_to_be_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let key = ActionKey(Digest::of(b"key"));
+        let entry = |text: &str| testing::result(Vec::new(), text.as_bytes().to_vec());
+        let is_known = || {
+            let kept = storage.index.kept(connection.id, &key.0);
+            kept.expect("reads").is_some()
+        };
+        for (there, expected) in [("sent", true), ("other", false)] {
+            let mut batch = storage.index.batch();
+            batch.put_action(&key, &entry(there)).expect("puts");
+            batch.commit().expect("commits");
+            let named = [(key, entry("sent"))];
+            let noted = storage.note_named(&connection, named.iter());
+            noted.expect("notes");
+            assert_eq!(is_known(), expected);
+        }
     }
 }

@@ -163,7 +163,7 @@ impl Service {
         secrets: Option<&Secrets>,
         invocation: InvocationDigest,
         source: &Source,
-        stored_under: ActionKey,
+        (stored_under, entry): (ActionKey, &ActionEntry),
     ) -> Result<(), IndexError> {
         let Some(connection) = self.storage.lazy.writable() else {
             return Ok(());
@@ -178,6 +178,7 @@ impl Service {
             record: source.record.clone(),
             keys: keys(source.key, stored_under),
             secrets: secrets.to_vec(),
+            result: Some(entry.digest()?),
         };
         self.storage.note_upload(batch, &upload)
     }

@@ -127,6 +127,7 @@ mod tests {
             },
             keys: vec![ActionKey(Digest::of(b"k"))],
             secrets: Vec::new(),
+            result: None,
         };
         for n in [300, 2, 70_000] {
             let mut batch = index.batch();

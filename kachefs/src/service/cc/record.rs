@@ -184,7 +184,8 @@ pub(super) fn record(
     batch.put_record(&prepared.digest, &record)?;
     let source = Source { record, key };
     let secrets = Some(&prepared.secrets);
-    service.share(&mut batch, secrets, prepared.digest, &source, stored_under)?;
+    let stored = (stored_under, &entry);
+    service.share(&mut batch, secrets, prepared.digest, &source, stored)?;
     batch.count(
         &[
             (Counter::CcMisses, 1),

@@ -204,7 +204,8 @@ pub(super) fn record(
     batch.put_record(&prepared.digest, &record)?;
     let source = Source { record, key };
     let secrets = prepared.secrets.as_ref();
-    service.share(&mut batch, secrets, prepared.digest, &source, stored_under)?;
+    let stored = (stored_under, &entry);
+    service.share(&mut batch, secrets, prepared.digest, &source, stored)?;
     batch.count(
         &[
             (Counter::ScriptMisses, 1),
