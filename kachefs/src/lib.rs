@@ -1,12 +1,11 @@
 //! kachefs: the daemon and its commands.
 //!
 //! `fs` is the file system in plain Rust, `fuse` shows it to the kernel, `mount` attaches it,
-//! `holders` says who uses a mount, `flight` lets one do what many want, `service` answers compilers, `explain` says why they ran, `daemon`
-//! holds all of it together, `damage` says what was wrong with a store, `archive` what an rlib holds,
-//! `compile_again` makes a compile again,
-//! `keeper` starts the daemon and keeps its mounts when it dies, `lazy` is what only a remote holds,
-//! `remote_config` says which remote a
-//! store has, and `commands` is what a person types. The binary in `main.rs` only parses arguments.
+//! `holders` says who uses a mount, `flight` lets one do what many want, `service` answers compilers,
+//! `explain` says why they ran, `daemon` holds all of it together, `damage` says what was wrong with a
+//! store, `archive` what an rlib holds, `compile_again` makes a compile again, `keeper` starts the daemon
+//! and keeps its mounts when it dies, `lazy` is what only a remote holds, `remote_config` says which remote
+//! a store has, and `commands` is what a person types. The binary in `main.rs` only parses arguments.
 
 mod archive;
 pub mod clock;

@@ -106,8 +106,8 @@ fn is_removed(path: &Path) -> bool {
 }
 
 /// Detaches the mount of `view`, whose last name the process `pid` has just removed, if that is
-/// `cargo clean`; returns whether it did. Called by the worker that has not answered yet: the kernel holds the root
-/// directory's lock for that process, so nobody makes a new name in between, and the path is
+/// `cargo clean`; returns whether it did. Called by the worker that has not answered yet: the kernel holds
+/// the root directory's lock for that process, so nobody makes a new name in between, and the path is
 /// resolved without a request to this mount.
 pub(super) fn emptied(mounted: &Mutex<HashMap<ViewId, Mounted>>, view: &View, pid: u32) -> bool {
     if !cleans_everything(pid) {

@@ -189,7 +189,8 @@ impl View {
     }
 
     /// Puts all outputs of a hit into a directory: all of them or none. Existing names are
-    /// replaced as rename would. `origin` is the action whose outputs they are; `also` adds what must be stored in the same commit.
+    /// replaced as rename would. `origin` is the action whose outputs they are; `also` adds what must be
+    /// stored in the same commit.
     pub fn bind(
         &self,
         directory: Ino,

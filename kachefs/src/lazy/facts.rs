@@ -166,7 +166,8 @@ pub fn read_tree(name: &TreeName, object: &[u8], trust: &Trust) -> Result<Tree, 
     }
 }
 
-/// As objects hold it: with a checksum (RFC 8878, 3.1.1), as what nobody signs has no digest that anybody knows.
+/// As objects hold it: with a checksum (RFC 8878, 3.1.1), as what nobody signs has no digest that anybody
+/// knows.
 pub(super) fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() > LARGEST_UNPACKED {
         return Err(io::Error::other("too much for one object"));

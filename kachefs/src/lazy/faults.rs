@@ -5,11 +5,13 @@
 //! name in the store.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use remote::blob::{self, Damage, Frames};
 use remote::{ObjectName, Remote, RemoteError};
@@ -132,11 +134,7 @@ impl Storage {
         // Another one's try is not ours: theirs may have been one that nobody waited for.
         for _ in 0..2 {
             let (connection, kept) = self.kept_for_fault(digest, size)?;
-            let source = Source {
-                connection: &connection,
-                kept: &kept,
-                haste,
-            };
+            let source = Source::new(&connection, &kept, haste);
             match self.lazy.faults.take_off(*digest) {
                 // Fetched between the look and the take-off?
                 Ok(_) if self.cas.has(digest, size) => return Ok(false),
@@ -167,12 +165,27 @@ impl Storage {
 
     /// A blob is about to be stored that comes from elsewhere. Counts as a change: it is new since the last
     /// sync point, and there is none after the last.
-    pub fn coming_in(&self) -> Result<impl Sized + '_, FaultError> {
+    fn coming_in(&self) -> Result<impl Sized + '_, FaultError> {
         let change = self.epochs.change();
         if self.lazy.closed.load(Ordering::SeqCst) {
             return Err(FaultError::Closed);
         }
         Ok(change)
+    }
+
+    /// Makes a file of this store the blob it holds, which comes from elsewhere.
+    pub fn take_file(
+        &self,
+        path: &Path,
+        file: &File,
+        digest: Digest,
+        size: u64,
+    ) -> Result<(), FaultError> {
+        let _change = self.coming_in()?;
+        // Sealing it is its last change, also by the kernel's clock.
+        file.set_modified(SystemTime::now() - Duration::from_secs(1))?;
+        self.cas.adopt(path, file, digest, size)?;
+        Ok(())
     }
 
     /// Fetches a blob or some of it, which counts as so many faults. What arrives damaged, or breaks off,
@@ -311,6 +324,16 @@ pub(super) struct Source<'a> {
     pub connection: &'a Connection,
     pub kept: &'a Kept,
     pub haste: Haste,
+}
+
+impl<'a> Source<'a> {
+    pub fn new(connection: &'a Connection, kept: &'a Kept, haste: Haste) -> Self {
+        Self {
+            connection,
+            kept,
+            haste,
+        }
+    }
 }
 
 /// Whether a place can be one: others say where blobs are.

@@ -1,7 +1,8 @@
 //! The lease of a store: on the objects in its remote that its views show and this machine does not have.
 //!
 //! It is written again long before it ends with the grace, for as long as anything is missing here. Then what
-//! is condemned is looked at, as in `reliance`: it is fetched while it is there. Who may only read a remote has none: what is published is needed as long as it is, and a grace longer.
+//! is condemned is looked at, as in `reliance`: it is fetched while it is there. Who may only read a remote
+//! has none: what is published is needed as long as it is, and a grace longer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;

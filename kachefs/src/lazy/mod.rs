@@ -5,9 +5,9 @@
 //! read (`ranges`, `partial`), and some before they are (`prefetch`). `learn` asks the remote for
 //! results nobody made here, `uploads` sends what was made here (`queue` says
 //! when, `sending` how blobs go), `manifests` sends what a build is made
-//! of as one object, `trees` whole views. `lineage` is how what is nowhere any more is made again. `facts` says what objects hold, `secrets` what never leaves the
-//! machine. `gc` removes what nothing names from a remote (`containers`); `reliance` keeps it from what is
-//! counted on, `leases` from what is shown here.
+//! of as one object, `trees` whole views. `lineage` is how what is nowhere any more is made again. `facts`
+//! says what objects hold, `secrets` what never leaves the machine. `gc` removes what nothing names from a
+//! remote (`containers`); `reliance` keeps it from what is counted on, `leases` from what is shown here.
 //!
 //! Nothing of it may break a build or keep it waiting: every call has a limit, and a remote that does
 //! not answer is left alone for a while (`breaker`).

@@ -6,7 +6,6 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use remote::blob::{FRAME, Frames, Header};
 use remote::{Remote, RemoteError};
@@ -60,11 +59,7 @@ impl Storage {
             return Ok(None);
         }
         let (connection, kept) = self.kept_for_fault(digest, size)?;
-        let source = Source {
-            connection: &connection,
-            kept: &kept,
-            haste: Haste::Wanted,
-        };
+        let source = Source::new(&connection, &kept, Haste::Wanted);
         let partial = self.partial(digest, size)?;
         if self.cas.has(digest, size) {
             // Completed since.
@@ -93,12 +88,7 @@ impl Storage {
             self.fetch_windows(source, &partial, windows)?;
         }
         let (path, file) = partial.file();
-        {
-            let _change = self.coming_in()?;
-            // Sealing it is its last change, also by the kernel's clock.
-            file.set_modified(SystemTime::now() - Duration::from_secs(1))?;
-            self.cas.adopt(path, file, *digest, size)?;
-        }
+        self.take_file(path, file, *digest, size)?;
         self.lazy.partials.forget(digest);
         Ok(())
     }
@@ -195,11 +185,7 @@ impl Storage {
     ) -> Result<(), FaultError> {
         let size = partial.frames.size();
         let (connection, kept) = self.kept_for_fault(&partial.digest, size)?;
-        let source = Source {
-            connection: &connection,
-            kept: &kept,
-            haste: Haste::Early,
-        };
+        let source = Source::new(&connection, &kept, Haste::Early);
         self.fetch_windows(source, partial, windows)
     }
 

@@ -2,10 +2,10 @@
 //!
 //! Garbage collection leaves alone what was written less than a grace ago, so a pack that was just sent is
 //! safe until something names it. What has been there longer may be about to be removed, and with it a blob
-//! that was just sent under the same name. Who counts on either writes a lease first, and then looks for what is condemned; who removes it writes first what is
-//! condemned, and then looks for leases. Whatever the order, one of them sees the other: no clock and no
-//! lock takes part, only that a remote shows what was written before. What is condemned, or gone, is sent
-//! again, in a pack, whose name is new.
+//! that was just sent under the same name. Who counts on either writes a lease first, and then looks for
+//! what is condemned; who removes it writes first what is condemned, and then looks for leases. Whatever
+//! the order, one of them sees the other: no clock and no lock takes part, only that a remote shows what
+//! was written before. What is condemned, or gone, is sent again, in a pack, whose name is new.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;

@@ -10,15 +10,14 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use nix::unistd::{getegid, geteuid};
 use parking_lot::{Condvar, Mutex};
 use store::builds::KeptRequest;
 use store::digest::hash_reader;
-use store::{ActionKey, CasError, Counter, Digest, IndexError, StoreDir, ViewId};
+use store::{ActionKey, CasError, Counter, IndexError, StoreDir, ViewId};
 use wrapper::protocol::PlannedFile;
 
 use super::compilers::{CompilerError, Compilers, Made, end_left_behind};
@@ -376,20 +375,6 @@ fn is_reproducible(kept: &KeptRequest) -> bool {
     !(is_library && kept.argv.iter().any(is_incremental))
 }
 
-fn adopt(
-    storage: &Storage,
-    path: &Path,
-    file: &File,
-    digest: Digest,
-    size: u64,
-) -> Result<(), Failure> {
-    let _change = storage.coming_in()?;
-    // Sealing it is its last change, also by the kernel's clock.
-    file.set_modified(SystemTime::now() - Duration::from_secs(1))?;
-    storage.cas.adopt(path, file, digest, size)?;
-    Ok(())
-}
-
 /// Takes a file into the store if it is what was lost. Copied: whatever the compiler started may still
 /// have it open.
 fn take(storage: &Storage, file: &PlannedFile, made: &Made) -> Result<bool, Failure> {
@@ -407,7 +392,8 @@ fn take(storage: &Storage, file: &PlannedFile, made: &Made) -> Result<bool, Fail
     let taken = match (hashed, written) {
         (Ok((digest, size)), Ok(())) if (digest, size) == (file.digest, file.size) => {
             let path = storage.dir.scratch_file(id);
-            adopt(storage, &path, &copy, digest, size).map(|()| true)
+            let taken = storage.take_file(&path, &copy, digest, size);
+            taken.map(|()| true).map_err(Failure::from)
         }
         (Ok(_), Ok(())) => Ok(false),
         (Err(error), _) | (_, Err(error)) => Err(error.into()),

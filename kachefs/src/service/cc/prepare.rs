@@ -203,7 +203,8 @@ fn other_name_of<'a>(
     (hidden || identity(said) == identity(cwd)).then_some((PWD, value))
 }
 
-/// The program of a gcc or a clang, as it is found and as it is; not a script, and none that stands before compilers.
+/// The program of a gcc or a clang, as it is found and as it is; not a script, and none that stands before
+/// compilers.
 fn driver(
     service: &Service,
     roots: &Roots,
