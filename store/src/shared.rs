@@ -10,7 +10,7 @@ use crate::action::{
     ActionEntry, ActionKey, InputRecord, InvocationDigest, OutputContent, TreeContent,
 };
 use crate::codec::{CodecError, Record, encode, whole};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 
 /// Which remote a fact is about: its location, as a digest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -171,6 +171,12 @@ impl ActionEntry {
     /// What tells it from others.
     pub fn digest(&self) -> Result<Digest, CodecError> {
         encode(self).map(|bytes| Digest::of(&bytes))
+    }
+
+    /// What says that a remote holds it under this key: another that takes its place is not said to be there.
+    pub fn kept_as(&self, key: &ActionKey) -> Result<Digest, CodecError> {
+        let mut hasher = Hasher::new("kachefs result in a remote");
+        Ok(hasher.digest(&key.0).digest(&self.digest()?).finish())
     }
 
     /// The blobs it names, with their sizes in bytes.

@@ -176,14 +176,14 @@ impl Storage {
                     continue;
                 }
                 is_new = true;
-                // One that is only confirmed goes on to be ours, if it was.
-                let is_same = known.as_ref() == Some(entry);
-                if !is_same {
+                if known.as_ref() != Some(entry) {
                     batch.put_action(key, entry)?;
                 }
-                if !is_same || self.index.kept(connection.id, &key.0)?.is_none() {
+                // One that is only confirmed goes on to be ours, if it was.
+                let row = entry.kept_as(key)?;
+                if self.index.kept(connection.id, &row)?.is_none() {
                     let kept = kept_unseen(0, Place::Own, began_ms);
-                    batch.put_kept(connection.id, &key.0, &kept)?;
+                    batch.put_kept(connection.id, &row, &kept)?;
                 }
                 for (digest, size) in entry.blobs() {
                     if self.cas.has(&digest, size) {

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use remote::{Body, ObjectName, Put, Remote, RemoteError};
-use store::{ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest, Upload};
+use store::{
+    ActionEntry, ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest, Upload,
+};
 
 use super::connection::Connection;
 use super::containers::{self, Container};
@@ -228,22 +230,22 @@ impl Storage {
             if keys(std::slice::from_ref(fact)).all(|key| named.contains(&key)) {
                 continue;
             }
-            let keys = fact.entries.iter().map(|(key, _)| *key);
-            let result = fact.entries.last().map(|(_, entry)| entry.digest());
             if missing.is_empty() {
                 is_sent = true;
+                let result = fact.entries.last().map(|(_, entry)| entry.digest());
                 let upload = Upload {
                     remote: connection.id,
                     invocation: fact.invocation,
                     record: fact.record.clone(),
-                    keys: keys.collect(),
+                    keys: fact.entries.iter().map(|(key, _)| *key).collect(),
                     // They were looked for before it was first sent.
                     secrets: Vec::new(),
                     result: result.transpose()?,
                 };
                 self.note_upload(&mut batch, &upload)?;
-            } else {
-                keys.for_each(|key| batch.delete_kept(connection.id, &key.0));
+            }
+            for (key, entry) in &fact.entries {
+                batch.delete_kept(connection.id, &entry.kept_as(key)?);
             }
         }
         batch.commit()?;
@@ -282,17 +284,25 @@ impl Storage {
         Ok(doubtful)
     }
 
+    /// Whether a remote holds what the action cache has under a key, as far as we may pass it on.
+    pub(super) fn is_there(
+        &self,
+        connection: &Connection,
+        key: &ActionKey,
+        entry: &ActionEntry,
+    ) -> Result<bool, IndexError> {
+        let kept = self.index.kept(connection.id, &entry.kept_as(key)?)?;
+        Ok(kept.is_some_and(|kept| kept.seen_ms > 0 || connection.vouches()))
+    }
+
     /// A result as others learn it, if it is in the remote: what stays here stays out of manifests, too.
     fn uploaded(&self, connection: &Connection, part: &Part) -> Result<Option<Fact>, IndexError> {
         let mut entries = Vec::new();
         for key in &part.keys {
-            // First: what takes its place by the next look, before it is searched, takes the row away.
-            let entry = self.index.action(key)?;
-            let kept = self.index.kept(connection.id, &key.0)?;
-            let is_ours = kept.is_some_and(|kept| kept.seen_ms > 0);
-            let is_there = kept.is_some() && (is_ours || connection.vouches());
-            match entry {
-                Some(entry) if is_there => entries.push((*key, entry)),
+            match self.index.action(key)? {
+                Some(entry) if self.is_there(connection, key, &entry)? => {
+                    entries.push((*key, entry));
+                }
                 _ => return Ok(None),
             }
         }
@@ -399,7 +409,8 @@ fn together(mut manifest: BuildManifest, others: BuildManifest) -> BuildManifest
 
 #[cfg(test)]
 mod tests {
-    use store::{InputRecord, Kept, Output, OutputContent, Place, record_digest};
+    use remote::Kind;
+    use store::{Kept, Output, OutputContent, Place, record_digest};
 
     use super::super::testing;
     use super::*;
@@ -407,7 +418,11 @@ mod tests {
     const FINGERPRINT: &[u8] = b"fingerprint";
 
     /// A result that was sent long ago, with its blobs; a build has used it, and has ended.
-    fn sent_long_ago(storage: &Storage, connection: &Connection, blobs: &[&[u8]]) -> ActionKey {
+    fn sent_long_ago(
+        storage: &Storage,
+        connection: &Connection,
+        blobs: &[&[u8]],
+    ) -> (ActionKey, Digest) {
         let kept = |size| Kept {
             size,
             place: Place::Own,
@@ -429,16 +444,12 @@ mod tests {
         let entry = testing::result(outputs, Vec::new());
         let key = ActionKey(Digest::of(b"key"));
         let invocation = InvocationDigest(Digest::of(b"invocation"));
-        let record = InputRecord {
-            sources: Vec::new(),
-            env: Vec::new(),
-            observed: None,
-            created_ms: 1,
-        };
+        let record = testing::record();
         batch.put_action(&key, &entry).expect("puts");
         batch.put_record(&invocation, &record).expect("puts");
-        let row = kept(0);
-        batch.put_kept(connection.id, &key.0, &row).expect("puts");
+        let row = entry.kept_as(&key).expect("a digest");
+        let put = batch.put_kept(connection.id, &row, &kept(0));
+        put.expect("puts");
         batch.commit().expect("commits");
         let part = Part {
             invocation,
@@ -447,7 +458,7 @@ mod tests {
         };
         let builds = &storage.lazy.builds;
         builds.note((0, None), Digest::of(FINGERPRINT), part);
-        key
+        (key, row)
     }
 
     /// Whether a row says that the remote holds it.
@@ -461,7 +472,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (storage, connection) = testing::store(dir.path());
         let blobs: [&[u8]; 2] = [b"one", b"other"];
-        let key = sent_long_ago(&storage, &connection, &blobs);
+        let (key, row) = sent_long_ago(&storage, &connection, &blobs);
         for bytes in blobs {
             storage.cas.ingest_bytes(bytes).expect("is here");
         }
@@ -470,7 +481,7 @@ mod tests {
         assert_eq!(uploads.len(), 1);
         assert_eq!(uploads[0].1.keys, [key]);
         // Until it is sent.
-        assert!(!is_kept(&storage, &connection, &key.0));
+        assert!(!is_kept(&storage, &connection, &row));
         let ended = storage.lazy.builds.take_ended();
         assert!(ended.contains_key(&Digest::of(FINGERPRINT)));
     }
@@ -480,14 +491,30 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (storage, connection) = testing::store(dir.path());
         let blobs: [&[u8]; 2] = [b"one", b"other"];
-        let key = sent_long_ago(&storage, &connection, &blobs);
+        let (_, row) = sent_long_ago(&storage, &connection, &blobs);
         storage.cas.ingest_bytes(blobs[0]).expect("is here");
         storage.publish_builds(&connection).expect("publishes");
         assert_eq!(storage.index.upload_count().expect("reads"), 0);
-        assert!(!is_kept(&storage, &connection, &key.0));
+        assert!(!is_kept(&storage, &connection, &row));
         let gone = Digest::of(blobs[1]);
         assert!(!is_kept(&storage, &connection, &gone));
         assert!(!storage.has(&gone, blobs[1].len() as u64));
         assert!(storage.lazy.builds.take_ended().is_empty());
+    }
+
+    #[test]
+    fn what_has_taken_the_place_of_a_result_is_not_published() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let (key, _) = sent_long_ago(&storage, &connection, &[b"one"]);
+        storage.cas.ingest_bytes(b"one").expect("is here");
+        // Made while nothing was sent anywhere, so nobody has searched it.
+        let other = testing::result(Vec::new(), b"sesame-sesame".to_vec());
+        let mut batch = storage.index.batch();
+        batch.put_action(&key, &other).expect("puts");
+        batch.commit().expect("commits");
+        storage.publish_builds(&connection).expect("publishes");
+        assert!(testing::objects(dir.path(), Kind::Builds).is_empty());
+        assert_eq!(storage.index.upload_count().expect("reads"), 0);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use remote::signed::Trust;
 use remote::{Kind, Location};
-use store::{ActionEntry, ActionResult, Origin, Output, StoreDir};
+use store::{ActionEntry, ActionResult, InputRecord, Origin, Output, StoreDir};
 
 use super::connection::Connection;
 use crate::remote_config::{GRACE, PREFETCH_BUDGET, Prefetch, RemoteConfig, WAIT};
@@ -14,9 +14,15 @@ use crate::storage::Storage;
 
 /// A store whose remote is an empty directory, both below `dir`.
 pub fn store(dir: &Path) -> (Storage, Arc<Connection>) {
+    store_with(dir, |_| {})
+}
+
+/// The same, with something in its directory before anybody looks.
+pub fn store_with(dir: &Path, prepare: impl FnOnce(&StoreDir)) -> (Storage, Arc<Connection>) {
     let bucket = dir.join("bucket");
     fs::create_dir(&bucket).expect("makes");
     let storage = Storage::open(StoreDir::new(dir.join("store"))).expect("opens");
+    prepare(&storage.dir);
     let config = RemoteConfig {
         location: Location::Directory(bucket),
         read_only: false,
@@ -42,6 +48,16 @@ pub fn result(outputs: Vec<Output>, stdout: Vec<u8>) -> ActionEntry {
         origin: Origin::default(),
         compile_ms: 1,
     })
+}
+
+/// What a run read that read nothing.
+pub fn record() -> InputRecord {
+    InputRecord {
+        sources: Vec::new(),
+        env: Vec::new(),
+        observed: None,
+        created_ms: 1,
+    }
 }
 
 /// The names of objects of a kind whose names are not spread over directories.

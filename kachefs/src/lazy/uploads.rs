@@ -14,8 +14,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use remote::{Body, ObjectName, Put, Remote, RemoteError};
 use store::{
-    ActionEntry, ActionKey, Batch, Counter, Fact, IndexError, InputRecord, InvocationDigest, Place,
-    Upload, UploadId,
+    ActionEntry, ActionKey, Batch, Counter, Digest, Fact, IndexError, InputRecord,
+    InvocationDigest, Place, Upload, UploadId,
 };
 
 use super::connection::{Connection, Unavailable};
@@ -45,8 +45,8 @@ struct Wanted {
 enum Gathered {
     /// This, and the blobs it names.
     Entries(Vec<(ActionKey, ActionEntry)>),
-    /// Nothing: it holds what must not leave the machine.
-    HeldBack,
+    /// Nothing: it holds what must not leave the machine. With what says of its entries that they are there.
+    HeldBack(Vec<Digest>),
     /// Nothing: it is not wanted.
     Nothing,
 }
@@ -56,10 +56,6 @@ impl Storage {
     pub fn note_upload(&self, batch: &mut Batch<'_>, upload: &Upload) -> Result<(), IndexError> {
         let id = self.lazy.queue.next_id();
         batch.put_upload(id, upload)?;
-        // Nobody has searched it yet: what was sent under its key may have been another.
-        for key in &upload.keys {
-            batch.delete_kept(upload.remote, &key.0);
-        }
         self.lazy.queue.wake(false);
         Ok(())
     }
@@ -123,7 +119,7 @@ impl Storage {
         let mut wanted = Vec::new();
         let mut done = Vec::new();
         let mut objects = Objects::default();
-        let (mut held_back, mut held_keys) = (0, Vec::new());
+        let (mut held_back, mut held_rows) = (0, Vec::new());
         for (id, upload) in noted {
             // The rest of it is for the next round.
             if objects.are_enough() {
@@ -135,9 +131,9 @@ impl Storage {
                     upload,
                     entries,
                 }),
-                Ok(Gathered::HeldBack) => {
+                Ok(Gathered::HeldBack(rows)) => {
                     held_back += 1;
-                    held_keys.extend(upload.keys);
+                    held_rows.extend(rows);
                     done.push(id);
                 }
                 Ok(Gathered::Nothing) => done.push(id),
@@ -156,9 +152,9 @@ impl Storage {
         for id in &done {
             batch.delete_upload(*id);
         }
-        // An upload that was under way when it was noted may have said so.
-        for key in &held_keys {
-            batch.delete_kept(connection.id, &key.0);
+        // It may be there, sent when something else was secret: nothing goes on to name it.
+        for row in &held_rows {
+            batch.delete_kept(connection.id, row);
         }
         let counted = [
             (Counter::ResultsUploaded, wanted.len() as u64),
@@ -180,14 +176,28 @@ impl Storage {
         Ok(batch.commit()?)
     }
 
-    /// What the action cache holds under the keys of an upload, by now.
+    /// What the action cache holds under the keys of an upload, if it is still what was noted: what has taken
+    /// its place has a note of its own, and other secrets. Before the result there may only be where to find it.
     fn entries_of(&self, upload: &Upload) -> Result<Vec<(ActionKey, ActionEntry)>, IndexError> {
-        let mut entries = Vec::new();
-        for key in &upload.keys {
-            if let Some(entry) = self.index.action(key)? {
-                entries.push((*key, entry));
-            }
+        let Some((key, pointers)) = upload.keys.split_last() else {
+            return Ok(Vec::new());
+        };
+        let Some(result) = self.index.action(key)? else {
+            return Ok(Vec::new());
+        };
+        if upload
+            .result
+            .is_some_and(|noted| Some(noted) != result.digest().ok())
+        {
+            return Ok(Vec::new());
         }
+        let mut entries = Vec::new();
+        for key in pointers {
+            let entry = self.index.action(key)?;
+            let entry = entry.filter(|entry| matches!(entry, ActionEntry::PathBound(_)));
+            entries.extend(entry.map(|entry| (*key, entry)));
+        }
+        entries.push((*key, result));
         Ok(entries)
     }
 
@@ -199,14 +209,14 @@ impl Storage {
         objects: &mut Objects,
     ) -> Result<Gathered> {
         let entries = self.entries_of(upload)?;
-        // It was made for another remote, or is not there any more: what is there has its own note.
+        // It was made for another remote, or is not there any more.
         if upload.remote != connection.id || entries.is_empty() {
             return Ok(Gathered::Nothing);
         }
-        let now = entries.last().map(|(_, entry)| entry.digest());
-        if upload.result.is_some() && upload.result != now.transpose()? {
-            return Ok(Gathered::Nothing);
-        }
+        let held_back = || -> Result<Gathered> {
+            let rows = entries.iter().map(|(key, entry)| entry.kept_as(key));
+            Ok(Gathered::HeldBack(rows.collect::<Result<_, _>>()?))
+        };
         let search = Search::new(&upload.secrets)?;
         let texts = [
             store::codec::encode(&upload.record)?,
@@ -214,7 +224,7 @@ impl Storage {
         ];
         if texts.iter().any(|text| search.finds(text)) {
             tracing::info!(invocation = ?upload.invocation, "a result names what must not leave this machine");
-            return Ok(Gathered::HeldBack);
+            return held_back();
         }
         let mut wanted = Vec::new();
         for (digest, size) in entries.iter().flat_map(|(_, entry)| entry.blobs()) {
@@ -224,7 +234,7 @@ impl Storage {
             let file = self.cas.open(&digest)?;
             if search.finds_in(&file)? {
                 tracing::info!(%digest, "a result holds what must not leave this machine");
-                return Ok(Gathered::HeldBack);
+                return held_back();
             }
             wanted.push((digest, size));
         }
@@ -263,30 +273,13 @@ impl Storage {
         connection
             .send(async |remote| put_facts(remote, connection, facts).await)
             .context("results")?;
-        let named = wanted.iter().flat_map(|wanted| &wanted.entries);
-        Ok(self.note_named(connection, named)?)
-    }
-
-    /// Notes that results are in the remote, but for those that others have taken the place of: these have
-    /// not been searched, and nothing must name them. Only here and by who notes an upload, in one commit with
-    /// the result, that is changed.
-    fn note_named<'a>(
-        &self,
-        connection: &Connection,
-        named: impl Iterator<Item = &'a (ActionKey, ActionEntry)> + Clone,
-    ) -> Result<(), IndexError> {
         let mut batch = self.index.batch();
-        for (key, _) in named.clone() {
-            batch.put_kept(connection.id, &key.0, &kept_now(0, Place::Own))?;
+        for (key, entry) in wanted.iter().flat_map(|wanted| &wanted.entries) {
+            let kept = kept_now(0, Place::Own);
+            batch.put_kept(connection.id, &entry.kept_as(key)?, &kept)?;
         }
         batch.commit()?;
-        let mut batch = self.index.batch();
-        for (key, entry) in named {
-            if self.index.action(key)?.as_ref() != Some(entry) {
-                batch.delete_kept(connection.id, &key.0);
-            }
-        }
-        batch.commit()
+        Ok(())
     }
 
     /// A result, with where its blobs are in a remote.
@@ -396,111 +389,121 @@ async fn add_results(
 
 #[cfg(test)]
 mod tests {
-    use store::Digest;
+    use store::RootSet;
 
     use super::super::testing;
     use super::*;
 
-    #[test]
-    fn what_is_held_back_is_not_known_to_be_there() {
-        const SECRET: &[u8] = b"sesame-sesame";
-        let dir = tempfile::tempdir().expect("a directory");
-        let (storage, connection) = testing::store(dir.path());
-        let key = ActionKey(Digest::of(b"key"));
+    const SECRET: &[u8] = b"sesame-sesame";
+
+    fn key(name: &str) -> ActionKey {
+        ActionKey(Digest::of(name.as_bytes()))
+    }
+
+    /// A result under the last of these keys, and a note that it is to be sent.
+    fn note(
+        storage: &Storage,
+        connection: &Connection,
+        keys: &[ActionKey],
+        stdout: &[u8],
+        secrets: &[&[u8]],
+    ) -> ActionEntry {
+        let entry = testing::result(Vec::new(), stdout.to_vec());
         let upload = Upload {
             remote: connection.id,
             invocation: InvocationDigest(Digest::of(b"invocation")),
-            record: InputRecord {
-                sources: Vec::new(),
-                env: Vec::new(),
-                observed: None,
-                created_ms: 1,
-            },
-            keys: vec![key],
-            secrets: vec![SECRET.to_vec()],
-            result: None,
+            record: testing::record(),
+            keys: keys.to_vec(),
+            secrets: secrets.iter().map(|secret| secret.to_vec()).collect(),
+            result: Some(entry.digest().expect("a digest")),
         };
-        // Another result was sent under the same key: before this one was noted, or meanwhile.
-        let sent = || {
-            let mut batch = storage.index.batch();
-            let kept = kept_now(0, Place::Own);
-            let put = batch.put_kept(connection.id, &key.0, &kept);
-            put.expect("puts");
-            batch.commit().expect("commits");
-        };
-        let is_known = || {
-            let kept = storage.index.kept(connection.id, &key.0);
-            kept.expect("reads").is_some()
-        };
-        sent();
         let mut batch = storage.index.batch();
-        let entry = testing::result(Vec::new(), SECRET.to_vec());
-        batch.put_action(&key, &entry).expect("puts");
+        let key = keys.last().expect("a key");
+        batch.put_action(key, &entry).expect("puts");
         storage.note_upload(&mut batch, &upload).expect("notes");
         batch.commit().expect("commits");
-        assert!(!is_known());
-        sent();
+        entry
+    }
+
+    /// The results the remote holds.
+    fn sent(connection: &Connection) -> Vec<Fact> {
+        let invocation = InvocationDigest(Digest::of(b"invocation"));
+        let name = ObjectName::action(&invocation);
+        let get = connection.call(async |remote| remote.get(&name, None, facts::LARGEST).await);
+        let object = get.expect("answers");
+        object.map_or_else(Vec::new, |object| {
+            Results::read(&object).open(&invocation, connection.trust())
+        })
+    }
+
+    #[test]
+    fn what_is_held_back_is_not_known_to_be_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let key = key("key");
+        let entry = note(&storage, &connection, &[key], SECRET, &[SECRET]);
+        // It was sent when that was no secret.
+        let row = entry.kept_as(&key).expect("a digest");
+        let mut batch = storage.index.batch();
+        let put = batch.put_kept(connection.id, &row, &kept_now(0, Place::Own));
+        put.expect("puts");
+        batch.commit().expect("commits");
         storage.upload_to(&connection).expect("holds it back");
         assert_eq!(storage.index.upload_count().expect("reads"), 0);
-        assert!(!is_known());
+        let kept = storage.index.kept(connection.id, &row).expect("reads");
+        assert_eq!(kept, None);
+        assert!(sent(&connection).is_empty());
     }
 
+    /// In either order: what was sent before may be noted to be sent again at any time.
     #[test]
     fn what_has_taken_the_place_of_a_result_is_searched_for_its_own_secrets() {
-        const SECRET: &[u8] = b"sesame-sesame";
-        let dir = tempfile::tempdir().expect("a directory");
-        let (storage, connection) = testing::store(dir.path());
-        let key = ActionKey(Digest::of(b"key"));
-        let note = |stdout: &[u8], secrets: Vec<Vec<u8>>| {
-            let entry = testing::result(Vec::new(), stdout.to_vec());
-            let upload = Upload {
-                remote: connection.id,
-                invocation: InvocationDigest(Digest::of(b"invocation")),
-                record: InputRecord {
-                    sources: Vec::new(),
-                    env: Vec::new(),
-                    observed: None,
-                    created_ms: 1,
-                },
-                keys: vec![key],
-                secrets,
-                result: Some(entry.digest().expect("a digest")),
-            };
-            let mut batch = storage.index.batch();
-            batch.put_action(&key, &entry).expect("puts");
-            storage.note_upload(&mut batch, &upload).expect("notes");
-            batch.commit().expect("commits");
-        };
-        // In either order: what was sent before may be noted to be sent again at any time.
-        note(b"harmless", Vec::new());
-        note(SECRET, vec![SECRET.to_vec()]);
-        storage.upload_to(&connection).expect("sends nothing");
-        let results = dir
-            .path()
-            .join("bucket")
-            .join(remote::Kind::Actions.prefix());
-        assert!(!results.exists(), "something was sent");
-        assert_eq!(storage.index.upload_count().expect("reads"), 0);
+        for is_first in [true, false] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (storage, connection) = testing::store(dir.path());
+            let keys = [key("key")];
+            let harmless = || note(&storage, &connection, &keys, b"harmless", &[]);
+            let telling = || note(&storage, &connection, &keys, SECRET, &[SECRET]);
+            if is_first {
+                harmless();
+                telling();
+            } else {
+                telling();
+                harmless();
+            }
+            storage.upload_to(&connection).expect("sends");
+            let sent = sent(&connection);
+            assert_eq!(sent.len(), usize::from(!is_first), "{sent:?}");
+            assert_eq!(storage.index.upload_count().expect("reads"), 0);
+        }
     }
 
     #[test]
-    fn what_took_the_place_of_a_result_while_it_was_sent_is_not_known_to_be_there() {
+    fn a_result_of_another_build_does_not_go_with_this_one() {
         let dir = tempfile::tempdir().expect("a directory");
         let (storage, connection) = testing::store(dir.path());
-        let key = ActionKey(Digest::of(b"key"));
-        let entry = |text: &str| testing::result(Vec::new(), text.as_bytes().to_vec());
-        let is_known = || {
-            let kept = storage.index.kept(connection.id, &key.0);
-            kept.expect("reads").is_some()
-        };
-        for (there, expected) in [("sent", true), ("other", false)] {
-            let mut batch = storage.index.batch();
-            batch.put_action(&key, &entry(there)).expect("puts");
-            batch.commit().expect("commits");
-            let named = [(key, entry("sent"))];
-            let noted = storage.note_named(&connection, named.iter());
-            noted.expect("notes");
-            assert_eq!(is_known(), expected);
-        }
+        let (plain, bound) = (key("key"), key("bound"));
+        note(&storage, &connection, &[plain], SECRET, &[SECRET]);
+        note(&storage, &connection, &[plain, bound], b"harmless", &[]);
+        storage.upload_to(&connection).expect("sends");
+        let sent = sent(&connection);
+        let keys: Vec<_> = sent.iter().flat_map(|fact| &fact.entries).collect();
+        assert_eq!(keys.len(), 1);
+        assert_eq!(keys[0].0, bound);
+    }
+
+    #[test]
+    fn where_a_result_is_found_goes_with_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let (plain, bound) = (key("key"), key("bound"));
+        let mut batch = storage.index.batch();
+        let pointer = ActionEntry::PathBound(RootSet::all());
+        batch.put_action(&plain, &pointer).expect("puts");
+        batch.commit().expect("commits");
+        let result = note(&storage, &connection, &[plain, bound], b"harmless", &[]);
+        storage.upload_to(&connection).expect("sends");
+        let sent = sent(&connection);
+        assert_eq!(sent[0].entries, [(plain, pointer), (bound, result)]);
     }
 }
