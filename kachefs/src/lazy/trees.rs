@@ -69,7 +69,10 @@ impl Storage {
             .filter_map(|inode| inode.origin)
             .collect();
         for key in origins {
-            if let Some(entry) = self.index.action(&key)? {
+            // What only others say is not said in our name.
+            if let Some(entry) = self.index.action(&key)?
+                && (connection.vouches() || self.is_there(&connection, &key, &entry)?)
+            {
                 tree.actions.push((key, entry));
             }
         }
@@ -165,4 +168,49 @@ async fn leave_lease(
         put_lease(remote, &lease, grace, containers::of_tree(&tree)).await?;
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use remote::signed::SecretKey;
+    use store::{Digest, Timestamp, TreeBody, TreeInode};
+
+    use super::super::{kept_now, testing};
+    use super::*;
+
+    #[test]
+    fn what_only_others_say_is_not_signed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store_with(dir.path(), |store| {
+            let key = SecretKey::generate().expect("a key");
+            key.save(&store.signing_key()).expect("saves");
+        });
+        assert!(!connection.vouches());
+        let mut tree = Tree::default();
+        let mut batch = storage.index.batch();
+        for (name, kept) in [
+            ("ours", kept_now(0, Place::Own)),
+            ("theirs", kept_unseen(0, Place::Own, 1)),
+        ] {
+            let key = ActionKey(Digest::of(name.as_bytes()));
+            let entry = testing::result(Vec::new(), name.into());
+            batch.put_action(&key, &entry).expect("puts");
+            let row = entry.kept_as(&key).expect("a digest");
+            batch.put_kept(connection.id, &row, &kept).expect("puts");
+            tree.names
+                .push((name.into(), u32::try_from(tree.inodes.len()).expect("few")));
+            tree.inodes.push(TreeInode {
+                perm: 0o644,
+                mtime: Timestamp::default(),
+                body: TreeBody::Inline(Vec::new()),
+                origin: Some(key),
+            });
+        }
+        batch.commit().expect("commits");
+        let name: TreeName = "main".parse().expect("a name");
+        storage.publish_tree(&name, tree).expect("publishes");
+        let tree = storage.published_tree(&name).expect("is there");
+        let keys: Vec<_> = tree.actions.iter().map(|(key, _)| *key).collect();
+        assert_eq!(keys, [ActionKey(Digest::of(b"ours"))]);
+    }
 }
