@@ -32,6 +32,10 @@ const AT_ONCE: usize = 16;
 /// How often a blob is asked for, each time with all the tries of a call.
 const TRIES: u32 = 3;
 
+/// How often a remote refuses a blob before that counts, and how long it is left in between.
+const REFUSALS: u32 = 2;
+const REFUSED_PAUSE: Duration = Duration::from_millis(200);
+
 /// Why the bytes of a blob are not here.
 #[derive(Debug, thiserror::Error)]
 pub enum FaultError {
@@ -190,7 +194,7 @@ impl Storage {
 
     /// Fetches a blob or some of it, which counts as so many faults. What arrives damaged, or breaks off,
     /// may do so on the way: it is asked for again before anything is concluded from it. What is refused is,
-    /// once: credentials may be about to be replaced.
+    /// once, and a moment later: credentials may just have been replaced.
     pub(super) fn fetch_some(
         &self,
         source: Source<'_>,
@@ -202,22 +206,27 @@ impl Storage {
             connection, kept, ..
         } = source;
         let mut tries = 0..TRIES;
-        let mut is_refused = false;
+        let mut refusals = 0;
         let fetched = loop {
             tries.next();
             match once() {
                 Ok(Fetched::Damaged(damage)) if !tries.is_empty() => {
                     tracing::warn!(%digest, %damage, "a blob arrived damaged");
                 }
-                Err(Unavailable::Remote(error)) if !tries.is_empty() && !is_refused => {
-                    tracing::warn!(%digest, %error, "a blob did not arrive");
-                    is_refused = !error.is_passing();
-                }
-                Err(Unavailable::Remote(error)) if !error.is_passing() => {
+                Err(Unavailable::Remote(error))
+                    if !error.is_passing() && refusals + 1 == REFUSALS =>
+                {
                     tracing::error!(%digest, %error, "a blob cannot be fetched");
                     let refused = Gone::Refused(Instant::now());
                     self.lazy.note_gone(digest, kept.place, refused);
                     return Err(FaultError::Gone(error.to_string()));
+                }
+                Err(Unavailable::Remote(error)) if !tries.is_empty() => {
+                    tracing::warn!(%digest, %error, "a blob did not arrive");
+                    if !error.is_passing() {
+                        refusals += 1;
+                        std::thread::sleep(REFUSED_PAUSE);
+                    }
                 }
                 fetched => break fetched?,
             }
