@@ -5,10 +5,13 @@
 
 use std::io;
 
-use remote::TreeName;
+use bytes::Bytes;
 use remote::signed::{self, Opened, Purpose, SecretKey, Trust, Untrusted};
+use remote::{ObjectName, Remote, RemoteError, TreeName};
 use store::codec::{decode, encode};
 use store::{BuildManifest, Digest, Fact, InvocationDigest, Tree};
+
+use super::not_encoded;
 
 /// Results of one invocation that are kept: the branches a team switches between.
 pub const RESULTS: usize = 8;
@@ -21,6 +24,9 @@ pub(super) const LARGEST_UNPACKED: usize = 256 << 20;
 
 /// Nor do the results of an invocation, which are unpacked before anybody knows who signed them.
 const LARGEST_RESULTS: usize = 32 << 20;
+
+/// A result of more bytes is not sent.
+pub(super) const LARGEST_RESULT: usize = 16 << 20;
 
 /// No object with facts is larger.
 pub const LARGEST: u64 = 64 << 20;
@@ -38,8 +44,13 @@ impl Results {
     /// The same; `None` where it does not hold results.
     pub fn parse(object: &[u8]) -> Option<Self> {
         let unpacked = unpack(object, LARGEST_RESULTS)?;
+        // Looked at first: a count in a few bytes that nobody has signed would be room for gigabytes.
+        let (count, _) = postcard::take_from_bytes::<usize>(&unpacked).ok()?;
+        if count > RESULTS {
+            return None;
+        }
         let (sealed, rest) = postcard::take_from_bytes::<Vec<Vec<u8>>>(&unpacked).ok()?;
-        (rest.is_empty() && sealed.len() <= RESULTS).then_some(Self(sealed))
+        rest.is_empty().then_some(Self(sealed))
     }
 
     /// All of them, whoever made them and whatever they name; `None` where one cannot be read.
@@ -93,9 +104,15 @@ impl Results {
         opened.iter().any(says_the_same)
     }
 
-    /// The object.
-    pub fn write(&self) -> io::Result<Vec<u8>> {
-        pack(&postcard::to_allocvec(&self.0).map_err(io::Error::other)?)
+    /// The object, without the oldest where it would be more than anybody reads.
+    pub fn write(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            let bytes = postcard::to_allocvec(&self.0).map_err(io::Error::other)?;
+            if bytes.len() <= LARGEST_RESULTS {
+                return pack(&bytes);
+            }
+            self.0.pop();
+        }
     }
 }
 
@@ -166,11 +183,27 @@ pub fn read_tree(name: &TreeName, object: &[u8], trust: &Trust) -> Result<Tree, 
     }
 }
 
+/// An object with facts that is to be written again. What cannot be read may have been damaged on the way: it is
+/// asked for once more, and not taken for what is there unless it comes as it came.
+pub(super) async fn get_to_replace(
+    remote: &dyn Remote,
+    name: &ObjectName,
+    is_readable: impl Fn(&[u8]) -> bool,
+) -> Result<Option<Bytes>, RemoteError> {
+    let Some(object) = remote.get(name, None, LARGEST).await? else {
+        return Ok(None);
+    };
+    if is_readable(&object) || remote.get(name, None, LARGEST).await?.as_ref() == Some(&object) {
+        return Ok(Some(object));
+    }
+    Err(not_encoded(io::Error::other("it arrives damaged")))
+}
+
 /// As objects hold it: with a checksum (RFC 8878, 3.1.1), as what nobody signs has no digest that anybody
 /// knows.
 pub(super) fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() > LARGEST_UNPACKED {
-        return Err(io::Error::other("too much for one object"));
+        return Err(io::ErrorKind::FileTooLarge.into());
     }
     let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
     compressor.include_checksum(true)?;
@@ -189,8 +222,11 @@ pub(super) fn unpack(packed: &[u8], most: usize) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use parking_lot::Mutex;
     use store::{ActionEntry, ActionKey, InputRecord, RootSet};
+
+    use super::super::testing;
+    use super::*;
 
     fn fact(n: u8) -> Fact {
         Fact {
@@ -231,6 +267,32 @@ mod tests {
         }
         let read = Results::read(&results.write().expect("writes"));
         assert_eq!(read.open(&fact(1).invocation, &trust).len(), RESULTS);
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let (key, trust) = keys();
+        let mut results = Results::default();
+        for n in 1..=3 {
+            let mut fact = fact(n);
+            fact.record.sources = vec![vec![n; LARGEST_RESULT - 1024]];
+            results.add(&fact, Some(&key), &trust).expect("adds");
+        }
+        let object = results.write().expect("writes");
+        let read = Results::read(&object).open(&fact(1).invocation, &trust);
+        let keys: Vec<_> = read.iter().map(|fact| fact.entries[0].0).collect();
+        assert_eq!(keys, [3, 2].map(|n| fact(n).entries[0].0));
+    }
+
+    #[test]
+    fn a_count_is_no_reason_to_set_anything_aside() {
+        let mut bytes = postcard::to_allocvec(&(LARGEST_RESULTS - 8)).expect("encodes");
+        bytes.resize(LARGEST_RESULTS, 0);
+        let object = pack(&bytes).expect("packs");
+        assert!(object.len() < 10_000);
+        let began = std::time::Instant::now();
+        assert!(Results::parse(&object).is_none());
+        assert!(began.elapsed() < std::time::Duration::from_millis(300));
     }
 
     #[test]
@@ -275,6 +337,25 @@ mod tests {
         for end in 0..object.len() {
             assert_eq!(read_build(&fingerprint, &object[..end], &trust), None);
         }
+    }
+
+    #[test]
+    fn what_may_have_been_damaged_on_the_way_is_not_replaced() {
+        let get = |answers: &[&'static [u8]]| {
+            let remote = testing::Answers(Mutex::new(answers.iter().copied().collect()));
+            let name = ObjectName::build(&Digest::of(b"f"));
+            let is_readable = |object: &[u8]| object == b"good";
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let runtime = runtime.expect("a runtime");
+            runtime.block_on(get_to_replace(&remote, &name, is_readable))
+        };
+        let comes = |bytes: &'static [u8]| Some(Bytes::from_static(bytes));
+        assert_eq!(get(&[]).expect("answers"), None);
+        assert_eq!(get(&[b"good"]).expect("answers"), comes(b"good"));
+        assert_eq!(get(&[b"bad", b"bad"]).expect("answers"), comes(b"bad"));
+        get(&[b"bad", b"good"]).expect_err("next time, perhaps");
+        get(&[b"bad", b"worse"]).expect_err("next time, perhaps");
+        get(&[b"bad"]).expect_err("next time, perhaps");
     }
 
     /// Where nobody signs nothing else would tell.

@@ -10,6 +10,7 @@
 //! sent it: it is sent again first, where its blobs are here.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -338,9 +339,10 @@ async fn merge(
     let name = ObjectName::build(fingerprint);
     // First: what is read then is no older than this says.
     let is_old = is_old(&**remote, connection, &name).await?;
-    let there = remote.get(&name, None, facts::LARGEST).await?;
-    let there =
-        there.and_then(|object| facts::read_build(fingerprint, &object, connection.trust()));
+    let read = |object: &[u8]| facts::read_build(fingerprint, object, connection.trust());
+    let is_readable = |object: &[u8]| read(object).is_some();
+    let there = facts::get_to_replace(&**remote, &name, is_readable).await?;
+    let there = there.and_then(|object| read(&object));
     let others = there.filter(|_| connection.vouches());
     let others = others.unwrap_or_default();
     let named = others.facts.iter().flat_map(containers::of_fact);
@@ -362,12 +364,13 @@ async fn merge(
     let mut manifest = together(ours, others);
     manifest.facts.retain(|fact| reliance.holds(fact));
     let object = loop {
-        let object = facts::write_build(fingerprint, &manifest, connection.key.as_ref());
-        let object = object.map_err(not_encoded)?;
-        if object.len() as u64 <= facts::LARGEST {
-            break object;
+        match facts::write_build(fingerprint, &manifest, connection.key.as_ref()) {
+            Ok(object) if object.len() as u64 <= facts::LARGEST => break object,
+            Err(error) if error.kind() != io::ErrorKind::FileTooLarge => {
+                return Err(not_encoded(error));
+            }
+            Ok(_) | Err(_) => manifest.facts.truncate(manifest.facts.len() / 2),
         }
-        manifest.facts.truncate(manifest.facts.len() / 2);
     };
     let written = match ensure_recent(connection, began_ms) {
         Ok(()) => {

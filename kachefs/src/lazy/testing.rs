@@ -1,11 +1,16 @@
 //! A store with a remote, for the tests of this module.
 
+use std::collections::VecDeque;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
 use remote::signed::Trust;
-use remote::{Kind, Location};
+use remote::{Body, Kind, Location, Object, ObjectName, Put, Remote, RemoteError, Written};
 use store::{ActionEntry, ActionResult, InputRecord, Origin, Output, StoreDir};
 
 use super::connection::Connection;
@@ -68,5 +73,36 @@ pub fn objects(dir: &Path, kind: Kind) -> Vec<String> {
             .map(|name| name.to_string_lossy().into_owned())
             .collect(),
         Err(_) => Vec::new(),
+    }
+}
+
+/// A remote that gives these answers to reads, one after the other, and takes nothing.
+pub struct Answers(pub Mutex<VecDeque<&'static [u8]>>);
+
+#[async_trait]
+impl Remote for Answers {
+    async fn get(
+        &self,
+        _: &ObjectName,
+        _: Option<Range<u64>>,
+        _: u64,
+    ) -> Result<Option<Bytes>, RemoteError> {
+        Ok(self.0.lock().pop_front().map(Bytes::from_static))
+    }
+
+    async fn put(&self, _: &ObjectName, _: Body, _: Put) -> Result<Written, RemoteError> {
+        Ok(Written::Existed)
+    }
+
+    async fn head(&self, _: &ObjectName) -> Result<Option<Object>, RemoteError> {
+        Ok(None)
+    }
+
+    async fn list(&self, _: Kind, _: Option<&ObjectName>) -> Result<Vec<Object>, RemoteError> {
+        Ok(Vec::new())
+    }
+
+    async fn delete(&self, _: &ObjectName) -> Result<(), RemoteError> {
+        Ok(())
     }
 }

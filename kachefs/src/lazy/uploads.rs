@@ -222,6 +222,10 @@ impl Storage {
             store::codec::encode(&upload.record)?,
             postcard::to_allocvec(&entries)?,
         ];
+        if texts.iter().map(Vec::len).sum::<usize>() > facts::LARGEST_RESULT {
+            tracing::warn!(invocation = ?upload.invocation, "a result says too much to be sent");
+            return Ok(Gathered::Nothing);
+        }
         if texts.iter().any(|text| search.finds(text)) {
             tracing::info!(invocation = ?upload.invocation, "a result names what must not leave this machine");
             return held_back();
@@ -341,11 +345,12 @@ async fn put_results(
 ) -> Result<(), RemoteError> {
     let name = &ObjectName::action(&invocation);
     let mut is_old = false;
+    let is_readable = |object: &[u8]| Results::parse(object).is_some();
     let mut there = remote.get(name, None, facts::LARGEST).await?;
     if there.is_some() {
         is_old = reliance::is_old(&**remote, connection, name).await?;
         // Behind that look: what is read is no older than it says.
-        there = remote.get(name, None, facts::LARGEST).await?;
+        there = facts::get_to_replace(&**remote, name, is_readable).await?;
     }
     let mut results = there.map_or_else(Results::default, |object| Results::read(&object));
     let mut reliance = Reliance::default();
