@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Pid, getpgid};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 /// Longest command line shown.
@@ -52,6 +53,16 @@ pub fn of(device: u64) -> Vec<Holder> {
         .collect();
     holders.sort_by_key(|holder| holder.pid);
     holders
+}
+
+/// Whether all that hold a mount are in one of these process groups.
+pub fn are_all_in(groups: &[u32], device: u64) -> bool {
+    let is_in_one = |holder: &Holder| {
+        let pid = i32::try_from(holder.pid).map(Pid::from_raw).ok();
+        let group = pid.and_then(|pid| getpgid(Some(pid)).ok());
+        group.is_some_and(|group| groups.contains(&group.as_raw().cast_unsigned()))
+    };
+    of(device).iter().all(is_in_one)
 }
 
 /// Names holders in one line; `None` if there are none to name.

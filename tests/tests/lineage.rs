@@ -351,6 +351,24 @@ fn who_unmounts_waits_for_no_compiler() {
 }
 
 #[test]
+fn a_refused_unmount_ends_no_compiler() {
+    let machines = Machines::built(|root| patient(root, 3), None);
+    machines.lose(&["blobs"]);
+    let (cold, program) = (&machines.cold, machines.program());
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| fs::read(&program));
+        assert!(
+            processes::wait_for(PATIENCE, || sleeps(cold) > 0),
+            "a compiler"
+        );
+        let unmount = cold.kachefs("unmount").arg(machines.checkout.target());
+        let refused = unmount.fails();
+        assert!(refused.stderr.contains("in use"), "{refused}");
+        reader.join().ok().must("a reader").must("read");
+    });
+}
+
+#[test]
 fn a_killed_daemon_leaves_no_compiler() {
     let machines = Machines::built(|root| patient(root, 1000), None);
     machines.lose(&["blobs"]);

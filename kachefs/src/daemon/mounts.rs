@@ -375,10 +375,11 @@ impl Mounts {
             }
             bail!("{} is not mounted", path.display());
         };
-        if let Some(lineage) = self.storage.lazy.lineage.get() {
-            lineage.leave(id);
+        let mut unmounted = unmount_unused(path, lazy, device);
+        if unmounted == Err(Errno::EBUSY) && self.end_own_use(id, device) {
+            unmounted = unmount_unused(path, lazy, device);
         }
-        match unmount_unused(path, lazy, device) {
+        match unmounted {
             Ok(()) => {}
             // Somebody else unmounted it.
             Err(_) if mount::mounted_at(path)?.is_none() => {}
@@ -412,6 +413,20 @@ impl Mounts {
             path.display(),
             users(device)
         ))
+    }
+
+    /// Ends the compilers that make again what is lost of a view, if nobody else uses it: whoever wanted that
+    /// is gone. Whether there were any.
+    fn end_own_use(&self, id: ViewId, device: u64) -> bool {
+        let Some(lineage) = self.storage.lazy.lineage.get() else {
+            return false;
+        };
+        let groups = lineage.groups(id);
+        let only_ours = !groups.is_empty() && holders::are_all_in(&groups, device);
+        if only_ours {
+            lineage.leave(id);
+        }
+        only_ours
     }
 
     /// Unmounts every view; returns what could not be, as one line each.

@@ -32,6 +32,9 @@ pub trait Lineage: Send + Sync {
     /// with no lock held, and never by a thread that serves requests: a compiler reads from views.
     fn recompute(&self, lost: Lost) -> bool;
 
-    /// A view is about to be unmounted: ends what is being made for it, which has it in use.
+    /// The process groups of the compilers that make something for a view, and have it in use.
+    fn groups(&self, view: ViewId) -> Vec<u32>;
+
+    /// Ends what is being made for a view.
     fn leave(&self, view: ViewId);
 }

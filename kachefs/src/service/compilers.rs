@@ -83,6 +83,8 @@ struct Running {
 struct Asked {
     view: ViewId,
     runs: bool,
+    /// The compiler's process group, when it is there.
+    group: Option<u32>,
     halted: Arc<AtomicBool>,
 }
 
@@ -107,6 +109,13 @@ impl Turn<'_> {
     fn is_halted(&self) -> bool {
         self.halted.load(Ordering::Relaxed)
     }
+
+    fn runs_as(&self, group: u32) {
+        let mut state = self.compilers.state.lock();
+        if let Some(at) = state.position(&self.halted) {
+            state.asked[at].group = Some(group);
+        }
+    }
 }
 
 impl Drop for Turn<'_> {
@@ -130,6 +139,7 @@ impl Compilers {
         state.asked.push(Asked {
             view,
             runs: false,
+            group: None,
             halted: Arc::clone(&turn.halted),
         });
         let mut in_time = true;
@@ -149,6 +159,13 @@ impl Compilers {
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.halt(|_| true);
+    }
+
+    /// The process groups of those that run for a view.
+    pub fn groups(&self, view: ViewId) -> Vec<u32> {
+        let state = self.state.lock();
+        let of_view = state.asked.iter().filter(|asked| asked.view == view);
+        of_view.filter_map(|asked| asked.group).collect()
     }
 
     /// Ends those that run for a view, and waits for that.
@@ -200,6 +217,7 @@ impl Turn<'_> {
             // With all it starts it can be ended.
             .process_group(0)
             .spawn()?;
+        self.runs_as(compiler.id());
         if let Err(error) = note(scratch, compiler.id()) {
             end(&mut compiler);
             return Err(error.into());

@@ -119,6 +119,10 @@ impl Lineage for Installed {
         self.0.make(lost, self.0.bounds())
     }
 
+    fn groups(&self, view: ViewId) -> Vec<u32> {
+        self.0.compilers.groups(view)
+    }
+
     fn leave(&self, view: ViewId) {
         self.0.compilers.leave(view);
     }
