@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::thread;
 
 use harness::{Cmd, Must, Sandbox, Seaweed};
@@ -116,9 +117,17 @@ fn a_remote_is_set_shown_and_forgotten() {
 fn bad_input_changes_nothing() {
     let sandbox = Sandbox::new();
     let file = sandbox.store().join("kachefs.toml");
-    sandbox.kachefs("remote set /tmp").ok();
+    let set = |directory: &Path| format!("remote set {}", directory.display());
+    sandbox.kachefs(&set(&sandbox.make_dir("shared"))).ok();
     let before = fs::read_to_string(&file).must("read");
+    let empty = sandbox.make_dir("empty");
+    let odd = sandbox.make_dir("odd");
+    fs::write(odd.join("v1"), "").must("write");
     for words in [
+        // Nothing can be made there, by whoever runs this.
+        "remote set /proc",
+        &format!("{} --read-only", set(&empty)),
+        &set(&odd),
         "remote set",
         "remote set ftp://x/y",
         "remote set s3://x",
@@ -135,11 +144,50 @@ fn bad_input_changes_nothing() {
         assert!(!failed.one_line_error().contains("secret"), "{failed}");
         assert_eq!(fs::read_to_string(&file).must("read"), before, "{words}");
     }
+    assert_eq!(fs::read_dir(&empty).must("list").count(), 0);
     fs::write(&file, "[remote]\nurl = \"/x\"\nreadonly = true\n").must("write");
     for words in ["remote status", "remote check", "key list"] {
         let error = sandbox.kachefs(words).fails();
         assert!(error.one_line_error().contains("readonly"), "{error}");
     }
+}
+
+/// What tells a directory from one that is not mounted is made when it is set, and then by nobody.
+#[test]
+fn a_directory_is_made_a_remote_when_it_is_set() {
+    let sandbox = Sandbox::new();
+    let directory = sandbox.make_dir("shared");
+    let layout = directory.join("v1");
+    let set = format!("remote set {}", directory.display());
+    let reads = format!("{set} --read-only");
+    let early = sandbox.kachefs(&reads).fails();
+    let said = early.one_line_error();
+    assert!(
+        said.contains("mounted") && said.contains("without --read-only"),
+        "{early}"
+    );
+    assert_eq!(
+        json(sandbox.kachefs("remote status --json"))["remote"],
+        Value::Null
+    );
+
+    let new = sandbox.kachefs(&set).ok();
+    assert!(layout.is_dir() && new.stdout.contains("new"), "{new}");
+    let known = sandbox.kachefs(&set).ok();
+    assert!(!known.stdout.contains("new"), "{known}");
+    sandbox.kachefs(&reads).ok();
+    sandbox.kachefs("remote check").ok();
+    sandbox.kachefs(&set).ok();
+
+    let elsewhere = sandbox.path("elsewhere");
+    fs::rename(&layout, &elsewhere).must("rename");
+    for words in ["remote check", "remote gc --dry-run", &reads] {
+        let failed = sandbox.kachefs(words).fails();
+        assert!(failed.one_line_error().contains("mounted"), "{failed}");
+        assert!(!layout.exists(), "{words}");
+    }
+    fs::rename(&elsewhere, &layout).must("rename");
+    sandbox.kachefs("remote check").ok();
 }
 
 #[test]

@@ -211,7 +211,7 @@ fn a_directory_is_a_remote() {
             "{error:?}"
         );
         assert!(!root.exists());
-        fs::create_dir(&root).must("mkdir");
+        fs::create_dir_all(root.join("v1")).must("mkdir");
         contract(&*remote).await;
         race(Arc::clone(&remote)).await;
         frames(&*remote, &sandbox).await;
@@ -240,6 +240,54 @@ fn a_directory_is_a_remote() {
         fs::create_dir_all(&stray).must("mkdir");
         fs::write(stray.join(".part-123"), "").must("write");
         assert_eq!(remote.list(Kind::Blobs, None).await.must("list").len(), 5);
+    });
+}
+
+/// The directory of a mount point is there when nothing is mounted on it, and empty.
+#[test]
+fn a_directory_that_is_not_mounted_is_no_empty_remote() {
+    let sandbox = Sandbox::new();
+    let root = sandbox.make_dir("remote");
+    let layout = root.join("v1");
+    let elsewhere = sandbox.path("elsewhere");
+    run(async {
+        let remote = open(&Location::Directory(root.clone()), Limits::default()).await;
+        let name = ObjectName::check(&Digest::of(b"x"));
+        let refuses = async || {
+            let errors = [
+                remote.get(&name, None, 1).await.err(),
+                remote.put(&name, text("x"), Put::Replace).await.err(),
+                remote.put(&name, text("x"), Put::IfAbsent).await.err(),
+                remote.head(&name).await.err(),
+                remote.list(Kind::Check, None).await.err(),
+                remote.delete(&name).await.err(),
+                remote.unfinished(SystemTime::now(), true).await.err(),
+                check(&*remote, false).await.err(),
+                check(&*remote, true).await.err(),
+            ];
+            for (call, error) in errors.into_iter().enumerate() {
+                let error = error.must(format!("call {call} fails"));
+                assert!(error.is_passing(), "call {call}: {error}");
+                let error = error.to_string();
+                assert!(error.contains("mounted"), "call {call}: {error}");
+            }
+            let left = fs::read_dir(&root).must("list").count();
+            assert_eq!(left, usize::from(layout.exists()), "nothing is made");
+        };
+        refuses().await;
+        fs::create_dir(&layout).must("mkdir");
+        let put = remote.put(&name, text("x"), Put::IfAbsent).await;
+        assert_eq!(put.must("put"), Written::New);
+        // It is unmounted and mounted again.
+        fs::rename(&layout, &elsewhere).must("rename");
+        refuses().await;
+        // A file of that name is none.
+        fs::write(&layout, "").must("write");
+        refuses().await;
+        fs::remove_file(&layout).must("remove");
+        fs::rename(&elsewhere, &layout).must("rename");
+        let got = remote.get(&name, None, 1).await.must("get");
+        assert_eq!(got, Some("x".into()));
     });
 }
 
@@ -272,7 +320,7 @@ fn everything_is_listed() {
     let sandbox = Sandbox::new();
     let server = Seaweed::start(&sandbox);
     server.make_bucket("bucket");
-    fs::create_dir(sandbox.path("remote")).must("mkdir");
+    sandbox.make_dir("remote/v1");
     let directory = Location::Directory(sandbox.path("remote"));
     for location in [directory, bucket(&server, "bucket")] {
         run(async {

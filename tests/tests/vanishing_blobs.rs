@@ -108,3 +108,49 @@ fn builds_end_or_heal_while_blobs_vanish() {
     println!("{gone} objects removed, {hits} hits, {tries} builds until it ran");
     assert!(gone > 0 && hits > 0);
 }
+
+/// A mount point that is not mounted is a remote that does not answer: nothing is lost, and nothing is made
+/// again or put where it will be.
+#[test]
+fn a_directory_that_is_not_mounted_has_lost_nothing() {
+    let warm = Sandbox::new();
+    let bucket = warm.make_dir("bucket");
+    let (layout, elsewhere) = (bucket.join("v1"), warm.path("elsewhere"));
+    set(&warm, &bucket, "");
+    let project = samples::whole(warm.path("project"));
+    warm.mount(project.target());
+    warm.cargo(&project, "build").ok();
+    warm.kachefs("push --wait").ok();
+
+    let cold = Sandbox::new();
+    set(&cold, &bucket, "--prefetch off");
+    let checkout = project.checkout(cold.path("checkout"));
+    cold.mount(checkout.target());
+    let (seen, _) = cold.during(|| cold.cargo(&checkout, "build").ok());
+    seen.assert_no_miss();
+
+    fs::rename(&layout, &elsewhere).must("unmount");
+    let read = fs::read(checkout.program("app"));
+    assert!(read.is_err(), "it comes from nowhere");
+    assert_eq!(cold.stats()["actions"]["recomputed"], 0);
+    // What is made meanwhile waits.
+    let changed = "fn main() { println!(\"changed {}\", app::line()); }\n";
+    project.write("crates/app/src/main.rs", changed);
+    warm.cargo(&project, "build").ok();
+    warm.kachefs("push --wait").fails();
+    assert!(!layout.exists(), "a directory of another disk is filled");
+
+    fs::rename(&elsewhere, &layout).must("mount");
+    // It is left alone for five seconds.
+    std::thread::sleep(Duration::from_secs(6));
+    let (seen, _) = cold.during(|| cold.cargo(&checkout, "build").ok());
+    seen.assert_no_miss();
+    assert_eq!(
+        cold.output_of(checkout.program("app")),
+        samples::WHOLE_OUTPUT
+    );
+    assert_eq!(cold.stats()["actions"]["recomputed"], 0);
+    warm.kachefs("push --wait").ok();
+    let waiting = &warm.stats()["remote"]["results_waiting"];
+    assert_eq!(*waiting, 0, "what waited is sent");
+}

@@ -1,12 +1,13 @@
 //! `kachefs remote`: which remote a store has, and whether it works.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use remote::signed::{PublicKey, Trust};
-use remote::{Checked, Limits, Location};
+use remote::{Checked, DirectoryRemote, Limits, Location};
 use serde::Serialize;
 use store::StoreDir;
 
@@ -140,11 +141,6 @@ impl Set {
             anonymous: self.anonymous,
         };
         let location = options.place(&self.url)?;
-        if let Location::Directory(path) = &location
-            && !path.is_dir()
-        {
-            bail!("{} is no directory; make it first", path.display());
-        }
         // Who stops believing everybody does so until they say otherwise.
         let before = RemoteConfig::load(dir)?;
         let trust = match (self.trust, &before) {
@@ -172,9 +168,37 @@ impl Set {
                 .unwrap_or(remote_config::PREFETCH_BUDGET),
             grace: self.grace.unwrap_or(grace),
         };
+        let is_new = match &config.location {
+            Location::Directory(path) => find_or_make(path, config.read_only)?,
+            Location::S3(_) => false,
+        };
         config.save(dir)?;
-        status(dir, false)
+        status(dir, false)?;
+        if is_new {
+            println!("new      yes: if others use it already, it is not mounted here");
+        }
+        Ok(())
     }
+}
+
+/// Makes sure that there is a remote in a directory, if only an empty one. Whether there was none: nobody can
+/// tell a new one from a mount point where nothing is mounted but who sets it.
+fn find_or_make(path: &Path, read_only: bool) -> Result<bool> {
+    if !path.is_dir() {
+        bail!("{} is no directory; make it first", path.display());
+    }
+    let failed = |error| anyhow!("{} cannot be used: {error}", path.display());
+    if DirectoryRemote::is_one(path).map_err(failed)? {
+        return Ok(false);
+    }
+    if read_only {
+        bail!(
+            "{} is no remote: it is not mounted, or new, and has to be set without --read-only first",
+            path.display()
+        );
+    }
+    DirectoryRemote::make(path).map_err(failed)?;
+    Ok(true)
 }
 
 fn status(dir: &StoreDir, json: bool) -> Result<()> {

@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use remote::signed::Trust;
-use remote::{Body, Kind, Location, Object, ObjectName, Put, Remote, RemoteError, Written};
+use remote::{
+    Body, DirectoryRemote, Kind, Location, Object, ObjectName, Put, Remote, RemoteError, Written,
+};
 use store::{ActionEntry, ActionResult, InputRecord, Origin, Output, StoreDir};
 
 use super::connection::Connection;
@@ -26,6 +28,7 @@ pub fn store(dir: &Path) -> (Storage, Arc<Connection>) {
 pub fn store_with(dir: &Path, prepare: impl FnOnce(&StoreDir)) -> (Storage, Arc<Connection>) {
     let bucket = dir.join("bucket");
     fs::create_dir(&bucket).expect("makes");
+    DirectoryRemote::make(&bucket).expect("makes");
     let storage = Storage::open(StoreDir::new(dir.join("store"))).expect("opens");
     prepare(&storage.dir);
     let config = RemoteConfig {

@@ -3,11 +3,17 @@
 //! An object is a file. It is written beside its place and then moved there, so nobody sees a part of
 //! one; where files cannot be moved (a mounted bucket) it is written in its place, and whoever reads half
 //! of it finds that it is not what its name promises. Others write here as well, not all of them friends:
-//! no link is followed, and nothing but files is opened.
+//! nothing but a file is opened as an object, and no link in its place. A directory above it may be a link:
+//! who can put one there can as well write the objects.
+//!
+//! A mount point where nothing is mounted is an empty directory. What tells a remote from one is the
+//! directory of the layout, which is made on purpose ([`DirectoryRemote::make`]) and by no other call: where
+//! that is missing, the remote does not answer, and nothing in it is gone.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,10 +23,10 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use nix::libc::{O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH};
 
 use crate::error::{self, RemoteError};
-use crate::name::{Kind, ObjectName};
+use crate::name::{Kind, LAYOUT, ObjectName};
 use crate::{Body, Limits, Object, Put, Remote, Written};
 
 /// How many objects a call of `list` returns.
@@ -28,6 +34,10 @@ const PAGE: usize = 1000;
 
 /// What is not an object yet. No name of one starts so.
 const PART: &str = ".part-";
+
+/// What keeps the directory of the layout there while it has no objects: a bucket has no directories that
+/// hold nothing. No name of an object starts so.
+const KEEPER: &str = ".kachefs";
 
 /// A remote in a directory.
 #[derive(Clone, Debug)]
@@ -39,7 +49,7 @@ pub struct DirectoryRemote {
 }
 
 impl DirectoryRemote {
-    /// The remote in `root`. Where that is not there, nothing is: it may be mounted later.
+    /// The remote in `root`. Where there is none, it does not answer: it may be mounted later.
     pub fn new(root: PathBuf, limits: Limits) -> Self {
         let moves = Arc::new(AtomicBool::new(true));
         Self {
@@ -49,23 +59,43 @@ impl DirectoryRemote {
         }
     }
 
-    fn path(&self, name: &ObjectName) -> PathBuf {
-        self.root.join(name.as_str())
+    /// Whether there is a remote in a directory, be it an empty one.
+    pub fn is_one(root: &Path) -> Result<bool, RemoteError> {
+        let opened = Layout::open(root).map_err(|source| told(root, root, source))?;
+        Ok(opened.is_some())
     }
 
-    /// Does what blocks, for as long as a call that moves so many bytes may take: a dead NFS server lets
-    /// nobody go.
+    /// Makes an empty remote in a directory, where there is none.
+    pub fn make(root: &Path) -> Result<(), RemoteError> {
+        let layout = root.join(LAYOUT);
+        let make = || match fs::create_dir(&layout) {
+            // Another machine was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && layout.is_dir() => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => File::create_new(layout.join(KEEPER))
+                .map(drop)
+                .inspect_err(|_| {
+                    let _ = fs::remove_dir(&layout);
+                }),
+        };
+        make().map_err(|source| told(root, &layout, source))
+    }
+
+    /// Does what blocks with what has that name, for as long as a call that moves so many bytes may take: a
+    /// dead NFS server lets nobody go.
     async fn blocking<T: Send + 'static>(
         &self,
         bytes: u64,
-        path: PathBuf,
+        name: &str,
         what: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T, RemoteError> {
         let (root, limit) = (self.root.clone(), self.limits.moving(bytes));
+        let name = name.to_owned();
         let done = tokio::task::spawn_blocking(move || {
-            // Not made: it may be a file system that is not mounted, and another would fill up.
-            fs::metadata(&root).map_err(|source| told(&root, &root, source))?;
-            what(&path).map_err(|source| told(&root, &path, source))
+            let path = root.join(&name);
+            let layout = Layout::open(&root).map_err(|source| told(&root, &path, source))?;
+            let layout = layout.ok_or_else(|| not_mounted(&root))?;
+            what(&layout.path(&name)).map_err(|source| told(&root, &path, source))
         });
         match tokio::time::timeout(limit, done).await {
             Ok(Ok(result)) => result,
@@ -78,6 +108,39 @@ impl DirectoryRemote {
     }
 }
 
+/// The directory of the layout, held open: what is done in it is done there, also when something is mounted or
+/// unmounted meanwhile.
+struct Layout(File);
+
+impl Layout {
+    /// `None` where there is none.
+    fn open(root: &Path) -> io::Result<Option<Self>> {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(O_PATH | O_DIRECTORY);
+        match options.open(root.join(LAYOUT)) {
+            Ok(file) => Ok(Some(Self(file))),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where what has that name is, while this is open.
+    fn path(&self, name: &str) -> PathBuf {
+        let below = name.strip_prefix(LAYOUT).unwrap_or(name);
+        let open = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        PathBuf::from(open).join(below.trim_start_matches('/'))
+    }
+}
+
+fn not_mounted(root: &Path) -> RemoteError {
+    RemoteError::Unreachable {
+        place: root.display().to_string(),
+        reason: format!(
+            "it has no directory {LAYOUT}, so it is not mounted, or was never set (kachefs remote set)"
+        ),
+    }
+}
+
 /// What an error of a file means for the remote it is in.
 fn told(root: &Path, path: &Path, source: io::Error) -> RemoteError {
     let place = root.display().to_string();
@@ -87,8 +150,6 @@ fn told(root: &Path, path: &Path, source: io::Error) -> RemoteError {
         io::ErrorKind::TimedOut | io::ErrorKind::StaleNetworkFileHandle => {
             RemoteError::Unreachable { place, reason }
         }
-        // Not mounted.
-        io::ErrorKind::NotFound if path == root => RemoteError::Unreachable { place, reason },
         _ => RemoteError::Io {
             path: path.display().to_string(),
             source,
@@ -105,7 +166,7 @@ impl Remote for DirectoryRemote {
         most: u64,
     ) -> Result<Option<Bytes>, RemoteError> {
         let read = move |path: &Path| read(path, range, most);
-        match self.blocking(most, self.path(name), read).await? {
+        match self.blocking(most, name.as_str(), read).await? {
             Found::Nothing => Ok(None),
             Found::TooLarge => Err(RemoteError::TooLarge {
                 name: name.clone(),
@@ -127,22 +188,21 @@ impl Remote for DirectoryRemote {
             }
             write_in_place(path, &body, mode)
         };
-        self.blocking(size, self.path(name), write).await
+        self.blocking(size, name.as_str(), write).await
     }
 
     async fn head(&self, name: &ObjectName) -> Result<Option<Object>, RemoteError> {
-        let name = name.clone();
-        let path = self.path(&name);
+        let found = name.clone();
         let look = move |path: &Path| match fs::symlink_metadata(path) {
             Ok(meta) => Ok(Some(Object {
-                name,
+                name: found,
                 size: meta.len(),
                 modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
             })),
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         };
-        self.blocking(0, path, look).await
+        self.blocking(0, name.as_str(), look).await
     }
 
     async fn list(
@@ -159,7 +219,7 @@ impl Remote for DirectoryRemote {
             walk(path, &prefix, &after, &mut found)?;
             Ok(found)
         };
-        self.blocking(0, self.root.join(kind.prefix()), walk).await
+        self.blocking(0, &kind.prefix(), walk).await
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), RemoteError> {
@@ -167,7 +227,7 @@ impl Remote for DirectoryRemote {
             Err(error) if is_absent(&error) => Ok(()),
             result => result,
         };
-        self.blocking(0, self.path(name), remove).await
+        self.blocking(0, name.as_str(), remove).await
     }
 
     async fn unfinished(&self, before: SystemTime, remove: bool) -> Result<Vec<u64>, RemoteError> {
@@ -179,8 +239,7 @@ impl Remote for DirectoryRemote {
                 parts(directory, before, remove, &mut found)?;
                 Ok(found)
             };
-            let directory = self.root.join(kind.prefix());
-            all.extend(self.blocking(0, directory, look).await?);
+            all.extend(self.blocking(0, &kind.prefix(), look).await?);
         }
         Ok(all)
     }
@@ -227,7 +286,8 @@ fn write(path: &Path, body: &Body, mode: Put) -> io::Result<Written> {
         .prefix(PART)
         // For everybody, less the umask.
         .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(directory)?;
+        .tempfile_in(directory)
+        .map_err(without_path)?;
     copy(body, part.as_file_mut())?;
     part.as_file().sync_all()?;
     let moved = match mode {
@@ -244,6 +304,16 @@ fn write(path: &Path, body: &Body, mode: Put) -> io::Result<Written> {
     // What names it must not be there before it. Not every file system can.
     let _ = File::open(directory).and_then(|directory| directory.sync_all());
     Ok(Written::New)
+}
+
+/// The error of a temporary file without its path, which says nothing to anybody.
+fn without_path(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|error| error.source());
+    let inner = inner.and_then(|error| error.downcast_ref::<io::Error>());
+    match inner.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error,
+    }
 }
 
 /// Whether the file system moves no files at all.

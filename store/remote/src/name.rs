@@ -20,7 +20,7 @@ use std::str::FromStr;
 use store::{Digest, InvocationDigest};
 
 /// What every name starts with: the layout.
-const LAYOUT: &str = "v1";
+pub(crate) const LAYOUT: &str = "v1";
 
 /// Longest name of a tree.
 const LONGEST: usize = 128;
