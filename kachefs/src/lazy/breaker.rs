@@ -38,21 +38,31 @@ impl Default for Breaker {
     }
 }
 
+/// Leave to make a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leave {
+    /// As long as the remote answers: who waits before the call asks again.
+    WhileItAnswers,
+    /// It is the one behind a pause, which finds out whether the remote answers.
+    ToTry,
+}
+
 impl Breaker {
-    /// Whether a call may be made. Behind a pause, one may, and the others wait for what comes of it.
-    pub fn allows(&self) -> bool {
-        self.allows_at(Instant::now())
+    /// Whether a call may be made. Behind a pause, one may, and the others wait for what comes of it. If that
+    /// is never made, another one may behind as long a pause.
+    pub fn leave(&self) -> Option<Leave> {
+        self.leave_at(Instant::now())
     }
 
-    fn allows_at(&self, now: Instant) -> bool {
+    fn leave_at(&self, now: Instant) -> Option<Leave> {
         let mut state = self.0.lock();
         match state.open_until {
-            None => true,
-            Some(until) if now < until => false,
+            None => Some(Leave::WhileItAnswers),
+            Some(until) if now < until => None,
             Some(_) => {
                 state.open_until = Some(now + state.pause);
                 state.trying = true;
-                true
+                Some(Leave::ToTry)
             }
         }
     }
@@ -114,6 +124,10 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    fn allows(breaker: &Breaker, now: Instant) -> bool {
+        breaker.leave_at(now).is_some()
+    }
+
     #[test]
     fn who_waits_does_not_wait_for_the_pause() {
         let breaker = Breaker::default();
@@ -122,8 +136,8 @@ mod tests {
         assert!(breaker.failed(true));
         breaker.hasten();
         let now = Instant::now();
-        assert!(!breaker.allows_at(now));
-        assert!(breaker.allows_at(now + IMPATIENCE));
+        assert!(!allows(&breaker, now));
+        assert!(allows(&breaker, now + IMPATIENCE));
     }
 
     #[test]
@@ -132,12 +146,12 @@ mod tests {
         let breaker = Breaker::default();
         assert!(!breaker.failed_at(false, now));
         assert!(!breaker.failed_at(false, now));
-        assert!(breaker.allows_at(now));
+        assert!(allows(&breaker, now));
         assert!(breaker.failed_at(false, now));
-        assert!(!breaker.allows_at(now));
+        assert!(!allows(&breaker, now));
         let breaker = Breaker::default();
         assert!(breaker.failed_at(true, now));
-        assert!(!breaker.allows_at(now) && breaker.is_open());
+        assert!(!allows(&breaker, now) && breaker.is_open());
     }
 
     #[test]
@@ -146,16 +160,29 @@ mod tests {
         let breaker = Breaker::default();
         breaker.failed_at(true, now);
         let later = now + FIRST_PAUSE;
-        assert!(breaker.allows_at(later), "one may try");
-        assert!(!breaker.allows_at(later), "the others wait");
+        assert!(allows(&breaker, later), "one may try");
+        assert!(!allows(&breaker, later), "the others wait");
         breaker.failed_at(true, later);
-        assert!(!breaker.allows_at(later + FIRST_PAUSE), "twice as long");
-        assert!(breaker.allows_at(later + FIRST_PAUSE * 2));
+        assert!(!allows(&breaker, later + FIRST_PAUSE), "twice as long");
+        assert!(allows(&breaker, later + FIRST_PAUSE * 2));
         assert!(breaker.answered());
-        assert!(breaker.allows_at(later) && !breaker.answered());
+        assert!(allows(&breaker, later) && !breaker.answered());
         for _ in 0..20 {
             breaker.failed_at(true, now);
         }
-        assert!(breaker.allows_at(now + LONGEST_PAUSE), "it never gives up");
+        assert!(allows(&breaker, now + LONGEST_PAUSE), "it never gives up");
+    }
+
+    #[test]
+    fn who_may_try_and_does_not_keeps_nobody_from_it() {
+        let now = Instant::now();
+        let breaker = Breaker::default();
+        assert_eq!(breaker.leave_at(now), Some(Leave::WhileItAnswers));
+        breaker.failed_at(true, now);
+        for pauses in 1..4 {
+            let later = now + FIRST_PAUSE * pauses;
+            assert_eq!(breaker.leave_at(later), Some(Leave::ToTry));
+            assert_eq!(breaker.leave_at(later), None);
+        }
     }
 }

@@ -10,7 +10,7 @@ use store::{RemoteId, StoreDir};
 use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::breaker::Breaker;
+use super::breaker::{Breaker, Leave};
 use super::counted::{Counted, Traffic, TrafficNow};
 use super::pace::Pace;
 use crate::clock;
@@ -228,23 +228,30 @@ impl Connection {
         line: &Line,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
-        if !line.breaker.allows() {
-            return Err(Unavailable::LeftAlone);
-        }
-        let place = || self.place();
+        let leave = line.breaker.leave().ok_or(Unavailable::LeftAlone)?;
         let runtime = runtime().map_err(|source| RemoteError::Io {
             path: "threads".to_owned(),
             source,
         })?;
         let queued = self.patience(QUEUED);
-        let result = runtime.block_on(async {
+        runtime.block_on(async {
             let place = tokio::time::timeout(queued, line.places.acquire()).await;
-            let _place = place.ok()?;
-            Some(async { what(self.open(line).await?).await }.await)
-        });
-        let result = result.ok_or(Unavailable::Busy)?;
-        match &result {
-            Err(error) if !is_of_this_machine(error) => {
+            // Kept until what came of the call is noted: the next one has to know.
+            let _place = place.map_err(|_| Unavailable::Busy)?;
+            if leave == Leave::WhileItAnswers && line.breaker.leave().is_none() {
+                // Those in front waited in vain.
+                return Err(Unavailable::LeftAlone);
+            }
+            let result = async { what(self.open(line).await?).await }.await;
+            self.note(line, result.as_ref().err());
+            Ok(result?)
+        })
+    }
+
+    /// Notes what came of a call.
+    fn note(&self, line: &Line, error: Option<&RemoteError>) {
+        match error {
+            Some(error) if !is_of_this_machine(error) => {
                 let waited = matches!(error, RemoteError::TimedOut { .. });
                 if line.breaker.failed(waited) {
                     tracing::warn!(%error, "the remote is left alone for a while");
@@ -252,11 +259,10 @@ impl Connection {
             }
             _ => {
                 if line.breaker.answered() {
-                    tracing::info!(remote = place(), "the remote answers again");
+                    tracing::info!(remote = self.place(), "the remote answers again");
                 }
             }
         }
-        Ok(result?)
     }
 
     /// Opening looks for credentials, which may ask others for them.
@@ -281,4 +287,72 @@ impl Connection {
 /// Whether the remote has no part in an error: it answers, or nobody knows.
 fn is_of_this_machine(error: &RemoteError) -> bool {
     matches!(error, RemoteError::Io { .. } | RemoteError::TooLarge { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Instant;
+
+    use super::super::testing;
+    use super::*;
+
+    /// How long a call hangs.
+    const HANGS: Duration = Duration::from_secs(1);
+
+    fn all_places(line: &Line) -> Vec<impl Sized> {
+        std::iter::from_fn(|| line.places.try_acquire().ok()).collect()
+    }
+
+    #[test]
+    fn who_waits_behind_those_who_hang_hangs_no_more() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (_storage, connection) = testing::store(dir.path());
+        let started = AtomicUsize::new(0);
+        let hang = async |_| {
+            started.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(HANGS).await;
+            Err::<(), _>(RemoteError::TimedOut {
+                place: "here".to_owned(),
+                limit: HANGS,
+            })
+        };
+        let began = Instant::now();
+        let left_alone = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..2 * AT_ONCE)
+                .map(|_| scope.spawn(|| connection.call(hang)))
+                .collect();
+            let results = callers
+                .into_iter()
+                .map(|caller| caller.join().expect("joins"));
+            results
+                .filter(|result| matches!(result, Err(Unavailable::LeftAlone)))
+                .count()
+        });
+        assert_eq!(started.into_inner(), AT_ONCE);
+        assert_eq!(left_alone, AT_ONCE);
+        assert!(began.elapsed() < 2 * HANGS, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn who_tries_behind_a_pause_does_so_once_there_is_a_place() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (_storage, connection) = testing::store(dir.path());
+        let line = &connection.asking;
+        line.breaker.failed(true);
+        line.breaker.hasten();
+        std::thread::sleep(Duration::from_millis(1100));
+        let places = all_places(line);
+        std::thread::scope(|scope| {
+            let tries = scope.spawn(|| connection.call(async |_| Ok(())));
+            while !line.breaker.is_paused() {
+                std::thread::yield_now();
+            }
+            let other = connection.call(async |_| Ok(()));
+            assert!(matches!(other, Err(Unavailable::LeftAlone)), "{other:?}");
+            drop(places);
+            tries.join().expect("joins").expect("is answered");
+        });
+        assert!(!connection.is_left_alone());
+    }
 }
