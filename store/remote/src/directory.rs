@@ -147,9 +147,13 @@ fn told(root: &Path, path: &Path, source: io::Error) -> RemoteError {
     let reason = format!("{}: {source}", path.display());
     match source.kind() {
         io::ErrorKind::PermissionDenied => RemoteError::Denied { place, reason },
-        io::ErrorKind::TimedOut | io::ErrorKind::StaleNetworkFileHandle => {
-            RemoteError::Unreachable { place, reason }
-        }
+        // Whoever serves the file system is gone: a program (FUSE), or a machine.
+        io::ErrorKind::NotConnected
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::TimedOut
+        | io::ErrorKind::StaleNetworkFileHandle => RemoteError::Unreachable { place, reason },
         _ => RemoteError::Io {
             path: path.display().to_string(),
             source,
@@ -433,4 +437,22 @@ fn is_absent(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::libc::{EHOSTUNREACH, EIO, ENETUNREACH, ENOTCONN, ESTALE, ETIMEDOUT};
+
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_its_server_does_not_answer() {
+        let root = Path::new("/mnt/shared");
+        let told = |code| told(root, root, io::Error::from_raw_os_error(code));
+        for code in [ENOTCONN, EHOSTUNREACH, ENETUNREACH, ESTALE, ETIMEDOUT] {
+            let error = told(code);
+            assert!(error.is_passing(), "{error}");
+        }
+        assert!(!told(EIO).is_passing(), "it answers");
+    }
 }
