@@ -8,7 +8,7 @@ use remote::signed::{SecretKey, Trust};
 use remote::{Limits, Remote, RemoteError};
 use store::{RemoteId, StoreDir};
 use tokio::runtime::Runtime;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::breaker::{Breaker, Leave};
 use super::counted::{Counted, Traffic, TrafficNow};
@@ -68,6 +68,9 @@ pub enum Haste {
     /// asking.
     Early,
 }
+
+/// A place among the calls that nobody waits for yet.
+pub struct EarlyPlace<'a>(#[expect(dead_code, reason = "it is held")] SemaphorePermit<'a>);
 
 /// A remote in use.
 pub struct Connection {
@@ -223,29 +226,59 @@ impl Connection {
         self.call_on(&self.sending, what)
     }
 
+    /// Waits for a place among the calls that nobody waits for yet.
+    pub fn early_place(&self) -> Result<EarlyPlace<'_>, Unavailable> {
+        let place = self.place_in(&self.early);
+        runtime()
+            .map_err(no_threads)?
+            .block_on(place)
+            .map(EarlyPlace)
+    }
+
+    /// Asks it from such a place.
+    pub fn call_early<T>(
+        &self,
+        _place: &EarlyPlace<'_>,
+        what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
+    ) -> Result<T, Unavailable> {
+        let line = &self.early;
+        line.breaker.leave().ok_or(Unavailable::LeftAlone)?;
+        let asked = self.ask(line, what);
+        Ok(runtime().map_err(no_threads)?.block_on(asked)?)
+    }
+
     fn call_on<T>(
         &self,
         line: &Line,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
         let leave = line.breaker.leave().ok_or(Unavailable::LeftAlone)?;
-        let runtime = runtime().map_err(|source| RemoteError::Io {
-            path: "threads".to_owned(),
-            source,
-        })?;
-        let queued = self.patience(QUEUED);
-        runtime.block_on(async {
-            let place = tokio::time::timeout(queued, line.places.acquire()).await;
+        runtime().map_err(no_threads)?.block_on(async {
             // Kept until what came of the call is noted: the next one has to know.
-            let _place = place.map_err(|_| Unavailable::Busy)?;
+            let _place = self.place_in(line).await?;
             if leave == Leave::WhileItAnswers && line.breaker.leave().is_none() {
                 // Those in front waited in vain.
                 return Err(Unavailable::LeftAlone);
             }
-            let result = async { what(self.open(line).await?).await }.await;
-            self.note(line, result.as_ref().err());
-            Ok(result?)
+            Ok(self.ask(line, what).await?)
         })
+    }
+
+    async fn place_in<'a>(&self, line: &'a Line) -> Result<SemaphorePermit<'a>, Unavailable> {
+        let place = tokio::time::timeout(self.patience(QUEUED), line.places.acquire()).await;
+        // They are never closed.
+        place.ok().and_then(Result::ok).ok_or(Unavailable::Busy)
+    }
+
+    /// Asks, and notes what came of it.
+    async fn ask<T>(
+        &self,
+        line: &Line,
+        what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
+    ) -> Result<T, RemoteError> {
+        let result = async { what(self.open(line).await?).await }.await;
+        self.note(line, result.as_ref().err());
+        result
     }
 
     /// Notes what came of a call.
@@ -284,6 +317,13 @@ impl Connection {
     }
 }
 
+fn no_threads(source: std::io::Error) -> RemoteError {
+    RemoteError::Io {
+        path: "threads".to_owned(),
+        source,
+    }
+}
+
 /// Whether the remote has no part in an error: it answers, or nobody knows.
 fn is_of_this_machine(error: &RemoteError) -> bool {
     matches!(error, RemoteError::Io { .. } | RemoteError::TooLarge { .. })
@@ -294,7 +334,10 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Instant;
 
-    use super::super::testing;
+    use remote::{ObjectName, blob};
+    use store::{Digest, Place};
+
+    use super::super::{kept_now, testing};
     use super::*;
 
     /// How long a call hangs.
@@ -354,5 +397,36 @@ mod tests {
             tries.join().expect("joins").expect("is answered");
         });
         assert!(!connection.is_left_alone());
+    }
+
+    #[test]
+    fn who_reads_waits_for_nobody_who_has_no_place_yet() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (storage, connection) = testing::store(dir.path());
+        let bytes = b"bytes";
+        let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
+        let object = dir
+            .path()
+            .join("bucket")
+            .join(ObjectName::blob(&digest).as_str());
+        std::fs::create_dir_all(object.parent().expect("a parent")).expect("makes");
+        let file = std::fs::File::create(&object).expect("creates");
+        blob::pack(&bytes[..], size, file).expect("packs");
+        let kept = kept_now(size, Place::Own);
+        let mut batch = storage.index.batch();
+        let put = batch.put_kept(connection.id, &digest, &kept);
+        put.expect("puts");
+        batch.commit().expect("commits");
+        let places = all_places(&connection.early);
+        std::thread::scope(|scope| {
+            let ahead = scope.spawn(|| storage.bring(&digest, size, Haste::Early));
+            std::thread::sleep(Duration::from_millis(300));
+            let began = Instant::now();
+            storage.fault(&digest, size).expect("comes");
+            assert!(began.elapsed() < HANGS, "{:?}", began.elapsed());
+            drop(places);
+            let brought = ahead.join().expect("joins");
+            assert!(matches!(brought, Ok(false)), "{brought:?}");
+        });
     }
 }

@@ -18,7 +18,7 @@ use remote::{ObjectName, Remote, RemoteError};
 use store::{CasError, Counter, Digest, IndexError, Kept, Place};
 
 use super::Gone;
-use super::connection::{Connection, Haste, Unavailable};
+use super::connection::{Connection, EarlyPlace, Haste, Unavailable};
 use super::containers::Container;
 use super::reliance;
 use crate::storage::Storage;
@@ -139,11 +139,19 @@ impl Storage {
         for _ in 0..2 {
             let (connection, kept) = self.kept_for_fault(digest, size)?;
             let source = Source::new(&connection, &kept, haste);
+            // Before anybody can wait for it: who reads would have no part in the queue of those who do not.
+            let place = match haste {
+                Haste::Early if size <= WHOLE => Some(connection.early_place()?),
+                Haste::Early | Haste::Wanted => None,
+            };
             match self.lazy.faults.take_off(*digest) {
                 // Fetched between the look and the take-off?
                 Ok(_) if self.cas.has(digest, size) => return Ok(false),
-                Ok(_flight) => return self.fetch(source, digest).map(|()| true),
-                Err(boarding) => drop(boarding.wait(connection.patience(size))),
+                Ok(_flight) => return self.fetch(source, place.as_ref(), digest).map(|()| true),
+                Err(boarding) => {
+                    drop(place);
+                    boarding.wait(connection.patience(size));
+                }
             }
             if self.cas.has(digest, size) {
                 return Ok(false);
@@ -157,13 +165,21 @@ impl Storage {
         in_parallel(blobs, |digest, size| self.fault(digest, size))
     }
 
-    fn fetch(&self, source: Source<'_>, digest: &Digest) -> Result<(), FaultError> {
+    fn fetch(
+        &self,
+        source: Source<'_>,
+        place: Option<&EarlyPlace<'_>>,
+        digest: &Digest,
+    ) -> Result<(), FaultError> {
         if source.kept.size > WHOLE {
             return self.fetch_rest(source, digest);
         }
         self.fetch_some(source, digest, 1, || {
             let whole = async |remote: Arc<dyn Remote>| whole(&*remote, digest, source.kept).await;
-            source.connection.call_for(source.haste, whole)
+            match place {
+                Some(place) => source.connection.call_early(place, whole),
+                None => source.connection.call_for(source.haste, whole),
+            }
         })
     }
 
