@@ -366,7 +366,9 @@ async fn merge(
     let object = loop {
         match facts::write_build(fingerprint, &manifest, connection.key.as_ref()) {
             Ok(object) if object.len() as u64 <= facts::LARGEST => break object,
-            Err(error) if error.kind() != io::ErrorKind::FileTooLarge => {
+            Err(error)
+                if error.kind() != io::ErrorKind::FileTooLarge || manifest.facts.is_empty() =>
+            {
                 return Err(not_encoded(error));
             }
             Ok(_) | Err(_) => manifest.facts.truncate(manifest.facts.len() / 2),
