@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
+use remote::signed::Trust;
 use remote::{Body, ObjectName, Put, Remote, RemoteError};
 use store::{
     ActionEntry, ActionKey, BuildManifest, Digest, Fact, IndexError, InvocationDigest, Upload,
@@ -285,8 +286,19 @@ impl Storage {
         Ok(doubtful)
     }
 
+    /// Whether what the action cache has under a key is known from others alone.
+    pub(super) fn is_learned(
+        &self,
+        connection: &Connection,
+        key: &ActionKey,
+        entry: &ActionEntry,
+    ) -> Result<bool, IndexError> {
+        let kept = self.index.kept(connection.id, &entry.kept_as(key)?)?;
+        Ok(kept.is_some_and(|kept| kept.seen_ms == 0))
+    }
+
     /// Whether a remote holds what the action cache has under a key, as far as we may pass it on.
-    pub(super) fn is_there(
+    fn is_there(
         &self,
         connection: &Connection,
         key: &ActionKey,
@@ -339,10 +351,10 @@ async fn merge(
     let name = ObjectName::build(fingerprint);
     // First: what is read then is no older than this says.
     let is_old = is_old(&**remote, connection, &name).await?;
-    let read = |object: &[u8]| facts::read_build(fingerprint, object, connection.trust());
-    let is_readable = |object: &[u8]| read(object).is_some();
+    let read = |object: &[u8], trust: &Trust| facts::read_build(fingerprint, object, trust);
+    let is_readable = |object: &[u8]| read(object, &Trust::Everybody).is_some();
     let there = facts::get_to_replace(&**remote, &name, is_readable).await?;
-    let there = there.and_then(|object| read(&object));
+    let there = there.and_then(|object| read(&object, connection.trust()));
     let others = there.filter(|_| connection.vouches());
     let others = others.unwrap_or_default();
     let named = others.facts.iter().flat_map(containers::of_fact);

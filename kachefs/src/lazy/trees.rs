@@ -71,7 +71,7 @@ impl Storage {
         for key in origins {
             // What only others say is not said in our name.
             if let Some(entry) = self.index.action(&key)?
-                && (connection.vouches() || self.is_there(&connection, &key, &entry)?)
+                && (connection.vouches() || !self.is_learned(&connection, &key, &entry)?)
             {
                 tree.actions.push((key, entry));
             }
@@ -118,6 +118,8 @@ impl Storage {
         for (key, entry) in &tree.actions {
             if self.index.action(key)?.is_none() {
                 batch.put_action(key, entry)?;
+                let kept = kept_unseen(0, Place::Own, began_ms);
+                batch.put_kept(connection.id, &entry.kept_as(key)?, &kept)?;
             }
         }
         batch.commit()?;
@@ -189,14 +191,16 @@ mod tests {
         let mut tree = Tree::default();
         let mut batch = storage.index.batch();
         for (name, kept) in [
-            ("ours", kept_now(0, Place::Own)),
-            ("theirs", kept_unseen(0, Place::Own, 1)),
+            ("ours", Some(kept_now(0, Place::Own))),
+            ("theirs", Some(kept_unseen(0, Place::Own, 1))),
+            ("not sent yet", None),
         ] {
             let key = ActionKey(Digest::of(name.as_bytes()));
             let entry = testing::result(Vec::new(), name.into());
             batch.put_action(&key, &entry).expect("puts");
             let row = entry.kept_as(&key).expect("a digest");
-            batch.put_kept(connection.id, &row, &kept).expect("puts");
+            let put = kept.map(|kept| batch.put_kept(connection.id, &row, &kept));
+            put.transpose().expect("puts");
             tree.names
                 .push((name.into(), u32::try_from(tree.inodes.len()).expect("few")));
             tree.inodes.push(TreeInode {
@@ -210,7 +214,18 @@ mod tests {
         let name: TreeName = "main".parse().expect("a name");
         storage.publish_tree(&name, tree).expect("publishes");
         let tree = storage.published_tree(&name).expect("is there");
-        let keys: Vec<_> = tree.actions.iter().map(|(key, _)| *key).collect();
-        assert_eq!(keys, [ActionKey(Digest::of(b"ours"))]);
+        let keys: HashSet<_> = tree.actions.iter().map(|(key, _)| *key).collect();
+        let expected = ["ours", "not sent yet"].map(|name| ActionKey(Digest::of(name.as_bytes())));
+        assert_eq!(keys, HashSet::from(expected));
+        // What a tree brings is theirs, too.
+        let other = tempfile::tempdir().expect("a directory");
+        let (reader, reading) = testing::store(other.path());
+        let [from, to] = [dir.path(), other.path()].map(|dir| dir.join("bucket/v1/trees"));
+        std::fs::create_dir_all(&to).expect("makes");
+        std::fs::copy(from.join("main"), to.join("main")).expect("copies");
+        reader.published_tree(&name).expect("is there");
+        for (key, entry) in &tree.actions {
+            assert!(reader.is_learned(&reading, key, entry).expect("reads"));
+        }
     }
 }
