@@ -228,6 +228,9 @@ impl Connection {
 
     /// Waits for a place among the calls that nobody waits for yet.
     pub fn early_place(&self) -> Result<EarlyPlace<'_>, Unavailable> {
+        if self.early.breaker.is_paused() {
+            return Err(Unavailable::LeftAlone);
+        }
         let place = self.place_in(&self.early);
         runtime()
             .map_err(no_threads)?

@@ -32,8 +32,7 @@ const AT_ONCE: usize = 16;
 /// How often a blob is asked for, each time with all the tries of a call.
 const TRIES: u32 = 3;
 
-/// How often a remote refuses a blob before that counts, and how long it is left in between.
-const REFUSALS: u32 = 2;
+/// How long a blob that is refused is left before it is asked for again.
 const REFUSED_PAUSE: Duration = Duration::from_millis(200);
 
 /// Why the bytes of a blob are not here.
@@ -208,9 +207,56 @@ impl Storage {
         Ok(())
     }
 
-    /// Fetches a blob or some of it, which counts as so many faults. What arrives damaged, or breaks off,
-    /// may do so on the way: it is asked for again before anything is concluded from it. What is refused is,
-    /// once, and a moment later: credentials may just have been replaced.
+    /// Asks for a blob or some of it. What arrives damaged, or breaks off, may do so on the way: it is asked for
+    /// again before anything is concluded from it. What is refused is, once, and a moment later: credentials may
+    /// just have been replaced.
+    fn ask_for(
+        &self,
+        kept: &Kept,
+        digest: &Digest,
+        once: impl Fn() -> Result<Fetched, Unavailable>,
+    ) -> Result<Fetched, FaultError> {
+        let mut tries = 0..TRIES;
+        let mut refused = None;
+        loop {
+            tries.next();
+            match once() {
+                Ok(Fetched::Damaged(damage)) if !tries.is_empty() => {
+                    tracing::warn!(%digest, %damage, "a blob arrived damaged");
+                }
+                Err(Unavailable::Remote(error)) if error.is_passing() && !tries.is_empty() => {
+                    tracing::warn!(%digest, %error, "a blob did not arrive");
+                }
+                Err(Unavailable::Remote(error)) if !error.is_passing() && refused.is_some() => {
+                    return Err(self.note_refused(digest, kept, &error));
+                }
+                Err(Unavailable::Remote(error)) if !error.is_passing() && !tries.is_empty() => {
+                    tracing::warn!(%digest, %error, "a blob is refused");
+                    refused = Some(error);
+                    std::thread::sleep(REFUSED_PAUSE);
+                }
+                asked => {
+                    return match (asked, &refused) {
+                        // Others were refused as well meanwhile.
+                        (Err(Unavailable::LeftAlone), Some(error)) => {
+                            Err(self.note_refused(digest, kept, error))
+                        }
+                        (asked, _) => Ok(asked?),
+                    };
+                }
+            }
+        }
+    }
+
+    /// What a remote refuses to give counts as lost for a while.
+    fn note_refused(&self, digest: &Digest, kept: &Kept, error: &RemoteError) -> FaultError {
+        tracing::error!(%digest, %error, "a blob cannot be fetched");
+        let refused = Gone::Refused(Instant::now());
+        self.lazy.note_gone(digest, kept.place, refused);
+        FaultError::Gone(error.to_string())
+    }
+
+    /// Fetches a blob or some of it, which counts as so many faults.
     pub(super) fn fetch_some(
         &self,
         source: Source<'_>,
@@ -221,32 +267,7 @@ impl Storage {
         let Source {
             connection, kept, ..
         } = source;
-        let mut tries = 0..TRIES;
-        let mut refusals = 0;
-        let fetched = loop {
-            tries.next();
-            match once() {
-                Ok(Fetched::Damaged(damage)) if !tries.is_empty() => {
-                    tracing::warn!(%digest, %damage, "a blob arrived damaged");
-                }
-                Err(Unavailable::Remote(error))
-                    if !error.is_passing() && refusals + 1 == REFUSALS =>
-                {
-                    tracing::error!(%digest, %error, "a blob cannot be fetched");
-                    let refused = Gone::Refused(Instant::now());
-                    self.lazy.note_gone(digest, kept.place, refused);
-                    return Err(FaultError::Gone(error.to_string()));
-                }
-                Err(Unavailable::Remote(error)) if !tries.is_empty() => {
-                    tracing::warn!(%digest, %error, "a blob did not arrive");
-                    if !error.is_passing() {
-                        refusals += 1;
-                        std::thread::sleep(REFUSED_PAUSE);
-                    }
-                }
-                fetched => break fetched?,
-            }
-        };
+        let fetched = self.ask_for(kept, digest, once)?;
         let count = match fetched {
             Fetched::Whole(bytes) => {
                 let _change = self.coming_in()?;
