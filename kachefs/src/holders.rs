@@ -55,14 +55,15 @@ pub fn of(device: u64) -> Vec<Holder> {
     holders
 }
 
-/// Whether all that hold a mount are in one of these process groups.
+/// Whether somebody holds a mount, and all who do are in one of these process groups.
 pub fn are_all_in(groups: &[u32], device: u64) -> bool {
     let is_in_one = |holder: &Holder| {
         let pid = i32::try_from(holder.pid).map(Pid::from_raw).ok();
         let group = pid.and_then(|pid| getpgid(Some(pid)).ok());
         group.is_some_and(|group| groups.contains(&group.as_raw().cast_unsigned()))
     };
-    of(device).iter().all(is_in_one)
+    let holders = of(device);
+    !holders.is_empty() && holders.iter().all(is_in_one)
 }
 
 /// Names holders in one line; `None` if there are none to name.

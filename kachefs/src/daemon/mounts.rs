@@ -421,8 +421,7 @@ impl Mounts {
         let Some(lineage) = self.storage.lazy.lineage.get() else {
             return false;
         };
-        let groups = lineage.groups(id);
-        let only_ours = !groups.is_empty() && holders::are_all_in(&groups, device);
+        let only_ours = holders::are_all_in(&lineage.groups(id), device);
         if only_ours {
             lineage.leave(id);
         }

@@ -27,7 +27,7 @@ const COMPILERS: usize = 2;
 /// How often a compiler is looked after.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How long a daemon that ends waits for its compilers to be gone.
+/// How long a daemon that ends, or unmounts, waits for its compilers to be gone.
 const ENDING: Duration = Duration::from_secs(1);
 
 /// What became of a compiler, if not what it should make.
@@ -259,7 +259,7 @@ pub(super) fn end_left_behind(dir: &StoreDir) -> io::Result<()> {
         scratches => scratches?,
     };
     for scratch in scratches {
-        // One that had not been noted yet has not been started, or ends by itself.
+        // One that was killed between starting it and noting that leaves one.
         let Ok(noted) = fs::read_to_string(scratch?.path().join(PROCESS)) else {
             continue;
         };
