@@ -95,7 +95,10 @@ impl DirectoryRemote {
             let path = root.join(&name);
             let layout = Layout::open(&root).map_err(|source| told(&root, &path, source))?;
             let layout = layout.ok_or_else(|| not_mounted(&root))?;
-            what(&layout.path(&name)).map_err(|source| told(&root, &path, source))
+            let below = layout
+                .path(&name)
+                .map_err(|source| told(&root, &path, source))?;
+            what(&below).map_err(|source| told(&root, &path, source))
         });
         match tokio::time::timeout(limit, done).await {
             Ok(Ok(result)) => result,
@@ -124,11 +127,13 @@ impl Layout {
         }
     }
 
-    /// Where what has that name is, while this is open.
-    fn path(&self, name: &str) -> PathBuf {
+    /// Where what has that name is, while this is open. An error where `/proc` does not show this process:
+    /// everything would seem to be gone.
+    fn path(&self, name: &str) -> io::Result<PathBuf> {
         let below = name.strip_prefix(LAYOUT).unwrap_or(name);
-        let open = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        PathBuf::from(open).join(below.trim_start_matches('/'))
+        let open = PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        fs::read_link(&open).map_err(|_| io::Error::other("/proc does not show this process"))?;
+        Ok(open.join(below.trim_start_matches('/')))
     }
 }
 

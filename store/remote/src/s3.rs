@@ -44,7 +44,8 @@ const STALLED: Duration = Duration::from_secs(5);
 const CONFLICT: Duration = Duration::from_millis(200);
 
 /// The clocks of both sides differ too much (S3 API Reference, "Error responses"). They are set right
-/// without anybody's doing, and it says nothing about what was asked for.
+/// without anybody's doing, and it says nothing about what was asked for. The SDK signs again with the time
+/// of the other side where the date of the answer shows the difference, and only there.
 const SKEWED: &str = "RequestTimeTooSkewed";
 
 /// The region of who has none.
@@ -354,7 +355,7 @@ impl Remote for S3Remote {
                     Err(failure) if failure.is_absent() => return Ok(None),
                     // It has no such bytes (RFC 9110, 15.5.17).
                     Err(failure) if failure.status == Some(416) => return Ok(Some(Bytes::new())),
-                    // The SDK has tried again what has not begun, but for this.
+                    // What else has not begun the SDK has tried again.
                     Err(failure) if failure.is_skew() => Err(self.error(failure)),
                     Err(failure) => return Err(self.error(failure)),
                 };
