@@ -45,8 +45,8 @@ struct Wanted {
 enum Gathered {
     /// This, and the blobs it names.
     Entries(Vec<(ActionKey, ActionEntry)>),
-    /// Nothing: it holds what must not leave the machine. With what says of its entries that they are there.
-    HeldBack(Vec<Digest>),
+    /// Nothing: it holds what must not leave the machine. With what would say that it is there.
+    HeldBack(Option<Digest>),
     /// Nothing: it is not wanted.
     Nothing,
 }
@@ -131,9 +131,9 @@ impl Storage {
                     upload,
                     entries,
                 }),
-                Ok(Gathered::HeldBack(rows)) => {
+                Ok(Gathered::HeldBack(row)) => {
                     held_back += 1;
-                    held_rows.extend(rows);
+                    held_rows.extend(row);
                     done.push(id);
                 }
                 Ok(Gathered::Nothing) => done.push(id),
@@ -214,8 +214,8 @@ impl Storage {
             return Ok(Gathered::Nothing);
         }
         let held_back = || -> Result<Gathered> {
-            let rows = entries.iter().map(|(key, entry)| entry.kept_as(key));
-            Ok(Gathered::HeldBack(rows.collect::<Result<_, _>>()?))
+            let row = entries.last().map(|(key, entry)| entry.kept_as(key));
+            Ok(Gathered::HeldBack(row.transpose()?))
         };
         let search = Search::new(&upload.secrets)?;
         let texts = [
