@@ -262,20 +262,27 @@ fn secrets_stay_at_home() {
         .bin("fn main() { println!(\"{} {:?} {}\", clean::N, leaky::T, script::T); }\n");
     let project = Project::new(warm.path("project"), &[leaky, script, clean, app]);
     warm.mount(project.target());
+    warm.kachefs("key generate").ok();
     warm.cargo(&project, "build").env("MY_TOKEN", SECRET).ok();
     warm.kachefs("push --wait").ok();
-    assert!(
-        !machines.objects("actions").is_empty(),
-        "something is uploaded"
-    );
+    for kind in ["actions", "builds"] {
+        assert!(!machines.objects(kind).is_empty(), "no {kind} are uploaded");
+    }
     let home = warm.path("home").display().to_string();
-    for secret in [SECRET.to_owned(), format!("{home}/")] {
-        for object in tree::files(machines.shared.path()) {
-            let bytes = unpacked(&object);
-            let found = bytes
-                .windows(secret.len())
-                .any(|part| part == secret.as_bytes());
-            assert!(!found, "{secret} is in {}", object.display());
+    let key = fs::read_to_string(warm.store().join("signing.key")).must("the key");
+    let key = key.split_whitespace().next_back().must("a key");
+    let bytes_of_key = blake3::Hash::from_hex(key).must("hexadecimal");
+    let home = format!("{home}/");
+    for object in tree::files(machines.shared.path()) {
+        let bytes = unpacked(&object);
+        for (name, secret) in [
+            ("the token", SECRET.as_bytes()),
+            ("the home", home.as_bytes()),
+            ("the key", key.as_bytes()),
+            ("the key", bytes_of_key.as_bytes()),
+        ] {
+            let found = bytes.windows(secret.len()).any(|part| part == secret);
+            assert!(!found, "{name} is in {}", object.display());
         }
     }
     let checkout = machines.checkout(&project);

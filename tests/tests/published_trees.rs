@@ -3,9 +3,14 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use harness::{Chance, Must, Project, Sandbox, samples, tree};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
+
+/// How long reading a program that is here may take.
+const PROMPT: Duration = Duration::from_secs(20);
 
 /// Two machines with a directory that both see.
 struct Machines {
@@ -235,42 +240,76 @@ fn what_is_gone_gives_eio_and_the_rest_is_there() {
     let there = machines.mount_read_only();
     let mut chance = Chance::new();
     let blobs = tree::files(&machines.shared.path().join("v1/blobs"));
-    let gone: Vec<_> = blobs.iter().filter(|_| chance.percent(50)).collect();
-    assert!(!blobs.is_empty());
-    for blob in &gone {
-        fs::remove_file(blob).must("remove");
+    let of_object = |path: &Path| {
+        path.file_name()
+            .must("a name")
+            .to_string_lossy()
+            .into_owned()
+    };
+    let mut gone = Vec::new();
+    for (at, blob) in blobs.iter().enumerate() {
+        if at == 0 || chance.percent(50) {
+            fs::remove_file(blob).must("remove");
+            gone.push(of_object(blob));
+        }
     }
-    let mut lost = 0;
+    assert!(gone.len() < blobs.len() || blobs.len() < 3, "some stay");
     // Twice: what is lost stays lost, and nothing else goes with it.
     for _ in 0..2 {
-        lost = 0;
+        let mut lost = 0;
         for path in tree::files(&there) {
             let name = path.strip_prefix(&there).must("below");
+            let original = fs::read(project.target().join(name)).must(path.display());
+            let is_gone = gone.contains(&blake3::hash(&original).to_hex().to_string());
             match fs::read(&path) {
                 Ok(bytes) => {
-                    let original = fs::read(project.target().join(name)).must(path.display());
                     assert!(bytes == original, "{name:?}");
+                    assert!(!is_gone, "{name:?} comes from nowhere");
                 }
                 Err(error) => {
                     assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name:?}: {error}");
+                    assert!(is_gone, "{name:?} is in the remote");
                     lost += 1;
                 }
             }
         }
+        assert!(lost > 0);
     }
-    assert_eq!(
-        lost > 0,
-        !gone.is_empty(),
-        "{} of {}",
-        gone.len(),
-        blobs.len()
-    );
     let log = fs::read_to_string(machines.shard.store().join("daemon.log")).must("the log");
-    for blob in &gone {
-        let digest = blob
-            .file_name()
-            .and_then(|name| name.to_str())
-            .must("a name");
+    for digest in &gone {
         assert!(log.contains(digest), "{digest} is not named");
     }
+}
+
+/// All that share a mount share what one of them has read: nobody is asked again, neither the remote nor the
+/// daemon.
+#[test]
+fn a_tree_is_one_request_and_its_pages_are_everybodys() {
+    let machines = Machines::new();
+    machines.publish("build");
+    let shard = &machines.shard;
+    let directory = machines.shared.path().display();
+    shard
+        .kachefs(&format!("remote set {directory} --read-only"))
+        .ok();
+    let there = machines.mount_read_only();
+    assert_eq!(number(shard, "requests"), 1, "the tree");
+    let program = there.join("debug/app");
+    let read = || {
+        shard
+            .command("sha256sum")
+            .arg(&program)
+            .timeout(PROMPT)
+            .ok()
+    };
+    let first = read();
+    let asked = number(shard, "requests");
+    assert!(asked > 1, "the program");
+    let daemon = shard.current_daemon();
+    kill(daemon, Signal::SIGSTOP).must("stop the daemon");
+    let second = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    kill(daemon, Signal::SIGCONT).must("let it go on");
+    let second = second.ok().must("read while nobody answers");
+    assert_eq!(first.stdout, second.stdout);
+    assert_eq!(number(shard, "requests"), asked);
 }
