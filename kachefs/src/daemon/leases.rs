@@ -20,9 +20,8 @@ pub fn renew_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
                 shown.extend(view.blobs());
             }
             let storage = Arc::clone(&mounts.storage);
-            if storage.lazy.leases.take_doubt() {
-                look_for(&mounts, &storage, &shown);
-            }
+            let leases = &storage.lazy.leases;
+            leases.look(|| look_for(&mounts, &storage, &shown));
             // While it waits, the store may be closed.
             drop(mounts);
             let lasts = storage.renew_lease(shown);

@@ -69,6 +69,18 @@ impl View {
         self.drop_suspects();
     }
 
+    /// Something did not come. Takes the names of all that is lost away before anybody is told, so that the next
+    /// build finds what it has to make, however soon it comes. For threads that serve no requests.
+    pub fn withdraw_lost(&self) {
+        if let Some(connection) = self.storage.lazy.connection() {
+            self.storage
+                .lazy
+                .leases
+                .wait_for_look(connection.patience(0));
+        }
+        self.drop_suspects();
+    }
+
     /// The files whose bytes are nowhere any more.
     fn lost(&self) -> impl Iterator<Item = Ino> {
         let is_lost = |node: &Arc<Node>| {

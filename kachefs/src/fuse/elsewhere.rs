@@ -17,7 +17,10 @@ impl Adapter {
             let mut buffer = vec![0; size as usize];
             match view.read(ino, offset, &mut buffer) {
                 Ok(read) => reply.data(&buffer[..read]),
-                Err(error) => reply.error(errno(error)),
+                Err(error) => {
+                    view.withdraw_lost();
+                    reply.error(errno(error));
+                }
             }
         });
     }
@@ -31,6 +34,7 @@ impl Adapter {
             // That they have not come is what the work itself finds.
             if let Err(error) = view.fault(ino) {
                 tracing::debug!(?ino, %error, "not here");
+                view.withdraw_lost();
             }
             work(view);
         });

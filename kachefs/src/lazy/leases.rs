@@ -6,8 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use remote::ObjectName;
@@ -41,8 +40,15 @@ pub struct Leases {
     written: Mutex<Option<Duration>>,
     changed: Mutex<bool>,
     wakes: Condvar,
-    /// Whether something was found to be gone.
-    doubt: AtomicBool,
+    looks: Mutex<Looks>,
+    looked: Condvar,
+}
+
+/// How often something was found to be gone, and for which of these all else was looked for since.
+#[derive(Default)]
+struct Looks {
+    wanted: u64,
+    done: u64,
 }
 
 impl Leases {
@@ -54,13 +60,32 @@ impl Leases {
 
     /// Something is gone that should be there: more may be.
     pub fn doubt(&self) {
-        self.doubt.store(true, Ordering::Relaxed);
+        self.looks.lock().wanted += 1;
         self.wake();
     }
 
-    /// Whether anything was gone since this was last asked.
-    pub fn take_doubt(&self) -> bool {
-        self.doubt.swap(false, Ordering::Relaxed)
+    /// Looks for what else is gone, if anything is since that was last done.
+    pub fn look(&self, look: impl FnOnce()) {
+        let looks = self.looks.lock();
+        let (wanted, done) = (looks.wanted, looks.done);
+        drop(looks);
+        if wanted > done {
+            look();
+            self.looks.lock().done = wanted;
+            self.looked.notify_all();
+        }
+    }
+
+    /// Waits until everything else was looked for that may be gone by now.
+    pub fn wait_for_look(&self, longest: Duration) {
+        let deadline = Instant::now() + longest;
+        let mut looks = self.looks.lock();
+        let wanted = looks.wanted;
+        while looks.done < wanted {
+            if self.looked.wait_until(&mut looks, deadline).timed_out() {
+                return;
+            }
+        }
     }
 
     /// Waits until it is time, or something changed. A machine that was asleep finds out within a minute.
