@@ -152,6 +152,15 @@ pub struct ActionResult {
 }
 
 impl ActionResult {
+    /// The blobs it names, with their sizes in bytes.
+    pub fn blobs(&self) -> impl Iterator<Item = (Digest, u64)> {
+        let outputs = self.outputs.iter();
+        outputs.filter_map(|output| match output.content {
+            OutputContent::Blob { digest, size } => Some((digest, size)),
+            OutputContent::Template(_) => None,
+        })
+    }
+
     /// Bytes a hit refers to.
     pub fn referenced_bytes(&self) -> u64 {
         self.outputs
@@ -180,15 +189,17 @@ pub struct ScriptResult {
 }
 
 impl ScriptResult {
+    /// The blobs it names, with their sizes in bytes.
+    pub fn blobs(&self) -> impl Iterator<Item = (Digest, u64)> {
+        self.tree.iter().filter_map(|entry| match entry.content {
+            TreeContent::Blob { digest, size } => Some((digest, size)),
+            TreeContent::Directory | TreeContent::Link(_) => None,
+        })
+    }
+
     /// Bytes a hit refers to.
     pub fn referenced_bytes(&self) -> u64 {
-        self.tree
-            .iter()
-            .map(|entry| match entry.content {
-                TreeContent::Blob { size, .. } => size,
-                TreeContent::Directory | TreeContent::Link(_) => 0,
-            })
-            .sum()
+        self.blobs().map(|(_, size)| size).sum()
     }
 }
 

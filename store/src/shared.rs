@@ -6,9 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::action::{
-    ActionEntry, ActionKey, InputRecord, InvocationDigest, OutputContent, TreeContent,
-};
+use crate::action::{ActionEntry, ActionKey, InputRecord, InvocationDigest};
 use crate::codec::{CodecError, Record, encode, whole};
 use crate::digest::{Digest, Hasher};
 
@@ -182,22 +180,8 @@ impl ActionEntry {
     /// The blobs it names, with their sizes in bytes.
     pub fn blobs(&self) -> Vec<(Digest, u64)> {
         match self {
-            Self::Result(result) => {
-                let blob = |content: &OutputContent| match content {
-                    OutputContent::Blob { digest, size } => Some((*digest, *size)),
-                    OutputContent::Template(_) => None,
-                };
-                let outputs = result.outputs.iter();
-                outputs.filter_map(|output| blob(&output.content)).collect()
-            }
-            Self::Script(result) => {
-                let blob = |content: &TreeContent| match content {
-                    TreeContent::Blob { digest, size } => Some((*digest, *size)),
-                    TreeContent::Directory | TreeContent::Link(_) => None,
-                };
-                let tree = result.tree.iter();
-                tree.filter_map(|entry| blob(&entry.content)).collect()
-            }
+            Self::Result(result) => result.blobs().collect(),
+            Self::Script(result) => result.blobs().collect(),
             Self::PathBound(_) => Vec::new(),
         }
     }
@@ -228,6 +212,7 @@ mod tests {
     use super::*;
     use crate::action::{ActionResult, Origin, Output, RootSet, ScriptResult, TreeEntry};
     use crate::codec::decode;
+    use crate::{OutputContent, TreeContent};
 
     fn fact() -> Fact {
         Fact {

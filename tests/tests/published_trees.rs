@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{Chance, Must, Project, Sandbox, samples, tree};
 use nix::sys::signal::{Signal, kill};
@@ -285,6 +285,31 @@ fn what_is_gone_gives_eio_and_the_rest_is_there() {
     for digest in &gone {
         assert!(log.contains(digest), "{digest} is not named");
     }
+}
+
+/// A mount that is only read has nobody who makes what is lost: it waits until it is there again.
+#[test]
+fn what_is_put_back_is_there_again() {
+    let machines = Machines::new();
+    machines.publish("build");
+    let there = machines.mount_read_only();
+    let program = there.join("debug/app");
+    let blobs = machines.shared.path().join("v1/blobs");
+    let aside = machines.shared.path().join("aside");
+    fs::rename(&blobs, &aside).must("take away");
+    let error = fs::read(&program).err().must("it comes from nowhere");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    fs::rename(&aside, &blobs).must("put back");
+    // Looked for once a minute, and when another tree is mounted.
+    let another = machines.shard.make_dir("another");
+    let mount = machines.shard.kachefs("mount --read-only app");
+    mount.arg(&another).ok();
+    let deadline = Instant::now() + PROMPT;
+    while fs::read(&program).is_err() {
+        assert!(Instant::now() < deadline, "it is there and nobody looks");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    machines.shard.command(&program).ok();
 }
 
 /// All that share a mount share what one of them has read: nobody is asked again, neither the remote nor the

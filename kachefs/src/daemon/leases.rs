@@ -3,11 +3,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use store::Digest;
 
 use super::mounts::Mounts;
+use crate::lazy::leases::AGAIN;
 use crate::storage::Storage;
 
 /// Writes the lease again and again, for as long as anybody has mounts.
@@ -22,9 +24,11 @@ pub fn renew_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
             let storage = Arc::clone(&mounts.storage);
             let leases = &storage.lazy.leases;
             leases.look(|| look_for(&mounts, &storage, &shown));
+            let waits = look_again(&mounts, &storage);
             // While it waits, the store may be closed.
             drop(mounts);
             let lasts = storage.renew_lease(shown);
+            let lasts = waits.map_or(lasts, |waits| lasts.min(waits));
             let lazy = Arc::clone(&storage.lazy.leases);
             drop(storage);
             lazy.wait(lasts);
@@ -36,10 +40,24 @@ pub fn renew_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
     thread.map(drop).context("cannot start a thread")
 }
 
-/// Takes away the names of what only the remote had and it has no more.
-fn look_for(mounts: &Mounts, storage: &Storage, shown: &HashSet<(Digest, u64)>) {
+/// Looks whether what is lost is there again that is shown where nobody builds: it is made by nobody, but may be
+/// put back. Returns when that is to be done again.
+fn look_again(mounts: &Mounts, storage: &Storage) -> Option<Duration> {
+    let views = mounts.in_use().into_iter().map(|(_, view)| view);
+    let lost = views.filter(|view| view.is_read_only());
+    let lost: HashSet<_> = lost.flat_map(|view| view.lost_blobs()).collect();
+    let lost: Vec<_> = lost.into_iter().collect();
+    match storage.find_again(&lost) {
+        Ok(0) => {}
+        Ok(found) => tracing::info!(found, "what was lost is there again"),
+        Err(error) => tracing::debug!(%error, "nobody knows what is there again"),
+    }
+    (!lost.is_empty()).then_some(AGAIN)
+}
+
+/// Takes away the names of what only the remote had and it has no more, and has the rest fetched.
+fn look_for(mounts: &Mounts, storage: &Arc<Storage>, shown: &HashSet<(Digest, u64)>) {
     match storage.find_lost(shown.iter().copied()) {
-        Ok(lost) if lost.is_empty() => {}
         Ok(lost) => {
             for (_, view) in mounts.in_use() {
                 view.doubt_blobs(&lost);
@@ -48,4 +66,5 @@ fn look_for(mounts: &Mounts, storage: &Storage, shown: &HashSet<(Digest, u64)>) 
         }
         Err(error) => tracing::debug!(%error, "nobody knows what else is gone"),
     }
+    storage.rescue(shown.iter().copied());
 }

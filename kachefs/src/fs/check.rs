@@ -53,9 +53,22 @@ impl View {
         self.suspect(nodes.map(|node| node.ino));
     }
 
-    /// What is nowhere any more will not be made again: one build makes all of it.
-    pub fn doubt_lost(&self) {
-        self.suspect(self.lost());
+    /// What is nowhere any more will not be made again: one build makes all of it. Returns the actions that made
+    /// it.
+    pub fn doubt_lost(&self) -> HashSet<ActionKey> {
+        let lost: Vec<_> = self.lost().collect();
+        let origin = |ino: &Ino| {
+            self.node(*ino)
+                .ok()?
+                .state
+                .lock()
+                .origin
+                .as_deref()
+                .copied()
+        };
+        let actions = lost.iter().filter_map(origin).collect();
+        self.suspect(lost);
+        actions
     }
 
     /// Makes again what is nowhere any more, and waits for it; what cannot be made loses its names. For
@@ -72,12 +85,7 @@ impl View {
     /// Something did not come. Takes the names of all that is lost away before anybody is told, so that the next
     /// build finds what it has to make, however soon it comes. For threads that serve no requests.
     pub fn withdraw_lost(&self) {
-        if let Some(connection) = self.storage.lazy.connection() {
-            self.storage
-                .lazy
-                .leases
-                .wait_for_look(connection.patience(0));
-        }
+        self.storage.wait_for_look();
         self.drop_suspects();
     }
 
@@ -93,11 +101,18 @@ impl View {
         nodes.map(|node| node.ino)
     }
 
+    /// The blobs of this view that are nowhere any more.
+    pub fn lost_blobs(&self) -> Vec<(Digest, u64)> {
+        let mut blobs = self.blobs();
+        blobs.retain(|(digest, size)| !self.storage.has(digest, *size));
+        blobs
+    }
+
     /// Whether the bytes of a file that are nowhere any more may be made again.
     pub(super) fn is_hopeful(&self, node: &Node) -> bool {
-        let lineage = self.storage.lazy.lineage.get();
-        node.state.lock().origin.is_some()
-            && lineage.is_some_and(|lineage| lineage.is_hopeful(self.id))
+        let origin = node.state.lock().origin.clone();
+        let lineage = self.storage.lazy.lineage.get().zip(origin);
+        lineage.is_some_and(|(lineage, action)| lineage.is_hopeful(self.id, &action))
     }
 
     /// Makes the bytes of a file again that are nowhere any more, and waits for them. Not where a remote

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use remote::blob::{self, Damage, Frames};
 use remote::{ObjectName, Remote, RemoteError};
@@ -20,7 +20,9 @@ use store::{CasError, Counter, Digest, IndexError, Kept, Place};
 use super::Gone;
 use super::connection::{Connection, EarlyPlace, Haste, Unavailable};
 use super::containers::Container;
-use super::reliance;
+use super::sending::SMALL;
+use super::{kept_unseen, reliance};
+use crate::clock;
 use crate::storage::Storage;
 
 /// A blob of at most so many bytes is fetched in one request.
@@ -164,6 +166,16 @@ impl Storage {
         in_parallel(blobs, |digest, size| self.fault(digest, size))
     }
 
+    /// The same for who reads none of them.
+    pub(super) fn bring_all(&self, blobs: &[(Digest, u64)]) -> Result<(), FaultError> {
+        in_parallel(blobs, |digest, size| {
+            if self.cas.has(digest, size) {
+                return Ok(());
+            }
+            self.bring(digest, size, Haste::Wanted).map(drop)
+        })
+    }
+
     fn fetch(
         &self,
         source: Source<'_>,
@@ -251,8 +263,7 @@ impl Storage {
     /// What a remote refuses to give counts as lost for a while.
     fn note_refused(&self, digest: &Digest, kept: &Kept, error: &RemoteError) -> FaultError {
         tracing::error!(%digest, %error, "a blob cannot be fetched");
-        let refused = Gone::Refused(Instant::now());
-        self.lazy.note_gone(digest, kept.place, refused);
+        self.lazy.note_absent(digest, kept.place);
         FaultError::Gone(error.to_string())
     }
 
@@ -277,12 +288,14 @@ impl Storage {
             Fetched::Filed(count) => count,
             Fetched::Unwritten(error) => return Err(error.into()),
             Fetched::Absent => {
+                self.lazy.note_absent(digest, kept.place);
                 self.lazy.leases.doubt();
-                return self.forget(connection, digest, kept, "it is gone");
+                return self.forget(connection, digest, "it is gone");
             }
             Fetched::Damaged(damage) => {
+                self.lazy.note_gone(digest, kept.place, Gone::Unfit);
                 let why = format!("it is damaged: {damage}");
-                return self.forget(connection, digest, kept, &why);
+                return self.forget(connection, digest, &why);
             }
         };
         let mut batch = self.index.batch();
@@ -317,7 +330,8 @@ impl Storage {
             .filter_map(|container| held.get(container))
             .flatten()
         {
-            match self.forget(&connection, digest, kept, "it is gone, too") {
+            self.lazy.note_absent(digest, kept.place);
+            match self.forget(&connection, digest, "it is gone, too") {
                 Ok(()) | Err(FaultError::Gone(_)) => lost.insert(*digest),
                 Err(error) => return Err(error),
             };
@@ -325,16 +339,51 @@ impl Storage {
         Ok(lost)
     }
 
+    /// Which of these blobs, which were found to be nowhere, a remote has again where they were, or where large
+    /// ones always are. They are fetched from there from now on.
+    pub fn find_again(&self, lost: &[(Digest, u64)]) -> Result<usize, FaultError> {
+        let Some(connection) = self.lazy.connection().filter(|_| !lost.is_empty()) else {
+            return Ok(0);
+        };
+        let mut places: HashMap<Digest, Vec<Place>> = HashMap::new();
+        for ((digest, place), _) in self.lazy.gone.lock().iter() {
+            places.entry(*digest).or_default().push(*place);
+        }
+        let mut wanted: HashMap<Container, Vec<(Digest, u64, Place)>> = HashMap::new();
+        for (digest, size) in lost {
+            let own = (*size >= SMALL).then_some(Place::Own);
+            for place in places.remove(digest).into_iter().flatten().chain(own) {
+                let container = Container::of(digest, &place);
+                let blob = (*digest, *size, place);
+                wanted.entry(container).or_default().push(blob);
+            }
+        }
+        let began_ms = clock::now_ms();
+        let containers = wanted.keys().copied().collect();
+        let absent = connection.send(async |remote| reliance::absent(&remote, containers).await)?;
+        for container in absent {
+            wanted.remove(&container);
+        }
+        let mut batch = self.index.batch();
+        let mut found = HashSet::new();
+        for (digest, size, place) in wanted.into_values().flatten() {
+            self.lazy.gone.lock().pop(&(digest, place));
+            let kept = kept_unseen(size, place, began_ms);
+            batch.put_kept(connection.id, &digest, &kept)?;
+            found.insert(digest);
+        }
+        batch.commit()?;
+        Ok(found.len())
+    }
+
     /// What a remote does not hold as it should is not looked for there again.
     fn forget(
         &self,
         connection: &Connection,
         digest: &Digest,
-        kept: &Kept,
         why: &str,
     ) -> Result<(), FaultError> {
         tracing::error!(%digest, remote = connection.place(), why, "a blob cannot be fetched");
-        self.lazy.note_gone(digest, kept.place, Gone::Lost);
         let mut batch = self.index.batch();
         batch.delete_kept(connection.id, digest);
         batch.commit()?;
@@ -343,7 +392,7 @@ impl Storage {
 }
 
 /// Does something for many blobs, some at a time. The first error ends it.
-pub(super) fn in_parallel(
+fn in_parallel(
     blobs: &[(Digest, u64)],
     work: impl Fn(&Digest, u64) -> Result<(), FaultError> + Sync,
 ) -> Result<(), FaultError> {

@@ -57,13 +57,29 @@ impl Asked {
 }
 
 impl Storage {
-    /// Whether a result that names this blob may be bound: it is on this disk, or was lately known to be in
-    /// a remote that answers.
-    pub fn may_be_bound(&self, digest: &Digest, size: u64) -> bool {
-        self.cas.has(digest, size)
-            || self
-                .lately(digest, size)
-                .is_some_and(|connection| !connection.is_left_alone())
+    /// Whether a result that names these blobs may be bound: they are on this disk, or were lately known to be
+    /// in a remote that answers. One that has lost something is not believed: then they are fetched first.
+    pub fn may_be_bound(&self, blobs: impl IntoIterator<Item = (Digest, u64)>) -> bool {
+        let blobs = blobs.into_iter();
+        let elsewhere: Vec<_> = blobs
+            .filter(|(digest, size)| !self.cas.has(digest, *size))
+            .collect();
+        let is_there = |(digest, size): &(Digest, u64)| {
+            let connection = self.lately(digest, *size);
+            connection.is_some_and(|connection| !connection.is_left_alone())
+        };
+        elsewhere.iter().all(is_there)
+            && (!self.is_doubtful(&elsewhere) || self.bring_all(&elsewhere).is_ok())
+    }
+
+    /// Whether any of these blobs may not be there, whatever is said.
+    fn is_doubtful(&self, blobs: &[(Digest, u64)]) -> bool {
+        let was_gone = |(digest, size): &(Digest, u64)| {
+            let kept = self.kept(digest, *size);
+            kept.is_none_or(|(_, kept)| self.lazy.was_gone(digest, &kept.place))
+        };
+        let is_any_gone = !self.lazy.gone.lock().is_empty();
+        self.lazy.leases.doubts() || is_any_gone && blobs.iter().any(was_gone)
     }
 
     /// The remote, if it was lately known to hold a blob.

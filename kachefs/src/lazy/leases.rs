@@ -12,9 +12,9 @@ use parking_lot::{Condvar, Mutex};
 use remote::ObjectName;
 use store::Digest;
 
-use super::connection::{Connection, Haste, Unavailable};
+use super::connection::{Connection, Unavailable};
 use super::containers::Container;
-use super::faults::{FaultError, in_parallel};
+use super::faults::FaultError;
 use super::reliance::{condemned, new_id, put_lease};
 use crate::clock;
 use crate::storage::Storage;
@@ -22,11 +22,15 @@ use crate::storage::Storage;
 /// It is written so many times within a grace.
 const WITHIN: u32 = 3;
 
-/// How long until a remote that did not take it is asked again, at most.
-const AGAIN: Duration = Duration::from_mins(1);
+/// How long until a remote that did not take it, or has lost something, is asked again, at most.
+pub const AGAIN: Duration = Duration::from_mins(1);
 
 /// Blobs that are fetched together: when one is gone, those behind it in the same share are not fetched.
 const AT_ONCE: usize = 16;
+
+/// How long nothing is believed to be in a remote that has lost something: long enough for whoever removes
+/// things to come to an end, and for a few builds.
+const DOUBT: Duration = Duration::from_mins(10);
 
 /// How often somebody looks whether there is a remote at all.
 const IDLE: Duration = Duration::from_mins(10);
@@ -44,11 +48,13 @@ pub struct Leases {
     looked: Condvar,
 }
 
-/// How often something was found to be gone, and for which of these all else was looked for since.
+/// How often something was found to be gone, for which of these all else was looked for since, and when it
+/// was found last.
 #[derive(Default)]
 struct Looks {
     wanted: u64,
     done: u64,
+    last: Option<Instant>,
 }
 
 impl Leases {
@@ -60,8 +66,17 @@ impl Leases {
 
     /// Something is gone that should be there: more may be.
     pub fn doubt(&self) {
-        self.looks.lock().wanted += 1;
+        let mut looks = self.looks.lock();
+        looks.wanted += 1;
+        looks.last = Some(Instant::now());
+        drop(looks);
         self.wake();
+    }
+
+    /// Whether anything was found to be gone lately: what else is said to be there is not believed.
+    pub(super) fn doubts(&self) -> bool {
+        let last = self.looks.lock().last;
+        last.is_some_and(|when| when.elapsed() < DOUBT)
     }
 
     /// Looks for what else is gone, if anything is since that was last done.
@@ -77,7 +92,7 @@ impl Leases {
     }
 
     /// Waits until everything else was looked for that may be gone by now.
-    pub fn wait_for_look(&self, longest: Duration) {
+    fn wait_for_look(&self, longest: Duration) {
         let deadline = Instant::now() + longest;
         let mut looks = self.looks.lock();
         let wanted = looks.wanted;
@@ -138,6 +153,14 @@ impl Storage {
         }
     }
 
+    /// Where something was found to be gone, waits until everything else was looked for: no longer than for a
+    /// call.
+    pub fn wait_for_look(&self) {
+        if let Some(connection) = self.lazy.connection() {
+            self.lazy.leases.wait_for_look(connection.patience(0));
+        }
+    }
+
     /// Fetches what is about to be removed, while it is there: who removes it may have looked for leases
     /// before there was one on it. What is gone by then, others find out about (`faults`).
     fn bring_condemned(
@@ -159,13 +182,7 @@ impl Storage {
             tracing::info!(blobs = blobs.len(), "fetching what is about to be removed");
         }
         for some in blobs.chunks(AT_ONCE) {
-            let bring = |digest: &Digest, size| {
-                if self.cas.has(digest, size) {
-                    return Ok(());
-                }
-                self.bring(digest, size, Haste::Wanted).map(drop)
-            };
-            match in_parallel(some, bring) {
+            match self.bring_all(some) {
                 Ok(()) | Err(FaultError::Gone(_)) => {}
                 Err(error) => return Err(error),
             }

@@ -20,12 +20,11 @@ pub struct Lost {
 
 /// Runs actions again.
 pub trait Lineage: Send + Sync {
-    /// Whether it is worth asking for anything of this view: not where something was tried in vain a
-    /// moment ago. Cheap.
-    fn is_hopeful(&self, view: ViewId) -> bool;
+    /// Whether it is worth asking for what an action made in a view: not where it was tried in vain a moment
+    /// ago, or was lost when something else was. Cheap.
+    fn is_hopeful(&self, view: ViewId, action: &ActionKey) -> bool;
 
-    /// The actions of this view that can be run again, as far as can be told beforehand. None where it is
-    /// not worth asking.
+    /// The actions of this view that it is worth asking for, as far as can be told beforehand.
     fn known(&self, view: ViewId) -> HashSet<ActionKey>;
 
     /// Makes a blob again, and waits for it, within a limit. `false` when it is still not here. Called

@@ -25,10 +25,10 @@ use store::{
 use super::connection::Connection;
 use super::containers::{self, Container};
 use super::facts;
+use super::not_encoded;
 use super::prefetch;
 use super::reliance::{Reliance, is_old};
 use super::sending::ensure_recent;
-use super::{Gone, not_encoded};
 use crate::clock;
 use crate::storage::Storage;
 
@@ -222,7 +222,7 @@ impl Storage {
                 if let Some(kept) = self.index.kept(connection.id, digest)?
                     && merged.lost.contains(&Container::of(digest, &kept.place))
                 {
-                    self.lazy.note_gone(digest, kept.place, Gone::Lost);
+                    self.lazy.note_absent(digest, kept.place);
                     batch.delete_kept(connection.id, digest);
                     // What views show of it, too.
                     self.lazy.leases.doubt();

@@ -8,6 +8,7 @@
 //! of as one object, `trees` whole views. `lineage` is how what is nowhere any more is made again. `facts`
 //! says what objects hold, `secrets` what never leaves the machine. `gc` removes what nothing names from a
 //! remote (`containers`); `reliance` keeps it from what is counted on, `leases` from what is shown here.
+//! `rescue` fetches what is shown of a remote that loses things.
 //!
 //! Nothing of it may break a build or keep it waiting: every call has a limit, and a remote that does
 //! not answer is left alone for a while (`breaker`).
@@ -29,6 +30,7 @@ pub mod prefetch;
 mod queue;
 mod ranges;
 mod reliance;
+mod rescue;
 pub mod secrets;
 mod sending;
 #[cfg(test)]
@@ -63,6 +65,7 @@ use self::manifests::OpenBuilds;
 use self::partial::Partials;
 use self::prefetch::Prefetch;
 use self::queue::Queue;
+use self::rescue::Rescue;
 use crate::clock;
 use crate::flight::Flights;
 use crate::remote_config::RemoteConfig;
@@ -70,17 +73,17 @@ use crate::remote_config::RemoteConfig;
 /// Blobs that are remembered as gone.
 const GONE: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
 
-/// How long what a remote refuses (for want of a right, or of something on this machine) is as good as
-/// gone: who asks for it has it made instead.
-const REFUSED: Duration = Duration::from_mins(5);
+/// How long a blob is not looked for again where it was not, or where it was refused (for want of a right, or
+/// of something on this machine): who asks for it has it made instead.
+const GONE_FOR: Duration = Duration::from_mins(5);
 
 /// Why a blob is not looked for where it should be.
 #[derive(Clone, Copy, Debug)]
 enum Gone {
-    /// It is not there, or not what it should be.
-    Lost,
-    /// It was refused, then.
-    Refused(Instant),
+    /// What is there is not what it should be, or is about to be removed.
+    Unfit,
+    /// It was not there, or was refused, then.
+    Since(Instant),
 }
 
 /// What a store knows of its remote.
@@ -92,7 +95,7 @@ pub struct Lazy {
     partials: Partials,
     asked: Asked,
     /// Blobs that were not where they should be, or not what they should be. What names them is not
-    /// believed again.
+    /// believed without a look.
     gone: Mutex<LruCache<(Digest, Place), Gone>>,
     /// Whether the store is about to be closed: no blob comes any more.
     closed: AtomicBool,
@@ -104,6 +107,8 @@ pub struct Lazy {
     pub queue: Arc<Queue>,
     /// What is needed of the remote.
     pub leases: Arc<Leases>,
+    /// What is fetched because more may be lost.
+    rescue: Rescue,
     /// What makes again what is lost.
     pub lineage: OnceLock<Box<dyn Lineage>>,
 }
@@ -131,6 +136,7 @@ impl Lazy {
             builds: OpenBuilds::default(),
             prefetch: Prefetch::default(),
             leases: Arc::default(),
+            rescue: Rescue::default(),
             lineage: OnceLock::new(),
         }
     }
@@ -167,14 +173,24 @@ impl Lazy {
     /// Whether a blob was found not to be at a place in the remote, or damaged there.
     fn is_gone(&self, digest: &Digest, place: &Place) -> bool {
         match self.gone.lock().peek(&(*digest, *place)) {
-            Some(Gone::Lost) => true,
-            Some(Gone::Refused(when)) => when.elapsed() < REFUSED,
+            Some(Gone::Unfit) => true,
+            Some(Gone::Since(when)) => when.elapsed() < GONE_FOR,
             None => false,
         }
     }
 
     fn note_gone(&self, digest: &Digest, place: Place, how: Gone) {
         self.gone.lock().put((*digest, place), how);
+    }
+
+    /// It was not there, or was refused, a moment ago.
+    fn note_absent(&self, digest: &Digest, place: Place) {
+        self.note_gone(digest, place, Gone::Since(Instant::now()));
+    }
+
+    /// Whether a blob was ever found not to be there.
+    fn was_gone(&self, digest: &Digest, place: &Place) -> bool {
+        self.gone.lock().contains(&(*digest, *place))
     }
 
     /// From now on no blob is stored that comes from elsewhere: the last sync point is about to be made,

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::storage::Storage;
 
 /// Blobs of less bytes go into packs, and packs grow to so many.
-const SMALL: u64 = 64 << 10;
+pub(super) const SMALL: u64 = 64 << 10;
 const PACK: u64 = 4 << 20;
 
 /// Bytes that are sent before more is gathered.
@@ -274,7 +274,7 @@ impl Storage {
                 if !self.cas.has(digest, *size) {
                     self.bring(digest, *size, Haste::Wanted)?;
                 }
-                self.lazy.note_gone(digest, Place::Own, Gone::Lost);
+                self.lazy.note_gone(digest, Place::Own, Gone::Unfit);
                 self.add_bytes(*digest, *size, &mut objects)?;
             }
             Ok(())

@@ -5,7 +5,8 @@
 //! for the crates it loads. The compiler is started by a thread of its own, holds nothing of the daemon's
 //! and is ended when whoever waits has waited long enough. It reads from the views it once read from, so
 //! the crates it loads are made again first, if they are lost, too. Where one thing could not be made again
-//! nothing else of that view is tried for a while: the next build makes all of it, faster than we could.
+//! nothing else is tried for a while of what is lost of that view by then: the next build makes all of it,
+//! faster than we could.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -34,7 +35,7 @@ const LIMIT: Duration = Duration::from_mins(2);
 /// Instead of [`LIMIT`], in milliseconds: for tests.
 const TEST_LIMIT: &str = "KACHEFS_TEST_RECOMPUTE_MS";
 
-/// How long nothing of a view is tried after something was in vain.
+/// How long nothing is tried that was in vain, or was lost when something was.
 const HOPELESS: Duration = Duration::from_mins(1);
 
 /// How many lost crates may be behind each other.
@@ -78,8 +79,8 @@ pub struct Recomputer {
     opens: Condvar,
     flights: Arc<Flights<ActionKey>>,
     compilers: Compilers,
-    /// Views in which something was in vain, and when.
-    hopeless: Mutex<HashMap<ViewId, Instant>>,
+    /// What was in vain, or was lost when something was, and when.
+    hopeless: Mutex<HashMap<(ViewId, ActionKey), Instant>>,
 }
 
 /// What the store's views ask.
@@ -94,18 +95,18 @@ struct Bounds {
 }
 
 impl Lineage for Installed {
-    fn is_hopeful(&self, view: ViewId) -> bool {
-        self.0.is_hopeful(view)
+    fn is_hopeful(&self, view: ViewId, action: &ActionKey) -> bool {
+        self.0.is_hopeful(view, action)
     }
 
     fn known(&self, view: ViewId) -> HashSet<ActionKey> {
         let mut known = HashSet::new();
-        let Some(service) = self.0.service.upgrade().filter(|_| self.is_hopeful(view)) else {
+        let Some(service) = self.0.service.upgrade() else {
             return known;
         };
         service.builds.write();
         let read = service.storage.index.each_request(view, |kept| {
-            if is_reproducible(&kept) {
+            if is_reproducible(&kept) && self.0.is_hopeful(view, &kept.key) {
                 known.insert(kept.key);
             }
         });
@@ -186,7 +187,7 @@ impl Recomputer {
         let is_lost = |wanted: &&Wanted| !service.storage.has(&wanted.blob.0, wanted.blob.1);
         if !came && let Some(lost) = wanted.iter().find(is_lost) {
             // The compiler fails: what is still lost is for the next build.
-            self.give_up(service, lost.view.id, &Failure::Externs);
+            self.give_up(service, lost.view.id, lost.action, &Failure::Externs);
         }
         came
     }
@@ -221,11 +222,10 @@ impl Recomputer {
         }
     }
 
-    fn is_hopeful(&self, view: ViewId) -> bool {
+    fn is_hopeful(&self, view: ViewId, action: &ActionKey) -> bool {
         let hopeless = self.hopeless.lock();
-        hopeless
-            .get(&view)
-            .is_none_or(|since| since.elapsed() > HOPELESS)
+        let since = hopeless.get(&(view, *action));
+        since.is_none_or(|since| since.elapsed() > HOPELESS)
     }
 
     /// One makes it, however many wait. Who made something else of the same action has not made this.
@@ -237,12 +237,12 @@ impl Recomputer {
             if service.storage.cas.has(&lost.digest, lost.size) {
                 return true;
             }
-            if !self.is_hopeful(lost.view) {
+            if !self.is_hopeful(lost.view, &lost.action) {
                 return false;
             }
             let left = bounds.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                self.give_up(&service, lost.view, &Failure::Late);
+                self.give_up(&service, lost.view, Some(lost.action), &Failure::Late);
                 return false;
             }
             drop(service);
@@ -262,30 +262,29 @@ impl Recomputer {
         let (this, theirs) = (Arc::clone(self), Arc::clone(&service));
         let work = move || {
             if let Err(failure) = this.attempt(&theirs, &lost, bounds) {
-                this.give_up(&theirs, lost.view, &failure);
+                this.give_up(&theirs, lost.view, Some(lost.action), &failure);
             }
             // Whoever waits finds the blob, or that there is no hope.
             drop(flight);
         };
         let thread = std::thread::Builder::new().name("recompute".into());
         if let Err(error) = thread.spawn(work) {
-            self.give_up(&service, lost.view, &error.into());
+            self.give_up(&service, lost.view, Some(lost.action), &error.into());
         }
     }
 
-    /// Nothing else of this view is tried for a while, and what is lost of it loses its names.
-    fn give_up(&self, service: &Service, view: ViewId, why: &Failure) {
+    /// Nothing is tried for a while of what is lost of this view by now, and it loses its names.
+    fn give_up(&self, service: &Service, view: ViewId, action: Option<ActionKey>, why: &Failure) {
         tracing::warn!(view = view.0, %why, "what is lost is not made again");
-        let known = {
-            let mut hopeless = self.hopeless.lock();
-            hopeless.retain(|_, since| since.elapsed() <= HOPELESS);
-            hopeless.insert(view, Instant::now())
-        };
-        if known.is_none()
-            && let Some(view) = service.mounts.view(view)
-        {
-            view.doubt_lost();
-        }
+        // All of it, not what was read until now.
+        service.storage.wait_for_look();
+        let mounted = service.mounts.view(view);
+        let lost = mounted.map(|view| view.doubt_lost());
+        let now = Instant::now();
+        let lost = lost.into_iter().flatten().chain(action);
+        let mut hopeless = self.hopeless.lock();
+        hopeless.retain(|_, since| since.elapsed() <= HOPELESS);
+        hopeless.extend(lost.map(|action| ((view, action), now)));
     }
 
     fn attempt(

@@ -207,10 +207,7 @@ pub fn source_digest(service: &Service, prepared: &Prepared, path: &Path) -> Opt
 
 /// Whether every blob of a result can be had: it is on this disk, or lately was in a remote that answers.
 pub(super) fn is_whole(service: &Service, result: &ActionResult) -> bool {
-    result.outputs.iter().all(|output| match &output.content {
-        OutputContent::Blob { digest, size } => service.storage.may_be_bound(digest, *size),
-        OutputContent::Template(_) => true,
-    })
+    service.storage.may_be_bound(result.blobs())
 }
 
 /// Puts the outputs of a found result into the out-dir, and counts the hit in the same commit.

@@ -206,12 +206,8 @@ fn find(service: &Service, prepared: &Prepared) -> Option<FoundRun> {
             let ActionEntry::Script(result) = entry else {
                 return None;
             };
-            let is_there = |content: &TreeContent| match content {
-                TreeContent::Blob { digest, size } => service.storage.may_be_bound(digest, *size),
-                TreeContent::Directory | TreeContent::Link(_) => true,
-            };
-            let whole = result.tree.iter().all(|entry| is_there(&entry.content));
-            whole.then_some(FoundRun {
+            let is_whole = service.storage.may_be_bound(result.blobs());
+            is_whole.then_some(FoundRun {
                 key,
                 result,
                 source,
