@@ -117,11 +117,29 @@ fn of(environment: &Environment, is_told: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>
         let mut words = SECRET_WORDS.iter();
         words.any(|word| name.windows(word.len()).any(|part| part == *word))
     };
-    let is_common = |name: &[u8]| {
+    let home = environment::value(environment, b"HOME").map(OsStr::from_bytes);
+    // As it is spelled, and as it is.
+    let real = home.and_then(|home| fs::canonicalize(home).ok());
+    let homes = home.map(Path::new).into_iter().chain(real.as_deref());
+    let homes: Vec<_> = homes
+        .filter(|home| home.is_absolute() && home.parent().is_some())
+        .collect();
+    let path = environment::value(environment, b"PATH").unwrap_or_default();
+    // Where a JDK or an SDK is installed is no secret, and in much that is linked.
+    let is_of_programs = |value: &[u8]| {
+        let value = Path::new(OsStr::from_bytes(value));
+        let mut programs = path.split(|byte| *byte == b':');
+        let is_of_user = |home: &&Path| home.starts_with(value) || value.starts_with(home);
+        value.is_absolute()
+            && !homes.iter().any(is_of_user)
+            && programs.any(|programs| Path::new(OsStr::from_bytes(programs)).starts_with(value))
+    };
+    let is_common = |name: &[u8], value: &[u8]| {
         if is_secret(name) {
             return false;
         }
         COMMON.contains(&name)
+            || is_of_programs(value)
             || COMMON_PREFIXES
                 .iter()
                 .any(|prefix| name.starts_with(prefix))
@@ -129,14 +147,10 @@ fn of(environment: &Environment, is_told: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>
     };
     let mut secrets: Vec<Vec<u8>> = environment
         .iter()
-        .filter(|(name, value)| !is_common(name) && value.len() >= SHORTEST)
+        .filter(|(name, value)| value.len() >= SHORTEST && !is_common(name, value))
         .map(|(_, value)| value.clone())
         .collect();
-    let home = environment::value(environment, b"HOME").map(OsStr::from_bytes);
-    // As it is spelled, and as it is.
-    let real = home.and_then(|home| fs::canonicalize(home).ok());
-    let homes = home.map(Path::new).into_iter().chain(real.as_deref());
-    for home in homes.filter(|home| home.is_absolute() && home.parent().is_some()) {
+    for home in homes {
         let mut home = home.as_os_str().as_bytes().to_vec();
         // Not the beginning of another name.
         home.push(b'/');
@@ -200,6 +214,31 @@ mod tests {
         let search = Search::new(&secrets).expect("a search");
         assert!(search.finds(b"x hunter2-hunter2 y") && search.finds(b"/home/ann/x"));
         assert!(!search.finds(b"long-package-name xterm-256color"));
+    }
+
+    #[test]
+    fn where_programs_are_is_not() {
+        let environment: Vec<_> = [
+            ("HOME", "/home/ann"),
+            ("MINE", "/home/ann"),
+            (
+                "PATH",
+                "/usr/bin:/opt/jdk-21/bin:/opt/sdk:/home/ann/tools/bin",
+            ),
+            ("TOOLS", "/home/ann/tools"),
+            ("JAVA_HOME", "/opt/jdk-21"),
+            ("SDK", "/opt/sdk/"),
+            ("KEY_DIR", "/opt/jdk-21"),
+            ("PROJECT", "/opt/project"),
+            ("PART", "/opt/jdk-2"),
+        ]
+        .map(|(name, value)| (name.into(), value.into()))
+        .to_vec();
+        let path: &[u8] = b"/usr/bin:/opt/jdk-21/bin:/opt/sdk:/home/ann/tools/bin";
+        let homes: [&[u8]; 3] = [b"/home/ann", b"/home/ann/", b"/home/ann/tools"];
+        let others: [&[u8]; 3] = [b"/opt/jdk-2", b"/opt/jdk-21", b"/opt/project"];
+        let expected = [&homes[..], &others, &[path]].concat();
+        assert_eq!(of(&environment, |_| false), expected);
     }
 
     #[test]
