@@ -74,6 +74,12 @@ impl Breaker {
         state.open_until = state.open_until.map(|until| until.min(soon));
     }
 
+    /// The remote answers, as others have found: the next call may be made at once.
+    pub fn try_now(&self) {
+        let mut state = self.0.lock();
+        state.open_until = state.open_until.map(|until| until.min(Instant::now()));
+    }
+
     /// Whether the remote is being left alone.
     pub fn is_open(&self) -> bool {
         self.0.lock().open_until.is_some()

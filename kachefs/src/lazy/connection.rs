@@ -295,6 +295,9 @@ impl Connection {
             }
             _ => {
                 if line.breaker.answered() {
+                    for other in [&self.asking, &self.early, &self.sending] {
+                        other.breaker.try_now();
+                    }
                     tracing::info!(remote = self.place(), "the remote answers again");
                 }
             }
@@ -399,6 +402,20 @@ mod tests {
             drop(places);
             tries.join().expect("joins").expect("is answered");
         });
+        assert!(!connection.is_left_alone());
+    }
+
+    #[test]
+    fn what_answers_again_is_asked_by_everybody() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (_storage, connection) = testing::store(dir.path());
+        connection.asking.breaker.failed(true);
+        connection.sending.breaker.failed(true);
+        let asked = connection.call(async |_| Ok(()));
+        assert!(matches!(asked, Err(Unavailable::LeftAlone)), "{asked:?}");
+        connection.sending.breaker.try_now();
+        connection.send(async |_| Ok(())).expect("is answered");
+        connection.call(async |_| Ok(())).expect("is tried");
         assert!(!connection.is_left_alone());
     }
 
