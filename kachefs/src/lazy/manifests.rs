@@ -93,6 +93,13 @@ impl OpenBuilds {
         published.insert(fingerprint, known);
     }
 
+    /// Whether there is a build whose process is gone.
+    pub(super) fn has_ended(&self) -> bool {
+        let open = self.open.lock();
+        let mut builds = open.iter().filter(|(_, builds)| !builds.is_empty());
+        builds.any(|(process, _)| !is_running(*process))
+    }
+
     /// The builds whose processes are gone.
     fn take_ended(&self) -> HashMap<Digest, HashSet<Part>> {
         let mut ended: HashMap<Digest, HashSet<Part>> = HashMap::new();

@@ -90,6 +90,9 @@ impl Storage {
     }
 
     fn upload_to(&self, connection: &Arc<Connection>) -> Result<()> {
+        if self.index.uploads(1)?.is_empty() && !self.lazy.builds.has_ended() {
+            return Ok(());
+        }
         // Packing is work, too.
         if connection.sends_nothing() {
             return Err(Unavailable::LeftAlone.into());
@@ -481,6 +484,23 @@ mod tests {
             assert_eq!(sent.len(), usize::from(!is_first), "{sent:?}");
             assert_eq!(storage.index.upload_count().expect("reads"), 0);
         }
+    }
+
+    #[test]
+    fn nothing_is_sent_wherever_the_remote_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let away = async |_| {
+            Err::<(), _>(RemoteError::TimedOut {
+                place: "here".to_owned(),
+                limit: Duration::from_secs(1),
+            })
+        };
+        connection.send(away).expect_err("is away");
+        assert!(connection.sends_nothing());
+        storage.upload_to(&connection).expect("has nothing to send");
+        note(&storage, &connection, &[key("key")], b"harmless", &[]);
+        storage.upload_to(&connection).expect_err("sends nothing");
     }
 
     #[test]
