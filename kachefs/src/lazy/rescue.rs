@@ -118,7 +118,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (storage, connection) = testing::store(dir.path());
         let [(digest, size), _] = elsewhere(&storage, &connection);
-        let long_ago = Instant::now() - GONE_FOR;
+        let long_ago = Instant::now().checked_sub(GONE_FOR);
+        let long_ago = long_ago.expect("the clock goes back that far");
         let lazy = &storage.lazy;
         lazy.note_gone(&digest, Place::Own, Gone::Since(long_ago));
         // Somebody says again that it is there.
