@@ -25,6 +25,8 @@ struct State {
     open_until: Option<Instant>,
     /// Whether one does, behind a pause.
     trying: bool,
+    /// Whether a pause was cut short because others were answered.
+    hastened: bool,
 }
 
 impl Default for Breaker {
@@ -34,6 +36,7 @@ impl Default for Breaker {
             pause: FIRST_PAUSE,
             open_until: None,
             trying: false,
+            hastened: false,
         }))
     }
 }
@@ -74,10 +77,13 @@ impl Breaker {
         state.open_until = state.open_until.map(|until| until.min(soon));
     }
 
-    /// The remote answers, as others have found: the next call may be made at once.
+    /// The remote answers, as others have found: the next call may be made at once. Not again before one of its
+    /// own calls is answered, or they would shorten every pause of one that has its own reasons to fail.
     pub fn try_now(&self) {
         let mut state = self.0.lock();
-        state.open_until = state.open_until.map(|until| until.min(Instant::now()));
+        if state.open_until.is_some() && !std::mem::replace(&mut state.hastened, true) {
+            state.open_until = Some(Instant::now());
+        }
     }
 
     /// Whether the remote is being left alone.
@@ -96,6 +102,7 @@ impl Breaker {
         let mut state = self.0.lock();
         state.failures = 0;
         state.trying = false;
+        state.hastened = false;
         state.pause = FIRST_PAUSE;
         state.open_until.take().is_some()
     }
@@ -144,6 +151,23 @@ mod tests {
         let now = Instant::now();
         assert!(!allows(&breaker, now));
         assert!(allows(&breaker, now + IMPATIENCE));
+    }
+
+    #[test]
+    fn others_cut_one_pause_short() {
+        let breaker = Breaker::default();
+        breaker.try_now();
+        assert!(!breaker.is_open(), "nothing is to be cut short");
+        assert!(breaker.failed(true));
+        breaker.try_now();
+        assert_eq!(breaker.leave(), Some(Leave::ToTry));
+        breaker.failed(true);
+        breaker.try_now();
+        assert_eq!(breaker.leave(), None);
+        breaker.answered();
+        breaker.failed(true);
+        breaker.try_now();
+        assert_eq!(breaker.leave(), Some(Leave::ToTry));
     }
 
     #[test]
