@@ -132,7 +132,10 @@ fn of(environment: &Environment, is_told: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>
         let is_of_user = |home: &&Path| home.starts_with(value) || value.starts_with(home);
         value.is_absolute()
             && !homes.iter().any(is_of_user)
-            && programs.any(|programs| Path::new(OsStr::from_bytes(programs)).starts_with(value))
+            && programs.any(|programs| {
+                let programs = Path::new(OsStr::from_bytes(programs));
+                programs == value || programs.parent() == Some(value)
+            })
     };
     let is_common = |name: &[u8], value: &[u8]| {
         if is_secret(name) {
@@ -223,7 +226,7 @@ mod tests {
             ("MINE", "/home/ann"),
             (
                 "PATH",
-                "/usr/bin:/opt/jdk-21/bin:/opt/sdk:/home/ann/tools/bin",
+                "/usr/bin:/opt/jdk-21/bin:/opt/sdk:/opt/acme/x/bin:/home/ann/tools/bin",
             ),
             ("TOOLS", "/home/ann/tools"),
             ("JAVA_HOME", "/opt/jdk-21"),
@@ -231,12 +234,13 @@ mod tests {
             ("KEY_DIR", "/opt/jdk-21"),
             ("PROJECT", "/opt/project"),
             ("PART", "/opt/jdk-2"),
+            ("ABOVE", "/opt/acme"),
         ]
         .map(|(name, value)| (name.into(), value.into()))
         .to_vec();
-        let path: &[u8] = b"/usr/bin:/opt/jdk-21/bin:/opt/sdk:/home/ann/tools/bin";
+        let path: &[u8] = b"/usr/bin:/opt/jdk-21/bin:/opt/sdk:/opt/acme/x/bin:/home/ann/tools/bin";
         let homes: [&[u8]; 3] = [b"/home/ann", b"/home/ann/", b"/home/ann/tools"];
-        let others: [&[u8]; 3] = [b"/opt/jdk-2", b"/opt/jdk-21", b"/opt/project"];
+        let others: [&[u8]; 4] = [b"/opt/acme", b"/opt/jdk-2", b"/opt/jdk-21", b"/opt/project"];
         let expected = [&homes[..], &others, &[path]].concat();
         assert_eq!(of(&environment, |_| false), expected);
     }
