@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::proxy::Fault;
-use harness::{Chance, Project, Proxy, Sandbox, Seaweed, samples};
+use harness::{Chance, Must, Project, Proxy, Sandbox, Seaweed, samples};
 
 /// How long anything waits for the remote, in seconds.
 const WAIT: u64 = 3;
@@ -191,6 +191,47 @@ fn a_remote_that_hangs_is_left_alone() {
     // Once as long as anything waits, and then again each time it is given another chance.
     assert!(took < Duration::from_secs(10 * WAIT), "{took:?}");
     assert_eq!(machine.stats()["remote"]["answers"], false);
+}
+
+/// The kernel locks what is written, and the directory of what is removed: whoever takes names away must not wait for
+/// the one while somebody waits for the other.
+#[test]
+fn who_writes_what_does_not_come_keeps_nobody_from_removing_it() {
+    let bucket = warm_bucket();
+    let hangs = std::sync::Arc::new(AtomicU64::new(0));
+    let hung = std::sync::Arc::clone(&hangs);
+    let proxy = Proxy::start(&bucket.seaweed.endpoint(), move |_| {
+        if hung.load(Ordering::Relaxed) == 0 {
+            Fault::None
+        } else {
+            Fault::Hung
+        }
+    });
+    let machine = Sandbox::new();
+    set(&machine, &proxy.endpoint());
+    let checkout = bucket.project.checkout(machine.path("checkout"));
+    machine.mount(checkout.target());
+    let (seen, _) = machine.during(|| machine.cargo(&checkout, "build").ok());
+    seen.assert_no_miss();
+    hangs.store(1, Ordering::Relaxed);
+    let program = checkout.program("app");
+    let most = Duration::from_secs(20 * WAIT);
+    let wrote = std::thread::scope(|scope| {
+        let writes = scope.spawn(|| {
+            let mut command = machine.command("dd");
+            command = command.args(["if=/dev/zero", "bs=1", "count=1", "seek=9", "conv=notrunc"]);
+            let of = format!("of={}", program.display());
+            command.arg(of).timeout(most).run()
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        let remove = machine.command("rm").arg("-f").arg(&program);
+        remove.timeout(most).ok();
+        writes.join()
+    });
+    let wrote = wrote.ok().must("it ends");
+    assert!(!wrote.status.success(), "{wrote}");
+    let build = || machine.cargo(&checkout, "build").timeout(LONGEST).run();
+    assert_eq!(run_or_rebuild(&program, &build), samples::WHOLE_OUTPUT);
 }
 
 #[test]

@@ -12,26 +12,38 @@ use super::mounts::Mounts;
 use crate::lazy::leases::AGAIN;
 use crate::storage::Storage;
 
+/// How long until what is lost where nobody builds is looked for again, at most.
+const LONGEST: Duration = Duration::from_hours(1);
+
 /// Writes the lease again and again, for as long as anybody has mounts.
 pub fn renew_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
     let mounts = Arc::downgrade(mounts);
     let renew = move || {
+        let mut pause = AGAIN;
         while let Some(mounts) = mounts.upgrade() {
             let mut shown = HashSet::new();
             for (_, view) in mounts.in_use() {
                 shown.extend(view.blobs());
             }
             let storage = Arc::clone(&mounts.storage);
-            let leases = &storage.lazy.leases;
-            leases.look(|| look_for(&mounts, &storage, &shown));
-            let waits = look_again(&mounts, &storage);
+            let looks = &storage.lazy.looks;
+            let is_done = looks.look(|| look_for(&mounts, &storage, &shown));
+            let is_lost = look_again(&mounts, &storage);
             // While it waits, the store may be closed.
             drop(mounts);
-            let lasts = storage.renew_lease(shown);
-            let lasts = waits.map_or(lasts, |waits| lasts.min(waits));
-            let lazy = Arc::clone(&storage.lazy.leases);
+            let mut lasts = storage.renew_lease(shown);
+            if !is_done {
+                lasts = lasts.min(AGAIN);
+            }
+            if is_lost {
+                lasts = lasts.min(pause);
+                pause = (pause * 2).min(LONGEST);
+            } else {
+                pause = AGAIN;
+            }
+            let leases = Arc::clone(&storage.lazy.leases);
             drop(storage);
-            lazy.wait(lasts);
+            leases.wait(lasts);
         }
     };
     let thread = std::thread::Builder::new()
@@ -41,8 +53,8 @@ pub fn renew_now_and_then(mounts: &Arc<Mounts>) -> Result<()> {
 }
 
 /// Looks whether what is lost is there again that is shown where nobody builds: it is made by nobody, but may be
-/// put back. Returns when that is to be done again.
-fn look_again(mounts: &Mounts, storage: &Storage) -> Option<Duration> {
+/// put back. Whether anything is lost there.
+fn look_again(mounts: &Mounts, storage: &Storage) -> bool {
     let views = mounts.in_use().into_iter().map(|(_, view)| view);
     let lost = views.filter(|view| view.is_read_only());
     let lost: HashSet<_> = lost.flat_map(|view| view.lost_blobs()).collect();
@@ -52,19 +64,21 @@ fn look_again(mounts: &Mounts, storage: &Storage) -> Option<Duration> {
         Ok(found) => tracing::info!(found, "what was lost is there again"),
         Err(error) => tracing::debug!(%error, "nobody knows what is there again"),
     }
-    (!lost.is_empty()).then_some(AGAIN)
+    !lost.is_empty()
 }
 
-/// Takes away the names of what only the remote had and it has no more, and has the rest fetched.
-fn look_for(mounts: &Mounts, storage: &Arc<Storage>, shown: &HashSet<(Digest, u64)>) {
-    match storage.find_lost(shown.iter().copied()) {
-        Ok(lost) => {
-            for (_, view) in mounts.in_use() {
-                view.doubt_blobs(&lost);
-                view.drop_suspects();
-            }
-        }
-        Err(error) => tracing::debug!(%error, "nobody knows what else is gone"),
+/// Takes away the names of what only the remote had and it has no more, and has the rest fetched. Whether it
+/// is known what that is.
+fn look_for(mounts: &Mounts, storage: &Arc<Storage>, shown: &HashSet<(Digest, u64)>) -> bool {
+    let looked = storage.find_lost(shown.iter().copied());
+    if let Err(error) = &looked {
+        tracing::debug!(%error, "nobody knows what else is gone");
+    }
+    // Also what others have found.
+    for (_, view) in mounts.in_use() {
+        view.doubt_lost();
+        view.drop_suspects();
     }
     storage.rescue(shown.iter().copied());
+    looked.is_ok()
 }

@@ -6,12 +6,13 @@
 //! made again when it is read (`crate::lazy::Lineage`), and keeps its names until that has failed.
 //!
 //! Such a file loses its names, so that the next cargo build makes it again; until then a read gives
-//! EIO. When a view is mounted afresh that happens before anybody can look; in a mounted view, after
-//! the first read that failed, by a thread that serves no requests. Bytes are not read to find out:
+//! EIO. When a view is mounted afresh that happens before anybody can look; in a mounted view, when a read
+//! fails: before the answer if bytes did not come from elsewhere, else soon. Bytes are not read to find out:
 //! a blob is judged by its length and by whether it was written since it was sealed.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use store::{ActionEntry, ActionKey, Content, Digest, Ino, InodeRecord, Kind};
 
@@ -20,6 +21,9 @@ use super::view::View;
 use super::{Errno, FsResult};
 use crate::lazy::Lost;
 use crate::storage::Storage;
+
+/// How long anybody waits until names are taken away.
+const WITHDRAWN: Duration = Duration::from_secs(1);
 
 /// Whether the bytes of a stored inode are there.
 pub(super) fn is_backed(storage: &Storage, record: &InodeRecord) -> bool {
@@ -43,32 +47,23 @@ impl View {
         self.suspect([node.ino]);
     }
 
-    /// Blobs are nowhere any more.
-    pub fn doubt_blobs(&self, lost: &HashSet<Digest>) {
-        let is_lost = |node: &Arc<Node>| match node.state.lock().body {
-            Body::Blob { digest, .. } => lost.contains(&digest),
-            _ => false,
-        };
-        let nodes = self.all_nodes().into_iter().filter(is_lost);
-        self.suspect(nodes.map(|node| node.ino));
+    /// What is nowhere any more loses its names, but for what may be made again.
+    pub fn doubt_lost(&self) {
+        self.suspect(self.lost());
     }
 
-    /// What is nowhere any more will not be made again: one build makes all of it. Returns the actions that made
-    /// it.
-    pub fn doubt_lost(&self) -> HashSet<ActionKey> {
-        let lost: Vec<_> = self.lost().collect();
-        let origin = |ino: &Ino| {
-            self.node(*ino)
-                .ok()?
-                .state
-                .lock()
-                .origin
-                .as_deref()
-                .copied()
+    /// What this compile would have loaded does not come.
+    pub fn doubt(&self, ino: Ino) {
+        self.suspect([ino]);
+    }
+
+    /// The actions that made what is nowhere any more.
+    pub fn lost_origins(&self) -> HashSet<ActionKey> {
+        let origin = |ino| {
+            let node = self.node(ino).ok()?;
+            node.state.lock().origin.as_deref().copied()
         };
-        let actions = lost.iter().filter_map(origin).collect();
-        self.suspect(lost);
-        actions
+        self.lost().filter_map(origin).collect()
     }
 
     /// Makes again what is nowhere any more, and waits for it; what cannot be made loses its names. For
@@ -82,11 +77,26 @@ impl View {
         self.drop_suspects();
     }
 
-    /// Something did not come. Takes the names of all that is lost away before anybody is told, so that the next
-    /// build finds what it has to make, however soon it comes. For threads that serve no requests.
-    pub fn withdraw_lost(&self) {
-        self.storage.wait_for_look();
-        self.drop_suspects();
+    /// Something did not come. Takes the names of all that is lost away, so that the next build finds what it
+    /// has to make, however soon it comes. For threads that serve no requests, or that of a read: another thread
+    /// does it, and is not waited for when somebody has a directory locked, for they may wait for the read.
+    pub fn withdraw_lost(self: &Arc<Self>) {
+        self.storage.wait_for_look(None);
+        let view = Arc::clone(self);
+        let (done, ends) = mpsc::channel();
+        let work = move || {
+            view.drop_suspects();
+            // Nobody waits any more, perhaps.
+            let _ = done.send(());
+        };
+        let thread = std::thread::Builder::new().name("withdraw".into());
+        match thread.spawn(work) {
+            Ok(_) => {
+                // When it ends without a word, it ends.
+                let _ = ends.recv_timeout(WITHDRAWN);
+            }
+            Err(error) => tracing::error!(%error, "cannot start a thread"),
+        }
     }
 
     /// The files whose bytes are nowhere any more.

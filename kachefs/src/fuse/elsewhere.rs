@@ -31,16 +31,19 @@ impl Adapter {
             return work(&self.view);
         }
         self.aside(move |view| {
+            let came = view.fault(ino);
             // That they have not come is what the work itself finds.
-            if let Err(error) = view.fault(ino) {
+            work(view);
+            if let Err(error) = came {
                 tracing::debug!(?ino, %error, "not here");
+                // Not before the answer: until then the kernel may hold the file locked, and somebody who removes
+                // its name the directory that is locked for this.
                 view.withdraw_lost();
             }
-            work(view);
         });
     }
 
-    fn aside(&self, work: impl FnOnce(&View) + Send + 'static) {
+    fn aside(&self, work: impl FnOnce(&Arc<View>) + Send + 'static) {
         let view = Arc::clone(&self.view);
         let started = std::thread::Builder::new()
             .name("fault".into())

@@ -4,14 +4,13 @@
 //! each verified against the digest before anybody sees it. Only when all of it is here does it get its
 //! name in the store.
 
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use remote::blob::{self, Damage, Frames};
 use remote::{ObjectName, Remote, RemoteError};
@@ -19,10 +18,6 @@ use store::{CasError, Counter, Digest, IndexError, Kept, Place};
 
 use super::Gone;
 use super::connection::{Connection, EarlyPlace, Haste, Unavailable};
-use super::containers::Container;
-use super::sending::SMALL;
-use super::{kept_unseen, reliance};
-use crate::clock;
 use crate::storage::Storage;
 
 /// A blob of at most so many bytes is fetched in one request.
@@ -263,7 +258,8 @@ impl Storage {
     /// What a remote refuses to give counts as lost for a while.
     fn note_refused(&self, digest: &Digest, kept: &Kept, error: &RemoteError) -> FaultError {
         tracing::error!(%digest, %error, "a blob cannot be fetched");
-        self.lazy.note_absent(digest, kept.place);
+        let refused = Gone::Refused(Instant::now());
+        self.lazy.note_gone(digest, kept.place, refused);
         FaultError::Gone(error.to_string())
     }
 
@@ -289,7 +285,7 @@ impl Storage {
             Fetched::Unwritten(error) => return Err(error.into()),
             Fetched::Absent => {
                 self.lazy.note_absent(digest, kept.place);
-                self.lazy.leases.doubt();
+                self.lazy.lost_something();
                 return self.forget(connection, digest, "it is gone");
             }
             Fetched::Damaged(damage) => {
@@ -305,79 +301,8 @@ impl Storage {
         Ok(())
     }
 
-    /// Which of these blobs, where only a remote has them, it has no more.
-    pub fn find_lost(
-        &self,
-        shown: impl IntoIterator<Item = (Digest, u64)>,
-    ) -> Result<HashSet<Digest>, FaultError> {
-        let mut lost = HashSet::new();
-        let Some(connection) = self.lazy.connection() else {
-            return Ok(lost);
-        };
-        let mut held: HashMap<Container, Vec<(Digest, Kept)>> = HashMap::new();
-        for (digest, size) in shown {
-            if !self.cas.has(&digest, size)
-                && let Some((_, kept)) = self.kept(&digest, size)
-            {
-                let container = Container::of(&digest, &kept.place);
-                held.entry(container).or_default().push((digest, kept));
-            }
-        }
-        let containers = held.keys().copied().collect();
-        let gone = connection.send(async |remote| reliance::absent(&remote, containers).await)?;
-        for (digest, kept) in gone
-            .iter()
-            .filter_map(|container| held.get(container))
-            .flatten()
-        {
-            self.lazy.note_absent(digest, kept.place);
-            match self.forget(&connection, digest, "it is gone, too") {
-                Ok(()) | Err(FaultError::Gone(_)) => lost.insert(*digest),
-                Err(error) => return Err(error),
-            };
-        }
-        Ok(lost)
-    }
-
-    /// Which of these blobs, which were found to be nowhere, a remote has again where they were, or where large
-    /// ones always are. They are fetched from there from now on.
-    pub fn find_again(&self, lost: &[(Digest, u64)]) -> Result<usize, FaultError> {
-        let Some(connection) = self.lazy.connection().filter(|_| !lost.is_empty()) else {
-            return Ok(0);
-        };
-        let mut places: HashMap<Digest, Vec<Place>> = HashMap::new();
-        for ((digest, place), _) in self.lazy.gone.lock().iter() {
-            places.entry(*digest).or_default().push(*place);
-        }
-        let mut wanted: HashMap<Container, Vec<(Digest, u64, Place)>> = HashMap::new();
-        for (digest, size) in lost {
-            let own = (*size >= SMALL).then_some(Place::Own);
-            for place in places.remove(digest).into_iter().flatten().chain(own) {
-                let container = Container::of(digest, &place);
-                let blob = (*digest, *size, place);
-                wanted.entry(container).or_default().push(blob);
-            }
-        }
-        let began_ms = clock::now_ms();
-        let containers = wanted.keys().copied().collect();
-        let absent = connection.send(async |remote| reliance::absent(&remote, containers).await)?;
-        for container in absent {
-            wanted.remove(&container);
-        }
-        let mut batch = self.index.batch();
-        let mut found = HashSet::new();
-        for (digest, size, place) in wanted.into_values().flatten() {
-            self.lazy.gone.lock().pop(&(digest, place));
-            let kept = kept_unseen(size, place, began_ms);
-            batch.put_kept(connection.id, &digest, &kept)?;
-            found.insert(digest);
-        }
-        batch.commit()?;
-        Ok(found.len())
-    }
-
     /// What a remote does not hold as it should is not looked for there again.
-    fn forget(
+    pub(super) fn forget(
         &self,
         connection: &Connection,
         digest: &Digest,

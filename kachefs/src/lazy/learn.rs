@@ -58,28 +58,41 @@ impl Asked {
 
 impl Storage {
     /// Whether a result that names these blobs may be bound: they are on this disk, or were lately known to be
-    /// in a remote that answers. One that has lost something is not believed: then they are fetched first.
+    /// in a remote that answers. See [`Storage::doubted`].
     pub fn may_be_bound(&self, blobs: impl IntoIterator<Item = (Digest, u64)>) -> bool {
         let blobs = blobs.into_iter();
-        let elsewhere: Vec<_> = blobs
-            .filter(|(digest, size)| !self.cas.has(digest, *size))
-            .collect();
-        let is_there = |(digest, size): &(Digest, u64)| {
-            let connection = self.lately(digest, *size);
+        let mut elsewhere = blobs.filter(|(digest, size)| !self.cas.has(digest, *size));
+        elsewhere.all(|(digest, size)| {
+            let connection = self.lately(&digest, size);
             connection.is_some_and(|connection| !connection.is_left_alone())
-        };
-        elsewhere.iter().all(is_there)
-            && (!self.is_doubtful(&elsewhere) || self.bring_all(&elsewhere).is_ok())
+        })
     }
 
-    /// Whether any of these blobs may not be there, whatever is said.
-    fn is_doubtful(&self, blobs: &[(Digest, u64)]) -> bool {
+    /// Which of these blobs have to be fetched before a result that names them is bound, because the remote that
+    /// has them is losing things, or had lost them once.
+    pub fn doubted(&self, blobs: impl IntoIterator<Item = (Digest, u64)>) -> Vec<(Digest, u64)> {
+        let is_losing = self.lazy.looks.losing_since().is_some();
+        if !is_losing && self.lazy.gone.lock().is_empty() {
+            return Vec::new();
+        }
+        let blobs = blobs.into_iter();
+        let elsewhere = blobs.filter(|(digest, size)| !self.cas.has(digest, *size));
         let was_gone = |(digest, size): &(Digest, u64)| {
             let kept = self.kept(digest, *size);
             kept.is_none_or(|(_, kept)| self.lazy.was_gone(digest, &kept.place))
         };
-        let is_any_gone = !self.lazy.gone.lock().is_empty();
-        self.lazy.leases.doubts() || is_any_gone && blobs.iter().any(was_gone)
+        elsewhere
+            .filter(|blob| is_losing || was_gone(blob))
+            .collect()
+    }
+
+    /// Fetches these; whether all of them are here then.
+    pub fn bring_doubted(&self, doubted: &[(Digest, u64)]) -> bool {
+        let brought = self.bring_all(doubted);
+        if let Err(error) = &brought {
+            tracing::debug!(%error, "not bound");
+        }
+        brought.is_ok()
     }
 
     /// The remote, if it was lately known to hold a blob.
@@ -252,5 +265,46 @@ fn get(connection: &Connection, name: &ObjectName) -> Result<Option<bytes::Bytes
             tracing::debug!(%error, %name, "not asked");
             Err(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::{GONE_FOR, Gone, testing};
+    use super::*;
+
+    #[test]
+    fn what_a_losing_remote_has_is_doubtful() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let [(lost, object), (other, _)] = testing::elsewhere(dir.path(), &storage, &connection);
+        assert!(storage.may_be_bound([lost, other]));
+        assert!(storage.doubted([lost, other]).is_empty());
+        fs::remove_file(object).expect("removes");
+        storage.fault(&lost.0, lost.1).expect_err("is gone");
+        assert!(!storage.may_be_bound([lost, other]));
+        assert!(storage.may_be_bound([other]));
+        assert_eq!(storage.doubted([other]), [other]);
+        assert!(!storage.bring_doubted(&[lost, other]));
+        assert!(storage.bring_doubted(&[other]));
+        assert!(storage.doubted([other]).is_empty(), "it is here");
+    }
+
+    #[test]
+    fn what_was_gone_once_is_doubtful() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let [(blob, object), (other, _)] = testing::elsewhere(dir.path(), &storage, &connection);
+        let long_ago = Instant::now().checked_sub(GONE_FOR);
+        let long_ago = long_ago.expect("the clock goes back that far");
+        let lazy = &storage.lazy;
+        lazy.note_gone(&blob.0, Place::Own, Gone::Absent(long_ago));
+        assert!(storage.may_be_bound([blob, other]), "somebody says so");
+        assert_eq!(storage.doubted([blob, other]), [blob]);
+        fs::remove_file(object).expect("removes");
+        assert!(!storage.bring_doubted(&[blob]));
+        assert!(!storage.may_be_bound([blob]));
     }
 }

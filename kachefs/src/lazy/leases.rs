@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use remote::ObjectName;
@@ -28,10 +28,6 @@ pub const AGAIN: Duration = Duration::from_mins(1);
 /// Blobs that are fetched together: when one is gone, those behind it in the same share are not fetched.
 const AT_ONCE: usize = 16;
 
-/// How long nothing is believed to be in a remote that has lost something: long enough for whoever removes
-/// things to come to an end, and for a few builds.
-const DOUBT: Duration = Duration::from_mins(10);
-
 /// How often somebody looks whether there is a remote at all.
 const IDLE: Duration = Duration::from_mins(10);
 
@@ -44,17 +40,6 @@ pub struct Leases {
     written: Mutex<Option<Duration>>,
     changed: Mutex<bool>,
     wakes: Condvar,
-    looks: Mutex<Looks>,
-    looked: Condvar,
-}
-
-/// How often something was found to be gone, for which of these all else was looked for since, and when it
-/// was found last.
-#[derive(Default)]
-struct Looks {
-    wanted: u64,
-    done: u64,
-    last: Option<Instant>,
 }
 
 impl Leases {
@@ -62,45 +47,6 @@ impl Leases {
     pub fn wake(&self) {
         *self.changed.lock() = true;
         self.wakes.notify_all();
-    }
-
-    /// Something is gone that should be there: more may be.
-    pub fn doubt(&self) {
-        let mut looks = self.looks.lock();
-        looks.wanted += 1;
-        looks.last = Some(Instant::now());
-        drop(looks);
-        self.wake();
-    }
-
-    /// Whether anything was found to be gone lately: what else is said to be there is not believed.
-    pub(super) fn doubts(&self) -> bool {
-        let last = self.looks.lock().last;
-        last.is_some_and(|when| when.elapsed() < DOUBT)
-    }
-
-    /// Looks for what else is gone, if anything is since that was last done.
-    pub fn look(&self, look: impl FnOnce()) {
-        let looks = self.looks.lock();
-        let (wanted, done) = (looks.wanted, looks.done);
-        drop(looks);
-        if wanted > done {
-            look();
-            self.looks.lock().done = wanted;
-            self.looked.notify_all();
-        }
-    }
-
-    /// Waits until everything else was looked for that may be gone by now.
-    fn wait_for_look(&self, longest: Duration) {
-        let deadline = Instant::now() + longest;
-        let mut looks = self.looks.lock();
-        let wanted = looks.wanted;
-        while looks.done < wanted {
-            if self.looked.wait_until(&mut looks, deadline).timed_out() {
-                return;
-            }
-        }
     }
 
     /// Waits until it is time, or something changed. A machine that was asleep finds out within a minute.
@@ -153,14 +99,6 @@ impl Storage {
         }
     }
 
-    /// Where something was found to be gone, waits until everything else was looked for: no longer than for a
-    /// call.
-    pub fn wait_for_look(&self) {
-        if let Some(connection) = self.lazy.connection() {
-            self.lazy.leases.wait_for_look(connection.patience(0));
-        }
-    }
-
     /// Fetches what is about to be removed, while it is there: who removes it may have looked for leases
     /// before there was one on it. What is gone by then, others find out about (`faults`).
     fn bring_condemned(
@@ -182,6 +120,10 @@ impl Storage {
             tracing::info!(blobs = blobs.len(), "fetching what is about to be removed");
         }
         for some in blobs.chunks(AT_ONCE) {
+            // Who reads waits for that, and it is done before anything else next time.
+            if self.lazy.looks.is_wanted() {
+                break;
+            }
             match self.bring_all(some) {
                 Ok(()) | Err(FaultError::Gone(_)) => {}
                 Err(error) => return Err(error),
@@ -207,7 +149,8 @@ impl Storage {
             // One that had ended by now kept nobody from removing what it was on.
             if before.is_some_and(|before| now.saturating_sub(before) > connection.config.grace / 2)
             {
-                leases.doubt();
+                self.lazy.looks.want();
+                leases.wake();
             }
         } else if before.is_some() {
             connection.send(async |remote| remote.delete(name).await)?;
@@ -229,20 +172,7 @@ mod tests {
     fn what_is_condemned_is_fetched_while_it_is_there() {
         let dir = tempfile::tempdir().expect("a directory");
         let (storage, connection) = testing::store(dir.path());
-        // Too large for packs.
-        let blobs = [1, 2].map(|byte| {
-            let bytes = vec![byte; 70_000];
-            storage.cas.ingest_bytes(&bytes).expect("is here");
-            (Digest::of(&bytes), bytes.len() as u64)
-        });
-        let (_, reliances) = storage.send_blobs(&connection, &blobs).expect("sends");
-        for reliance in reliances {
-            reliance.give_back(&connection);
-        }
-        // This machine has lost them.
-        for (digest, _) in &blobs {
-            std::fs::remove_file(storage.cas.path(digest)).expect("removes");
-        }
+        let blobs = testing::elsewhere(dir.path(), &storage, &connection).map(|(blob, _)| blob);
         let list = ObjectName::condemned(&Digest::of(b"list"));
         let object = containers::write(GRACE, [Container::Blob(blobs[0].0)]).expect("writes");
         let put = async |remote: std::sync::Arc<dyn remote::Remote>| {

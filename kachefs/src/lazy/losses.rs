@@ -1,154 +1,314 @@
+//! What a remote has lost: found, found again, and kept from growing.
+//!
 //! A remote that has lost something is likely to lose more: a lifecycle rule, or somebody with a broom, is at
 //! work. What views show of it is fetched then while it is there, the smallest first: a build that has to make
 //! one thing again should not find the next one lost.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use store::Digest;
+use parking_lot::{Condvar, Mutex};
+use store::{Digest, Kept, Place};
 
 use super::connection::{Haste, Unavailable};
+use super::containers::Container;
 use super::faults::FaultError;
+use super::sending::SMALL;
+use super::{Gone, Lazy, kept_unseen, reliance};
+use crate::clock;
+use crate::remote_config::Prefetch as Mode;
 use crate::storage::Storage;
 
-/// Whether that is under way.
+/// How long nothing is believed to be in a remote that has lost something: long enough for whoever removes
+/// things to come to an end, and for a few builds.
+const DOUBT: Duration = Duration::from_mins(10);
+
+/// What is to be looked for.
 #[derive(Default)]
-pub struct Rescue {
-    is_under_way: AtomicBool,
+pub struct Looks {
+    asked: Mutex<Asked>,
+    looked: Condvar,
+}
+
+/// How often all that is shown was to be looked for, and for which of these it was, in vain or not.
+#[derive(Default)]
+struct Asked {
+    times: u64,
+    tried: u64,
+    done: u64,
+    /// Since when the remote has been losing things, and when it last did.
+    losing: Option<(Instant, Instant)>,
+}
+
+impl Asked {
+    fn losing_since(&self) -> Option<Instant> {
+        let (since, _) = self.losing.filter(|(_, last)| last.elapsed() < DOUBT)?;
+        Some(since)
+    }
+}
+
+impl Looks {
+    /// Somebody may have removed things.
+    pub(super) fn want(&self) {
+        self.asked.lock().times += 1;
+    }
+
+    /// Something is gone that should be there.
+    fn lost(&self) {
+        let mut asked = self.asked.lock();
+        asked.times += 1;
+        let now = Instant::now();
+        let since = asked.losing_since().unwrap_or(now);
+        asked.losing = Some((since, now));
+    }
+
+    /// Since when the remote has been losing things, if it did so lately: what is said to be there is not
+    /// believed.
+    pub(super) fn losing_since(&self) -> Option<Instant> {
+        self.asked.lock().losing_since()
+    }
+
+    /// Whether there is something to look for.
+    pub(super) fn is_wanted(&self) -> bool {
+        let asked = self.asked.lock();
+        asked.done < asked.times
+    }
+
+    /// Looks for it. Whether nothing is left to look for.
+    pub fn look(&self, look: impl FnOnce() -> bool) -> bool {
+        let before = self.asked.lock();
+        let (times, done) = (before.times, before.done);
+        drop(before);
+        if done == times {
+            return true;
+        }
+        let is_done = look();
+        let mut after = self.asked.lock();
+        after.tried = times;
+        if is_done {
+            after.done = times;
+        }
+        drop(after);
+        self.looked.notify_all();
+        is_done
+    }
+
+    /// Waits until that was at least tried.
+    fn wait(&self, deadline: Instant) {
+        let mut asked = self.asked.lock();
+        let last = asked.times;
+        while asked.tried < last {
+            if self.looked.wait_until(&mut asked, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+impl Lazy {
+    /// Something is gone that should be there: more may be.
+    pub(super) fn lost_something(&self) {
+        self.looks.lost();
+        self.leases.wake();
+    }
+}
+
+/// What is fetched because more may be lost.
+#[derive(Default)]
+pub struct Rescue(Mutex<Effort>);
+
+#[derive(Default)]
+struct Effort {
+    is_under_way: bool,
+    /// Since when the remote has been losing things, and how many bytes were fetched since.
+    since: Option<Instant>,
+    spent: u64,
 }
 
 impl Storage {
-    /// Fetches what of these blobs is not on this machine, aside and behind what anybody wants, and no more than
-    /// is fetched early for a build.
+    /// Where something was found to be gone, waits until all that is shown was looked for: no longer than anything
+    /// waits for an answer.
+    pub fn wait_for_look(&self, deadline: Option<Instant>) {
+        if let Some(connection) = self.lazy.connection() {
+            let longest = Instant::now() + connection.config.wait;
+            let deadline = deadline.map_or(longest, |deadline| deadline.min(longest));
+            self.lazy.looks.wait(deadline);
+        }
+    }
+
+    /// Finds out which of these blobs, where only a remote has them, it has no more. Nobody looks for them
+    /// there again.
+    pub fn find_lost(
+        &self,
+        shown: impl IntoIterator<Item = (Digest, u64)>,
+    ) -> Result<(), FaultError> {
+        let Some(connection) = self.lazy.connection() else {
+            return Ok(());
+        };
+        let mut held: HashMap<Container, Vec<(Digest, Kept)>> = HashMap::new();
+        for (digest, size) in shown {
+            if !self.cas.has(&digest, size)
+                && let Some((_, kept)) = self.kept(&digest, size)
+            {
+                let container = Container::of(&digest, &kept.place);
+                held.entry(container).or_default().push((digest, kept));
+            }
+        }
+        let containers = held.keys().copied().collect();
+        let gone = connection.call(async |remote| reliance::absent(&remote, containers).await)?;
+        let lost = gone.iter().filter_map(|container| held.get(container));
+        for (digest, kept) in lost.flatten() {
+            self.lazy.note_absent(digest, kept.place);
+            match self.forget(&connection, digest, "it is gone, too") {
+                Ok(()) | Err(FaultError::Gone(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of these blobs, which were found to be nowhere, a remote has again where they were, or where large
+    /// ones always are: they are fetched from there from now on. Returns how many. Not what was damaged: that
+    /// it is there says nothing.
+    pub fn find_again(&self, lost: &[(Digest, u64)]) -> Result<usize, FaultError> {
+        let Some(connection) = self.lazy.connection().filter(|_| !lost.is_empty()) else {
+            return Ok(0);
+        };
+        let mut wanted: HashMap<Container, Vec<(Digest, u64, Place)>> = HashMap::new();
+        for (digest, size, place) in self.places_of_old(lost) {
+            let container = Container::of(&digest, &place);
+            let blob = (digest, size, place);
+            wanted.entry(container).or_default().push(blob);
+        }
+        let began_ms = clock::now_ms();
+        let containers = wanted.keys().copied().collect();
+        let absent = connection.call(async |remote| reliance::absent(&remote, containers).await)?;
+        for container in absent {
+            wanted.remove(&container);
+        }
+        let found: Vec<_> = wanted.into_values().flatten().collect();
+        let mut batch = self.index.batch();
+        for (digest, size, place) in &found {
+            let kept = kept_unseen(*size, *place, began_ms);
+            batch.put_kept(connection.id, digest, &kept)?;
+        }
+        batch.commit()?;
+        let mut gone = self.lazy.gone.lock();
+        for (digest, _, place) in &found {
+            gone.pop(&(*digest, *place));
+        }
+        let found: HashSet<_> = found.iter().map(|(digest, ..)| digest).collect();
+        Ok(found.len())
+    }
+
+    /// Where these blobs were, and where large ones always are.
+    fn places_of_old(&self, blobs: &[(Digest, u64)]) -> Vec<(Digest, u64, Place)> {
+        let mut known: HashMap<Digest, Vec<(Place, Gone)>> = HashMap::new();
+        for ((digest, place), how) in self.lazy.gone.lock().iter() {
+            known.entry(*digest).or_default().push((*place, *how));
+        }
+        let mut places = Vec::new();
+        for (digest, size) in blobs {
+            let gone = known.remove(digest).unwrap_or_default();
+            if *size >= SMALL && gone.iter().all(|(place, _)| *place != Place::Own) {
+                places.push((*digest, *size, Place::Own));
+            }
+            let absent = gone
+                .iter()
+                .filter(|(_, how)| matches!(how, Gone::Absent(_)));
+            places.extend(absent.map(|(place, _)| (*digest, *size, *place)));
+        }
+        places
+    }
+
+    /// Where things are being lost, fetches what of these blobs is not on this machine: aside, behind what
+    /// anybody wants, and no more than is fetched early for a build.
     pub fn rescue(self: &Arc<Self>, shown: impl IntoIterator<Item = (Digest, u64)>) {
+        let Some(since) = self.lazy.looks.losing_since() else {
+            return;
+        };
         let shown = shown.into_iter();
         let mut blobs: Vec<_> = shown
             .filter(|(digest, size)| !self.cas.has(digest, *size))
             .collect();
-        let is_under_way = &self.lazy.rescue.is_under_way;
-        if blobs.is_empty() || is_under_way.swap(true, Ordering::AcqRel) {
-            return;
+        let effort = &self.lazy.rescue.0;
+        {
+            let mut effort = effort.lock();
+            if blobs.is_empty() || effort.is_under_way {
+                return;
+            }
+            effort.is_under_way = true;
+            if effort.since != Some(since) {
+                (effort.since, effort.spent) = (Some(since), 0);
+            }
         }
         blobs.sort_unstable_by_key(|(_, size)| *size);
         let storage = Arc::clone(self);
         let work = move || {
-            storage.rescue_each(&blobs);
-            let is_under_way = &storage.lazy.rescue.is_under_way;
-            is_under_way.store(false, Ordering::Release);
+            let fetched = storage.rescue_each(&blobs);
+            storage.lazy.rescue.0.lock().is_under_way = false;
+            if fetched > 0 {
+                tracing::info!(fetched, "fetched while they are there");
+            }
         };
         let thread = std::thread::Builder::new().name("rescue".into());
         if let Err(error) = thread.spawn(work) {
-            is_under_way.store(false, Ordering::Release);
+            effort.lock().is_under_way = false;
             tracing::warn!(%error, "cannot start a thread");
         }
     }
 
-    fn rescue_each(&self, blobs: &[(Digest, u64)]) {
-        let budget = self
-            .lazy
-            .connection()
-            .map(|remote| remote.config.prefetch_budget);
-        let (mut left, mut fetched) = (budget.unwrap_or_default(), 0);
+    /// Fetches one after the other, until that makes no sense any more. Returns how many.
+    fn rescue_each(&self, blobs: &[(Digest, u64)]) -> usize {
+        let effort = &self.lazy.rescue.0;
+        let mut fetched = 0;
         for (digest, size) in blobs {
-            let Some(rest) = left.checked_sub(*size) else {
+            let Some(connection) = self.lazy.connection() else {
                 break;
             };
+            let config = &connection.config;
+            let spent = effort.lock().spent.saturating_add(*size);
+            if connection.is_left_alone()
+                || config.prefetch == Mode::Off
+                || spent > config.prefetch_budget
+            {
+                break;
+            }
             match self.bring(digest, *size, Haste::Early) {
-                Ok(true) => (left, fetched) = (rest, fetched + 1),
+                Ok(true) => {
+                    effort.lock().spent = spent;
+                    fetched += 1;
+                }
                 Ok(false) => {}
-                Err(FaultError::Unavailable(Unavailable::LeftAlone) | FaultError::Closed) => break,
-                Err(error) => tracing::debug!(%digest, %error, "not rescued"),
+                Err(error @ (FaultError::Gone(_) | FaultError::Failed)) => {
+                    tracing::debug!(%digest, %error, "not rescued");
+                }
+                Err(FaultError::Unavailable(error)) if !matches!(error, Unavailable::LeftAlone) => {
+                    tracing::debug!(%digest, %error, "not rescued");
+                }
+                Err(error) => {
+                    tracing::debug!(%digest, %error, "nothing more is rescued");
+                    break;
+                }
             }
         }
-        if fetched > 0 {
-            tracing::info!(fetched, "fetched while they are there");
-        }
+        fetched
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
-    use std::time::{Duration, Instant};
 
-    use remote::ObjectName;
-    use store::Place;
-
-    use super::super::connection::Connection;
-    use super::super::{GONE_FOR, Gone, kept_unseen, testing};
+    use super::super::testing;
     use super::*;
-    use crate::clock;
-
-    /// Blobs that only the remote has, too large for packs.
-    fn elsewhere(storage: &Storage, connection: &Connection) -> [(Digest, u64); 2] {
-        let blobs = [1, 2].map(|byte| {
-            let bytes = vec![byte; 70_000];
-            storage.cas.ingest_bytes(&bytes).expect("is here");
-            (Digest::of(&bytes), bytes.len() as u64)
-        });
-        storage.send_blobs(connection, &blobs).expect("sends");
-        for (digest, _) in &blobs {
-            fs::remove_file(storage.cas.path(digest)).expect("removes");
-        }
-        blobs
-    }
-
-    fn object(dir: &Path, digest: &Digest) -> std::path::PathBuf {
-        let name = ObjectName::blob(digest).to_string();
-        dir.join("bucket").join(name)
-    }
-
-    #[test]
-    fn what_a_losing_remote_has_is_fetched_before_it_is_bound() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (storage, connection) = testing::store(dir.path());
-        let [lost, other] = elsewhere(&storage, &connection);
-        assert!(storage.may_be_bound([lost, other]));
-        assert!(!storage.cas.has(&other.0, other.1), "nobody wants it");
-        fs::remove_file(object(dir.path(), &lost.0)).expect("removes");
-        storage.fault(&lost.0, lost.1).expect_err("is gone");
-        assert!(!storage.may_be_bound([lost, other]));
-        assert!(storage.may_be_bound([other]));
-        assert!(storage.cas.has(&other.0, other.1));
-    }
-
-    #[test]
-    fn what_was_gone_is_fetched_before_it_is_bound_again() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (storage, connection) = testing::store(dir.path());
-        let [(digest, size), _] = elsewhere(&storage, &connection);
-        let long_ago = Instant::now().checked_sub(GONE_FOR);
-        let long_ago = long_ago.expect("the clock goes back that far");
-        let lazy = &storage.lazy;
-        lazy.note_gone(&digest, Place::Own, Gone::Since(long_ago));
-        // Somebody says again that it is there.
-        let learn = || {
-            let mut batch = storage.index.batch();
-            let kept = kept_unseen(size, Place::Own, clock::now_ms());
-            batch.put_kept(connection.id, &digest, &kept).expect("puts");
-            batch.commit().expect("commits");
-        };
-        learn();
-        let object = object(dir.path(), &digest);
-        let aside = object.with_extension("aside");
-        fs::rename(&object, &aside).expect("goes");
-        assert!(!storage.may_be_bound([(digest, size)]));
-        learn();
-        assert!(!storage.has(&digest, size), "it was just not there");
-        fs::rename(&aside, &object).expect("comes back");
-        lazy.note_gone(&digest, Place::Own, Gone::Since(long_ago));
-        assert!(storage.may_be_bound([(digest, size)]));
-        assert!(storage.cas.has(&digest, size));
-    }
 
     #[test]
     fn what_is_put_back_is_found_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let (storage, connection) = testing::store(dir.path());
-        let blobs = elsewhere(&storage, &connection);
-        let [(digest, size), _] = blobs;
-        let object = object(dir.path(), &digest);
+        let [((digest, size), object), _] = testing::elsewhere(dir.path(), &storage, &connection);
         let aside = object.with_extension("aside");
         fs::rename(&object, &aside).expect("goes");
         storage.fault(&digest, size).expect_err("is gone");
@@ -160,19 +320,80 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_what_is_shown_is_rescued() {
+    fn what_is_damaged_is_not_there_again() {
         let dir = tempfile::tempdir().expect("a directory");
         let (storage, connection) = testing::store(dir.path());
-        let blobs = elsewhere(&storage, &connection);
-        let storage = Arc::new(storage);
-        storage.rescue(blobs);
+        let [((digest, size), object), _] = testing::elsewhere(dir.path(), &storage, &connection);
+        fs::write(&object, b"something else").expect("writes");
+        storage.fault(&digest, size).expect_err("is damaged");
+        assert_eq!(storage.find_again(&[(digest, size)]).expect("looks"), 0);
+        assert!(storage.lazy.is_gone(&digest, &Place::Own));
+    }
+
+    fn waits_until(what: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !blobs
-            .iter()
-            .all(|(digest, size)| storage.cas.has(digest, *size))
-        {
-            assert!(Instant::now() < deadline, "not fetched");
+        while !what() {
+            assert!(Instant::now() < deadline, "in vain");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    #[test]
+    fn what_is_not_lost_is_fetched_within_the_budget() {
+        for (budget, expected) in [(70_000, 1), (69_999, 0), (u64::MAX, 2)] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (storage, connection) = testing::store(dir.path());
+            let mut config = connection.config.clone();
+            config.prefetch_budget = budget;
+            config.save(&storage.dir).expect("saves");
+            let blobs = testing::elsewhere(dir.path(), &storage, &connection).map(|(blob, _)| blob);
+            let storage = Arc::new(storage);
+            let here = || {
+                let here = blobs
+                    .iter()
+                    .filter(|(digest, size)| storage.cas.has(digest, *size));
+                here.count()
+            };
+            storage.rescue(blobs);
+            assert_eq!(here(), 0, "nothing is lost");
+            for _ in 0..2 {
+                storage.lazy.lost_something();
+                storage.rescue(blobs);
+                waits_until(|| !storage.lazy.rescue.0.lock().is_under_way);
+                assert_eq!(here(), expected, "{budget}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_look_in_vain_is_repeated_and_keeps_nobody_waiting() {
+        let looks = Looks::default();
+        assert!(looks.look(|| unreachable!("nothing is lost")));
+        looks.lost();
+        assert!(looks.losing_since().is_some());
+        assert!(!looks.look(|| false));
+        let far = Instant::now() + Duration::from_mins(5);
+        looks.wait(far);
+        assert!(looks.is_wanted());
+        // More is lost meanwhile: that is looked for once more.
+        assert!(looks.look(|| {
+            looks.lost();
+            true
+        }));
+        assert!(looks.is_wanted());
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| looks.wait(far));
+            assert!(looks.look(|| true));
+            waits.join().expect("ends");
+        });
+        assert!(!looks.is_wanted());
+    }
+
+    #[test]
+    fn who_may_have_removed_something_has_not() {
+        let looks = Looks::default();
+        looks.want();
+        assert!(looks.is_wanted());
+        assert!(looks.losing_since().is_none());
     }
 }

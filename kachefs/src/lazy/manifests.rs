@@ -232,7 +232,7 @@ impl Storage {
                     self.lazy.note_absent(digest, kept.place);
                     batch.delete_kept(connection.id, digest);
                     // What views show of it, too.
-                    self.lazy.leases.doubt();
+                    self.lazy.lost_something();
                 }
             }
             // Another store has sent it again.

@@ -8,7 +8,7 @@
 //! of as one object, `trees` whole views. `lineage` is how what is nowhere any more is made again. `facts`
 //! says what objects hold, `secrets` what never leaves the machine. `gc` removes what nothing names from a
 //! remote (`containers`); `reliance` keeps it from what is counted on, `leases` from what is shown here.
-//! `rescue` fetches what is shown of a remote that loses things.
+//! `losses` finds out what a remote has lost, and fetches what it has not lost yet.
 //!
 //! Nothing of it may break a build or keep it waiting: every call has a limit, and a remote that does
 //! not answer is left alone for a while (`breaker`).
@@ -23,6 +23,7 @@ pub mod gc;
 mod learn;
 pub mod leases;
 mod lineage;
+mod losses;
 pub mod manifests;
 mod pace;
 mod partial;
@@ -30,7 +31,6 @@ pub mod prefetch;
 mod queue;
 mod ranges;
 mod reliance;
-mod rescue;
 pub mod secrets;
 mod sending;
 #[cfg(test)]
@@ -61,11 +61,11 @@ pub use queue::Pushed;
 
 use self::learn::Asked;
 use self::leases::Leases;
+use self::losses::{Looks, Rescue};
 use self::manifests::OpenBuilds;
 use self::partial::Partials;
 use self::prefetch::Prefetch;
 use self::queue::Queue;
-use self::rescue::Rescue;
 use crate::clock;
 use crate::flight::Flights;
 use crate::remote_config::RemoteConfig;
@@ -80,10 +80,12 @@ const GONE_FOR: Duration = Duration::from_mins(5);
 /// Why a blob is not looked for where it should be.
 #[derive(Clone, Copy, Debug)]
 enum Gone {
-    /// What is there is not what it should be, or is about to be removed.
+    /// What is there is not what it should be, or not for long.
     Unfit,
-    /// It was not there, or was refused, then.
-    Since(Instant),
+    /// It was not there, then.
+    Absent(Instant),
+    /// It was refused, then.
+    Refused(Instant),
 }
 
 /// What a store knows of its remote.
@@ -107,7 +109,8 @@ pub struct Lazy {
     pub queue: Arc<Queue>,
     /// What is needed of the remote.
     pub leases: Arc<Leases>,
-    /// What is fetched because more may be lost.
+    /// What is to be looked for because something is lost.
+    pub looks: Looks,
     rescue: Rescue,
     /// What makes again what is lost.
     pub lineage: OnceLock<Box<dyn Lineage>>,
@@ -136,6 +139,7 @@ impl Lazy {
             builds: OpenBuilds::default(),
             prefetch: Prefetch::default(),
             leases: Arc::default(),
+            looks: Looks::default(),
             rescue: Rescue::default(),
             lineage: OnceLock::new(),
         }
@@ -174,7 +178,7 @@ impl Lazy {
     fn is_gone(&self, digest: &Digest, place: &Place) -> bool {
         match self.gone.lock().peek(&(*digest, *place)) {
             Some(Gone::Unfit) => true,
-            Some(Gone::Since(when)) => when.elapsed() < GONE_FOR,
+            Some(Gone::Absent(when) | Gone::Refused(when)) => when.elapsed() < GONE_FOR,
             None => false,
         }
     }
@@ -183,9 +187,9 @@ impl Lazy {
         self.gone.lock().put((*digest, place), how);
     }
 
-    /// It was not there, or was refused, a moment ago.
+    /// It was not there a moment ago.
     fn note_absent(&self, digest: &Digest, place: Place) {
-        self.note_gone(digest, place, Gone::Since(Instant::now()));
+        self.note_gone(digest, place, Gone::Absent(Instant::now()));
     }
 
     /// Whether a blob was ever found not to be there.

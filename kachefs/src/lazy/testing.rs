@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,7 +13,7 @@ use remote::signed::Trust;
 use remote::{
     Body, DirectoryRemote, Kind, Location, Object, ObjectName, Put, Remote, RemoteError, Written,
 };
-use store::{ActionEntry, ActionResult, InputRecord, Origin, Output, StoreDir};
+use store::{ActionEntry, ActionResult, Digest, InputRecord, Origin, Output, StoreDir};
 
 use super::connection::Connection;
 use crate::remote_config::{GRACE, PREFETCH_BUDGET, Prefetch, RemoteConfig, WAIT};
@@ -44,6 +44,29 @@ pub fn store_with(dir: &Path, prepare: impl FnOnce(&StoreDir)) -> (Storage, Arc<
     config.save(&storage.dir).expect("saves");
     let connection = storage.lazy.connection().expect("a remote");
     (storage, connection)
+}
+
+/// Blobs that only the remote has, too large for packs, and the objects they are in.
+pub fn elsewhere(
+    dir: &Path,
+    storage: &Storage,
+    connection: &Arc<Connection>,
+) -> [((Digest, u64), PathBuf); 2] {
+    let blobs = [1, 2].map(|byte| {
+        let bytes = vec![byte; 70_000];
+        storage.cas.ingest_bytes(&bytes).expect("is here");
+        (Digest::of(&bytes), bytes.len() as u64)
+    });
+    let (_, reliances) = storage.send_blobs(connection, &blobs).expect("sends");
+    for reliance in reliances {
+        reliance.give_back(connection);
+    }
+    // This machine has lost them.
+    for (digest, _) in &blobs {
+        fs::remove_file(storage.cas.path(digest)).expect("removes");
+    }
+    let bucket = dir.join("bucket");
+    blobs.map(|blob| (blob, bucket.join(ObjectName::blob(&blob.0).as_str())))
 }
 
 /// A result.

@@ -183,11 +183,19 @@ impl Recomputer {
 
     /// Makes again what is lost of the crates a compile loads; `false` when not all of them are here then.
     pub(super) fn bring(self: &Arc<Self>, service: &Service, wanted: &[Wanted]) -> bool {
-        let came = self.bring_within(service, wanted, self.bounds());
+        let bounds = self.bounds();
+        let came = self.bring_within(service, wanted, bounds);
         let is_lost = |wanted: &&Wanted| !service.storage.has(&wanted.blob.0, wanted.blob.1);
         if !came && let Some(lost) = wanted.iter().find(is_lost) {
             // The compiler fails: what is still lost is for the next build.
-            self.give_up(service, lost.view.id, lost.action, &Failure::Externs);
+            let view = lost.view.id;
+            self.give_up(
+                service,
+                view,
+                lost.action,
+                bounds.deadline,
+                &Failure::Externs,
+            );
         }
         came
     }
@@ -242,7 +250,7 @@ impl Recomputer {
             }
             let left = bounds.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                self.give_up(&service, lost.view, Some(lost.action), &Failure::Late);
+                self.fail(&service, &lost, bounds, &Failure::Late);
                 return false;
             }
             drop(service);
@@ -262,29 +270,46 @@ impl Recomputer {
         let (this, theirs) = (Arc::clone(self), Arc::clone(&service));
         let work = move || {
             if let Err(failure) = this.attempt(&theirs, &lost, bounds) {
-                this.give_up(&theirs, lost.view, Some(lost.action), &failure);
+                this.fail(&theirs, &lost, bounds, &failure);
             }
             // Whoever waits finds the blob, or that there is no hope.
             drop(flight);
         };
         let thread = std::thread::Builder::new().name("recompute".into());
         if let Err(error) = thread.spawn(work) {
-            self.give_up(&service, lost.view, Some(lost.action), &error.into());
+            self.fail(&service, &lost, bounds, &error.into());
         }
     }
 
-    /// Nothing is tried for a while of what is lost of this view by now, and it loses its names.
-    fn give_up(&self, service: &Service, view: ViewId, action: Option<ActionKey>, why: &Failure) {
+    fn fail(&self, service: &Service, lost: &Lost, bounds: Bounds, why: &Failure) {
+        self.give_up(service, lost.view, Some(lost.action), bounds.deadline, why);
+    }
+
+    /// Nothing is tried for a while of what is lost of this view by now, and it loses its names. Whoever waits
+    /// does so until the deadline.
+    fn give_up(
+        &self,
+        service: &Service,
+        view: ViewId,
+        action: Option<ActionKey>,
+        deadline: Instant,
+        why: &Failure,
+    ) {
         tracing::warn!(view = view.0, %why, "what is lost is not made again");
         // All of it, not what was read until now.
-        service.storage.wait_for_look();
+        service.storage.wait_for_look(Some(deadline));
         let mounted = service.mounts.view(view);
-        let lost = mounted.map(|view| view.doubt_lost());
-        let now = Instant::now();
+        let lost = mounted.as_ref().map(|view| view.lost_origins());
         let lost = lost.into_iter().flatten().chain(action);
-        let mut hopeless = self.hopeless.lock();
-        hopeless.retain(|_, since| since.elapsed() <= HOPELESS);
-        hopeless.extend(lost.map(|action| ((view, action), now)));
+        let now = Instant::now();
+        {
+            let mut hopeless = self.hopeless.lock();
+            hopeless.retain(|_, since| since.elapsed() <= HOPELESS);
+            hopeless.extend(lost.map(|action| ((view, action), now)));
+        }
+        if let Some(view) = mounted {
+            view.doubt_lost();
+        }
     }
 
     fn attempt(

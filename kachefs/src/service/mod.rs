@@ -26,6 +26,7 @@ pub mod prepare;
 mod present;
 mod probes;
 mod programs;
+mod pulse;
 pub mod record;
 mod script;
 mod share;
@@ -37,7 +38,6 @@ pub mod units;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use store::builds::{KeptRequest, LoggedEnd};
-use store::{ActionEntry, ActionKey, Counter, Ino, InvocationDigest, Timestamp};
+use store::{ActionEntry, ActionKey, Counter, Digest, Ino, InvocationDigest, Timestamp};
 use wrapper::environment::{self, Environment};
 use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
@@ -60,6 +60,7 @@ use self::lookup::Found;
 use self::parts::Known;
 use self::prepare::{Place, Prepared, Refusal, prepare};
 use self::probes::Probes;
+use self::pulse::Pulse;
 use self::script::launcher::Launchers;
 use self::share::{Build, Source};
 use self::toolchain::Toolchains;
@@ -224,8 +225,9 @@ impl Service {
     ) -> Result<Decided, ProtocolError> {
         let deadline = Instant::now() + PATIENCE;
         let mut learned = false;
+        let mut came = true;
         loop {
-            if let Some(replay) = find_and_bind(stream, action, *watch)? {
+            if let Some(replay) = self.find_and_bind(stream, action, *watch, &mut came)? {
                 return Ok(Decided::Hit(replay));
             }
             if !std::mem::replace(&mut learned, true) && self.learn(stream, action)? {
@@ -237,7 +239,7 @@ impl Service {
             match self.flights.take_off(key) {
                 // Recorded between the look and the take-off?
                 Ok(flight) => {
-                    let found = find_and_bind(stream, action, *watch)?;
+                    let found = self.find_and_bind(stream, action, *watch, &mut came)?;
                     return Ok(found.map_or(Decided::Run(Some(flight)), Decided::Hit));
                 }
                 Err(_) if Instant::now() > deadline => return Ok(Decided::Run(None)),
@@ -249,6 +251,32 @@ impl Service {
                 })?,
             }
         }
+    }
+
+    /// Binds a result, if there is one. What a remote may have lost is fetched first, unless something has not
+    /// come before: `came` says so.
+    fn find_and_bind(
+        &self,
+        stream: &UnixStream,
+        action: &impl Action,
+        watch: Stopwatch,
+        came: &mut bool,
+    ) -> Result<Option<Replay>, ProtocolError> {
+        let Some(found) = action.find() else {
+            return Ok(None);
+        };
+        let doubted = self.storage.doubted(action.blobs(&found));
+        if !doubted.is_empty() {
+            *came = *came && Pulse::during(stream, || self.storage.bring_doubted(&doubted))?;
+            if !*came {
+                return Ok(None);
+            }
+        }
+        if watch.elapsed() > HEARTBEAT {
+            // Fails when the wrapper gave up on us: then nothing may be bound over what it makes now.
+            protocol::send(stream, &Decision::Wait)?;
+        }
+        Ok(action.bind(found))
     }
 
     /// Answers with a hit, then notes it.
@@ -443,21 +471,6 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn find_and_bind(
-    stream: &UnixStream,
-    action: &impl Action,
-    watch: Stopwatch,
-) -> Result<Option<Replay>, ProtocolError> {
-    let Some(found) = action.find() else {
-        return Ok(None);
-    };
-    if watch.elapsed() > HEARTBEAT {
-        // Fails when the wrapper gave up on us: then nothing may be bound over what it makes now.
-        protocol::send(stream, &Decision::Wait)?;
-    }
-    Ok(action.bind(found))
-}
-
 /// An action about to run, if nobody has run it before.
 trait Action {
     /// A result that serves it.
@@ -474,6 +487,9 @@ trait Action {
 
     /// Looks for a result.
     fn find(&self) -> Option<Self::Found>;
+
+    /// The blobs it names, with their sizes in bytes.
+    fn blobs(&self, found: &Self::Found) -> Vec<(Digest, u64)>;
 
     /// Binds its outputs, and returns what is to be replayed.
     fn bind(&self, found: Self::Found) -> Option<Replay>;
@@ -503,6 +519,10 @@ impl Action for Compile<'_> {
 
     fn find(&self) -> Option<Found> {
         lookup::find(self.service, self.prepared)
+    }
+
+    fn blobs(&self, found: &Found) -> Vec<(Digest, u64)> {
+        found.result.blobs().collect()
     }
 
     fn bind(&self, found: Found) -> Option<Replay> {
@@ -547,49 +567,6 @@ impl Recording {
             self.active.lock().remove(&number);
             self.ended.notify_all();
         })
-    }
-}
-
-/// Tells a waiting wrapper every second that we are alive, while this thread is busy.
-struct Pulse(Arc<(Mutex<bool>, Condvar)>);
-
-impl Pulse {
-    /// Does what may take its time.
-    fn during<R>(stream: &UnixStream, work: impl FnOnce() -> R) -> io::Result<R> {
-        let pulse = Self::start(stream)?;
-        let result = work();
-        pulse.stop();
-        Ok(result)
-    }
-
-    fn start(stream: &UnixStream) -> io::Result<Self> {
-        let stream = stream.try_clone()?;
-        let stopped = Arc::new((Mutex::new(false), Condvar::new()));
-        let watched = Arc::clone(&stopped);
-        let beat = move || {
-            let (stopped, signal) = &*watched;
-            let deadline = Instant::now() + PREPARE;
-            let mut stopped = stopped.lock();
-            while !*stopped && Instant::now() < deadline {
-                // A wrapper that has gone, or gives us up, is noticed by who sends the decision.
-                if signal.wait_for(&mut stopped, HEARTBEAT).timed_out()
-                    && !*stopped
-                    && protocol::send(&stream, &Decision::Wait).is_err()
-                {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("pulse".into());
-        thread.spawn(beat)?;
-        Ok(Self(stopped))
-    }
-
-    /// Stops; nothing is sent after this returns, because the lock is held while something is. The
-    /// thread ends when it next runs: nobody waits for it, for on a busy machine that takes a while.
-    fn stop(self) {
-        *self.0.0.lock() = true;
-        self.0.1.notify_all();
     }
 }
 

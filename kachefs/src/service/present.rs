@@ -45,17 +45,15 @@ impl Service {
         } in wanted
         {
             let (digest, size) = blob;
-            if !self.storage.cas.has(&digest, size)
-                && let Err(error) = view.fault(ino)
-            {
-                tracing::debug!(?ino, %error, "it will not be found");
+            if !self.storage.cas.has(&digest, size) {
+                view.doubt(ino);
             }
             if views.iter().all(|known: &Arc<View>| known.id != view.id) {
                 views.push(view);
             }
         }
         for view in views {
-            view.drop_suspects();
+            view.withdraw_lost();
         }
     }
 

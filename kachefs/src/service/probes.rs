@@ -20,9 +20,10 @@ use wrapper::environment;
 use wrapper::protocol::{self, Decision, Outcome, ProbeRequest, ProtocolError, Run};
 use wrapper::trace::Scope;
 
+use super::Service;
 use super::machine::processor;
+use super::pulse::Pulse;
 use super::toolchain::Caller;
-use super::{Pulse, Service};
 
 /// How many answers are kept: a few for each compiler and set of flags.
 const ANSWERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");

@@ -12,7 +12,8 @@ use wrapper::protocol::ProtocolError;
 
 use super::builds::started;
 use super::prepare::Prepared;
-use super::{Action, Pulse, Service};
+use super::pulse::Pulse;
+use super::{Action, Service};
 use crate::fs::View;
 use crate::lazy::manifests::{Part, Process};
 use crate::lazy::secrets::Secrets;

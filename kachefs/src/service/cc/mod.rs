@@ -15,8 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use store::{
-    ActionEntry, ActionKey, ActionResult, Batch, Counter, InvocationDigest, Look, Observation,
-    OutputContent, Timestamp,
+    ActionEntry, ActionKey, ActionResult, Batch, Counter, Digest, InvocationDigest, Look,
+    Observation, OutputContent, Timestamp,
 };
 use wrapper::cc::key::cc_key;
 use wrapper::protocol::{self, CcRequest, Decision, Outcome, ProtocolError, Run, Verdict};
@@ -143,6 +143,10 @@ impl Action for CcAction<'_> {
 
     fn find(&self) -> Option<FoundObject> {
         find(self.service, self.prepared)
+    }
+
+    fn blobs(&self, found: &FoundObject) -> Vec<(Digest, u64)> {
+        found.result.blobs().collect()
     }
 
     fn bind(&self, found: FoundObject) -> Option<Replay> {

@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use store::builds::LoggedEnd;
 use store::{
-    ActionEntry, ActionKey, Counter, InvocationDigest, Observation, ScriptResult, Timestamp,
-    TreeContent,
+    ActionEntry, ActionKey, Counter, Digest, InvocationDigest, Observation, ScriptResult,
+    Timestamp, TreeContent,
 };
 use wrapper::key;
 use wrapper::protocol::{self, Decision, Outcome, ProtocolError, Run, ScriptRequest, Verdict};
@@ -152,6 +152,10 @@ impl Action for ScriptAction<'_> {
 
     fn find(&self) -> Option<Self::Found> {
         find(self.service, self.prepared)
+    }
+
+    fn blobs(&self, found: &FoundRun) -> Vec<(Digest, u64)> {
+        found.result.blobs().collect()
     }
 
     fn bind(&self, found: FoundRun) -> Option<Replay> {
