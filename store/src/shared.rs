@@ -53,8 +53,14 @@ pub struct Kept {
     pub place: Place,
     /// When it was written, as far as that was seen here, in milliseconds since the epoch; else 0.
     pub seen_ms: u64,
-    /// When that was, or when it was last learned that the remote holds it; 0 where that is not known.
+    /// When that was, or when it was last learned that the remote holds it; 0 where that is not known, and
+    /// [`Kept::LOST`] where it was held and is not any more.
     pub known_ms: u64,
+}
+
+impl Kept {
+    /// Instead of a time: it is not there any more.
+    pub(crate) const LOST: u64 = u64::MAX;
 }
 
 /// Version 1: as it was before rows aged.

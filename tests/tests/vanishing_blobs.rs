@@ -73,53 +73,137 @@ fn build_until_it_runs(
     panic!("no build repairs it");
 }
 
-/// Who builds again at once finds nothing that is still to be found lost.
+/// A bucket with everything a project is made of.
+struct Warm {
+    machine: Sandbox,
+    bucket: PathBuf,
+    project: Project,
+}
+
+impl Warm {
+    fn new(limit: Duration) -> Self {
+        let machine = Sandbox::with_limit(limit);
+        let bucket = machine.make_dir("bucket");
+        set(&machine, &bucket, "");
+        let project = samples::whole(machine.path("project"));
+        machine.mount(project.target());
+        machine.cargo(&project, "build").ok();
+        machine.kachefs("push --wait").ok();
+        Self {
+            machine,
+            bucket,
+            project,
+        }
+    }
+}
+
+/// A machine that has built everything from a bucket of its own, and read nothing.
+struct Cold {
+    machine: Sandbox,
+    checkout: Project,
+    bucket: PathBuf,
+}
+
+impl Cold {
+    fn new(warm: &Warm) -> Self {
+        let machine = Sandbox::new();
+        let bucket = machine.path("bucket");
+        let copy = machine.command("cp").arg("-a").arg(&warm.bucket);
+        copy.arg(&bucket).ok();
+        set(&machine, &bucket, "");
+        let checkout = warm.project.checkout(machine.path("checkout"));
+        machine.mount(checkout.target());
+        let (seen, _) = machine.during(|| machine.cargo(&checkout, "build").ok());
+        seen.assert_no_miss();
+        Self {
+            machine,
+            checkout,
+            bucket,
+        }
+    }
+
+    fn assert_runs(&self) {
+        let program = self.machine.output_of(self.checkout.program("app"));
+        assert_eq!(program, samples::WHOLE_OUTPUT);
+    }
+}
+
+/// Who builds again at once finds nothing that is still to be found lost; nor does the next daemon.
 #[test]
 fn the_next_build_heals_however_soon_it_comes() {
-    let bucket = tempfile::tempdir().must("a directory");
-    let warm = Sandbox::new();
-    set(&warm, bucket.path(), "");
-    let project = samples::whole(warm.path("project"));
-    warm.mount(project.target());
-    warm.cargo(&project, "build").ok();
-    warm.kachefs("push --wait").ok();
-
-    let cold = Sandbox::new();
-    set(&cold, bucket.path(), "");
-    let checkout = project.checkout(cold.path("checkout"));
-    cold.mount(checkout.target());
-    let (seen, _) = cold.during(|| cold.cargo(&checkout, "build").ok());
-    seen.assert_no_miss();
-    for object in objects(bucket.path()) {
-        fs::remove_file(object).must("remove");
+    let warm = Warm::new(LONGEST);
+    for is_restarted in [false, true] {
+        let cold = Cold::new(&warm);
+        for object in objects(&cold.bucket) {
+            fs::remove_file(object).must("remove");
+        }
+        let read = fs::read(cold.checkout.program("app"));
+        assert!(read.is_err(), "it comes from nowhere");
+        if is_restarted {
+            cold.machine.kachefs("daemon stop").ok();
+        }
+        cold.machine.cargo(&cold.checkout, "build").ok();
+        cold.assert_runs();
     }
-    let read = fs::read(checkout.program("app"));
-    assert!(read.is_err(), "it comes from nowhere");
-    cold.cargo(&checkout, "build").ok();
-    assert_eq!(
-        cold.output_of(checkout.program("app")),
-        samples::WHOLE_OUTPUT
-    );
+}
+
+/// However everything goes, and whatever the build that finds out was about to make.
+#[test]
+fn one_build_finds_out_and_the_next_one_heals() {
+    fn remove(bucket: &Path) {
+        for object in objects(bucket) {
+            fs::remove_file(object).must("remove");
+        }
+    }
+    fn damage(bucket: &Path) {
+        for object in objects(bucket) {
+            let file = fs::OpenOptions::new().write(true).open(object).must("open");
+            file.set_len(20).must("cut short");
+        }
+    }
+    fn unmount(bucket: &Path) {
+        fs::rename(bucket.join("v1"), bucket.join("elsewhere")).must("rename");
+    }
+    let warm = Warm::new(3 * LONGEST);
+    for (what, goes) in [
+        ("removed", remove as fn(&Path)),
+        ("damaged", damage),
+        ("away", unmount),
+    ] {
+        for source in [
+            "app/src/main.rs",
+            "generated/src/lib.rs",
+            "greeting/src/lib.rs",
+        ] {
+            let cold = Cold::new(&warm);
+            let path = format!("crates/{source}");
+            let text = fs::read_to_string(cold.checkout.path(&path)).must(&path);
+            cold.checkout.write(&path, &format!("{text}\n// changed\n"));
+            goes(&cold.bucket);
+            let finds_out = cold.machine.cargo(&cold.checkout, "build").run();
+            let heals = cold.machine.cargo(&cold.checkout, "build").run();
+            assert!(
+                heals.status.success(),
+                "{what}, {source} changed: {finds_out}, and then {heals}"
+            );
+            cold.assert_runs();
+        }
+    }
 }
 
 #[test]
 fn builds_end_or_heal_while_blobs_vanish() {
-    let warm = Sandbox::with_limit(Duration::from_secs(120 + 60 * rounds() as u64));
-    let full = warm.make_dir("bucket");
-    set(&warm, &full, "");
-    let project = samples::whole(warm.path("project"));
-    warm.mount(project.target());
-    warm.cargo(&project, "build").ok();
-    warm.kachefs("push --wait").ok();
+    let warm = Warm::new(Duration::from_secs(120 + 60 * rounds() as u64));
     let mut chance = Chance::new();
     let (mut gone, mut hits, mut tries) = (0, 0, 0);
     for round in 0..rounds() {
         let cold = Sandbox::with_limit(Duration::from_mins(8));
         let bucket = cold.path("bucket");
-        cold.command("cp").arg("-a").arg(&full).arg(&bucket).ok();
+        let copy = cold.command("cp").arg("-a").arg(&warm.bucket);
+        copy.arg(&bucket).ok();
         // What is made again is not sent again: less and less is there.
         set(&cold, &bucket, "--read-only");
-        let checkout = project.checkout(cold.path("checkout"));
+        let checkout = warm.project.checkout(cold.path("checkout"));
         cold.mount(checkout.target());
         let stop = AtomicBool::new(false);
         let mut mine = Chance::of(chance.number());
@@ -156,14 +240,12 @@ fn builds_end_or_heal_while_blobs_vanish() {
 /// again or put where it will be.
 #[test]
 fn a_directory_that_is_not_mounted_has_lost_nothing() {
-    let warm = Sandbox::new();
-    let bucket = warm.make_dir("bucket");
+    let Warm {
+        machine: warm,
+        bucket,
+        project,
+    } = Warm::new(LONGEST);
     let (layout, elsewhere) = (bucket.join("v1"), warm.path("elsewhere"));
-    set(&warm, &bucket, "");
-    let project = samples::whole(warm.path("project"));
-    warm.mount(project.target());
-    warm.cargo(&project, "build").ok();
-    warm.kachefs("push --wait").ok();
 
     let cold = Sandbox::new();
     set(&cold, &bucket, "--prefetch off");

@@ -78,10 +78,12 @@ impl View {
     }
 
     /// Something did not come. Takes the names of all that is lost away, so that the next build finds what it
-    /// has to make, however soon it comes. For threads that serve no requests, or that of a read: another thread
-    /// does it, and is not waited for when somebody has a directory locked, for they may wait for the read.
+    /// has to make, however soon it comes; and of all that is out of reach, where the remote does not answer. For
+    /// threads that serve no requests, or that of a read: another thread does it, and is not waited for when
+    /// somebody has a directory locked, for they may wait for the read.
     pub fn withdraw_lost(self: &Arc<Self>) {
         self.storage.wait_for_look(None);
+        self.suspect(self.blobs_where(|digest, size| !self.storage.is_within_reach(digest, size)));
         let view = Arc::clone(self);
         let (done, ends) = mpsc::channel();
         let work = move || {
@@ -101,13 +103,16 @@ impl View {
 
     /// The files whose bytes are nowhere any more.
     fn lost(&self) -> impl Iterator<Item = Ino> {
-        let is_lost = |node: &Arc<Node>| {
-            let Body::Blob { digest, size } = node.state.lock().body else {
-                return false;
-            };
-            !self.storage.has(&digest, size)
+        self.blobs_where(|digest, size| !self.storage.has(digest, size))
+    }
+
+    /// The files that are blobs of which this is true.
+    fn blobs_where(&self, is: impl Fn(&Digest, u64) -> bool) -> impl Iterator<Item = Ino> {
+        let is_one = move |node: &Arc<Node>| match node.state.lock().body {
+            Body::Blob { digest, size } => is(&digest, size),
+            _ => false,
         };
-        let nodes = self.all_nodes().into_iter().filter(is_lost);
+        let nodes = self.all_nodes().into_iter().filter(is_one);
         nodes.map(|node| node.ino)
     }
 

@@ -286,12 +286,13 @@ impl Storage {
             Fetched::Absent => {
                 self.lazy.note_absent(digest, kept.place);
                 self.lazy.lost_something();
-                return self.forget(connection, digest, "it is gone");
+                return self.forget(connection, digest, kept, "it is gone");
             }
             Fetched::Damaged(damage) => {
                 self.lazy.note_gone(digest, kept.place, Gone::Unfit);
+                self.lazy.lost_something();
                 let why = format!("it is damaged: {damage}");
-                return self.forget(connection, digest, &why);
+                return self.forget(connection, digest, kept, &why);
             }
         };
         let mut batch = self.index.batch();
@@ -306,11 +307,12 @@ impl Storage {
         &self,
         connection: &Connection,
         digest: &Digest,
+        kept: &Kept,
         why: &str,
     ) -> Result<(), FaultError> {
         tracing::error!(%digest, remote = connection.place(), why, "a blob cannot be fetched");
         let mut batch = self.index.batch();
-        batch.delete_kept(connection.id, digest);
+        batch.put_lost(connection.id, digest, kept)?;
         batch.commit()?;
         Err(FaultError::Gone(why.to_owned()))
     }

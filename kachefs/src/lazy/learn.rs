@@ -219,6 +219,9 @@ impl Storage {
                         continue;
                     }
                     let place = place_of(&places, &digest);
+                    if self.index.lost(connection.id, &digest)? == Some(place) {
+                        self.lazy.remember_gone(&digest, place);
+                    }
                     batch.put_kept(connection.id, &digest, &kept_unseen(size, place, began_ms))?;
                 }
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use store::{Digest, Kept, Place};
+use store::{Digest, Kept, Place, RemoteId};
 
 use super::connection::{Haste, Unavailable};
 use super::containers::Container;
@@ -160,7 +160,7 @@ impl Storage {
         let lost = gone.iter().filter_map(|container| held.get(container));
         for (digest, kept) in lost.flatten() {
             self.lazy.note_absent(digest, kept.place);
-            match self.forget(&connection, digest, "it is gone, too") {
+            match self.forget(&connection, digest, kept, "it is gone, too") {
                 Ok(()) | Err(FaultError::Gone(_)) => {}
                 Err(error) => return Err(error),
             }
@@ -176,7 +176,7 @@ impl Storage {
             return Ok(0);
         };
         let mut wanted: HashMap<Container, Vec<(Digest, u64, Place)>> = HashMap::new();
-        for (digest, size, place) in self.places_of_old(lost) {
+        for (digest, size, place) in self.places_of_old(connection.id, lost)? {
             let container = Container::of(&digest, &place);
             let blob = (digest, size, place);
             wanted.entry(container).or_default().push(blob);
@@ -203,7 +203,11 @@ impl Storage {
     }
 
     /// Where these blobs were, and where large ones always are.
-    fn places_of_old(&self, blobs: &[(Digest, u64)]) -> Vec<(Digest, u64, Place)> {
+    fn places_of_old(
+        &self,
+        remote: RemoteId,
+        blobs: &[(Digest, u64)],
+    ) -> Result<Vec<(Digest, u64, Place)>, FaultError> {
         let mut known: HashMap<Digest, Vec<(Place, Gone)>> = HashMap::new();
         for ((digest, place), how) in self.lazy.gone.lock().iter() {
             known.entry(*digest).or_default().push((*place, *how));
@@ -211,15 +215,20 @@ impl Storage {
         let mut places = Vec::new();
         for (digest, size) in blobs {
             let gone = known.remove(digest).unwrap_or_default();
-            if *size >= SMALL && gone.iter().all(|(place, _)| *place != Place::Own) {
-                places.push((*digest, *size, Place::Own));
-            }
+            let own = (*size >= SMALL).then_some(Place::Own);
+            let noted = self
+                .index
+                .lost(remote, digest)?
+                .filter(|place| Some(*place) != own);
+            let others = own.into_iter().chain(noted);
+            let others = others.filter(|other| gone.iter().all(|(place, _)| place != other));
+            places.extend(others.map(|place| (*digest, *size, place)));
             let absent = gone
                 .iter()
                 .filter(|(_, how)| matches!(how, Gone::Absent(_)));
             places.extend(absent.map(|(place, _)| (*digest, *size, *place)));
         }
-        places
+        Ok(places)
     }
 
     /// Where things are being lost, fetches what of these blobs is not on this machine: aside, behind what
@@ -301,6 +310,8 @@ impl Storage {
 mod tests {
     use std::fs;
 
+    use store::StoreDir;
+
     use super::super::testing;
     use super::*;
 
@@ -317,6 +328,28 @@ mod tests {
         fs::rename(&aside, &object).expect("comes back");
         assert_eq!(storage.find_again(&[(digest, size)]).expect("looks"), 1);
         storage.fault(&digest, size).expect("is there");
+    }
+
+    #[test]
+    fn the_next_daemon_finds_again_what_was_in_a_pack() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let bytes = b"small";
+        let blob = (Digest::of(bytes), bytes.len() as u64);
+        storage.cas.ingest_bytes(bytes).expect("is here");
+        storage.send_blobs(&connection, &[blob]).expect("sends");
+        fs::remove_file(storage.cas.path(&blob.0)).expect("removes");
+        let packs = dir.path().join("bucket/v1/packs");
+        let aside = dir.path().join("aside");
+        fs::rename(&packs, &aside).expect("goes");
+        storage.fault(&blob.0, blob.1).expect_err("is gone");
+        drop(storage);
+        let storage = Storage::open(StoreDir::new(dir.path().join("store"))).expect("opens");
+        assert!(!storage.has(&blob.0, blob.1));
+        assert_eq!(storage.find_again(&[blob]).expect("looks"), 0);
+        fs::rename(&aside, &packs).expect("comes back");
+        assert_eq!(storage.find_again(&[blob]).expect("looks"), 1);
+        storage.fault(&blob.0, blob.1).expect("is there");
     }
 
     #[test]

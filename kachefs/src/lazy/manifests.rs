@@ -230,7 +230,7 @@ impl Storage {
                     && merged.lost.contains(&Container::of(digest, &kept.place))
                 {
                     self.lazy.note_absent(digest, kept.place);
-                    batch.delete_kept(connection.id, digest);
+                    batch.put_lost(connection.id, digest, &kept)?;
                     // What views show of it, too.
                     self.lazy.lost_something();
                 }

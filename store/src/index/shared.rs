@@ -7,7 +7,7 @@ use super::{Batch, Index, IndexError};
 use crate::action::{InputRecord, InvocationDigest};
 use crate::codec::decode;
 use crate::digest::Digest;
-use crate::shared::{Kept, RemoteId, Upload};
+use crate::shared::{Kept, Place, RemoteId, Upload};
 
 /// Which upload: the later, the greater.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -16,7 +16,15 @@ pub struct UploadId(pub u64);
 impl Index {
     /// Where a remote holds a blob, if it is known to.
     pub fn kept(&self, remote: RemoteId, digest: &Digest) -> Result<Option<Kept>, IndexError> {
-        self.get(KEPT, &kept_key(remote, digest))
+        let kept: Option<Kept> = self.get(KEPT, &kept_key(remote, digest))?;
+        Ok(kept.filter(|kept| kept.known_ms != Kept::LOST))
+    }
+
+    /// Where a remote held a blob that it has lost.
+    pub fn lost(&self, remote: RemoteId, digest: &Digest) -> Result<Option<Place>, IndexError> {
+        let kept: Option<Kept> = self.get(KEPT, &kept_key(remote, digest))?;
+        let lost = kept.filter(|kept| kept.known_ms == Kept::LOST);
+        Ok(lost.map(|kept| kept.place))
     }
 
     /// The oldest uploads that are still to be done, at most `most`.
@@ -89,6 +97,21 @@ impl Batch<'_> {
         self.put(KEPT, &kept_key(remote, digest), kept)
     }
 
+    /// Notes that a remote has lost a blob which it held there.
+    pub fn put_lost(
+        &mut self,
+        remote: RemoteId,
+        digest: &Digest,
+        held: &Kept,
+    ) -> Result<(), IndexError> {
+        let lost = Kept {
+            seen_ms: 0,
+            known_ms: Kept::LOST,
+            ..*held
+        };
+        self.put_kept(remote, digest, &lost)
+    }
+
     /// Notes that a remote does not hold a blob.
     pub fn delete_kept(&mut self, remote: RemoteId, digest: &Digest) {
         self.delete(KEPT, &kept_key(remote, digest));
@@ -109,7 +132,6 @@ impl Batch<'_> {
 mod tests {
     use super::*;
     use crate::action::ActionKey;
-    use crate::shared::Place;
 
     #[test]
     fn uploads_are_done_in_the_order_they_were_noted() {
@@ -160,5 +182,11 @@ mod tests {
         batch.commit().expect("commits");
         assert_eq!(index.kept(one, &digest).expect("reads"), Some(kept));
         assert_eq!(index.kept(other, &digest).expect("reads"), None);
+        assert_eq!(index.lost(one, &digest).expect("reads"), None);
+        let mut batch = index.batch();
+        batch.put_lost(one, &digest, &kept).expect("puts");
+        batch.commit().expect("commits");
+        assert_eq!(index.kept(one, &digest).expect("reads"), None);
+        assert_eq!(index.lost(one, &digest).expect("reads"), Some(Place::Own));
     }
 }
