@@ -51,7 +51,8 @@ pub struct Kept {
     pub size: u64,
     /// Where it is.
     pub place: Place,
-    /// When it was written, as far as that was seen here, in milliseconds since the epoch; else 0.
+    /// When it was written, as far as that was seen here, in milliseconds since the epoch; else 0, or
+    /// [`Kept::DOUBTED`] where it was not there once and is said to be there again.
     pub seen_ms: u64,
     /// When that was, or when it was last learned that the remote holds it; 0 where that is not known, and
     /// [`Kept::LOST`] where it was held and is not any more.
@@ -61,6 +62,9 @@ pub struct Kept {
 impl Kept {
     /// Instead of a time: it is not there any more.
     pub(crate) const LOST: u64 = u64::MAX;
+
+    /// The same: it was not there once.
+    pub const DOUBTED: u64 = u64::MAX;
 }
 
 /// Version 1: as it was before rows aged.

@@ -12,7 +12,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use store::{ActionEntry, ActionKey, Content, Digest, Ino, InodeRecord, Kind};
 
@@ -59,11 +59,7 @@ impl View {
 
     /// The actions that made what is nowhere any more.
     pub fn lost_origins(&self) -> HashSet<ActionKey> {
-        let origin = |ino| {
-            let node = self.node(ino).ok()?;
-            node.state.lock().origin.as_deref().copied()
-        };
-        self.lost().filter_map(origin).collect()
+        self.lost().filter_map(|ino| self.origin(ino)).collect()
     }
 
     /// Makes again what is nowhere any more, and waits for it; what cannot be made loses its names. For
@@ -82,12 +78,28 @@ impl View {
     /// threads that serve no requests, or that of a read: another thread does it, and is not waited for when
     /// somebody has a directory locked, for they may wait for the read.
     pub fn withdraw_lost(self: &Arc<Self>) {
+        if self.is_read_only() {
+            return;
+        }
         self.storage.wait_for_look(None);
-        self.suspect(self.blobs_where(|digest, size| !self.storage.is_within_reach(digest, size)));
+        let is_away = self.storage.is_away();
+        let asked = Instant::now();
         let view = Arc::clone(self);
         let (done, ends) = mpsc::channel();
         let work = move || {
-            view.drop_suspects();
+            let mut withdrawn = view.withdrawn.lock();
+            // Unless somebody has begun with it since.
+            if withdrawn.is_none_or(|when| when < asked) {
+                *withdrawn = Some(Instant::now());
+                if is_away {
+                    let storage = &view.storage;
+                    let is_far = |digest: &Digest, size| !storage.is_within_reach(digest, size);
+                    view.suspect(view.blobs_where(is_far));
+                }
+                view.suspect(view.lost());
+                view.drop_now();
+            }
+            drop(withdrawn);
             // Nobody waits any more, perhaps.
             let _ = done.send(());
         };
@@ -142,7 +154,7 @@ impl View {
             digest: *digest,
             size,
         };
-        let action = node.state.lock().origin.as_deref().copied();
+        let action = self.origin(node.ino);
         !self.storage.has(digest, size)
             && action.is_some_and(|action| lineage.recompute(lost(action)))
     }
@@ -164,12 +176,21 @@ impl View {
     /// Takes the names of suspected files away. In a mounted view, for threads that serve no
     /// requests: the kernel is told, and takes the locks of directories for it.
     pub fn drop_suspects(&self) {
-        let mut lost: HashSet<Ino> = std::mem::take(&mut *self.suspects.lock())
+        let _one_at_a_time = self.withdrawn.lock();
+        self.drop_now();
+    }
+
+    fn drop_now(&self) {
+        let suspects = std::mem::take(&mut *self.suspects.lock());
+        // Nobody builds in what is only read: it waits for the remote.
+        if self.is_read_only() {
+            return;
+        }
+        let mut lost: HashSet<Ino> = suspects
             .into_iter()
             .filter(|ino| self.is_lost(*ino))
             .collect();
-        // Nobody builds in what is only read: it waits for the remote.
-        if lost.is_empty() || self.is_read_only() {
+        if lost.is_empty() {
             return;
         }
         // What is mounted afresh nobody has open: there the next build makes everything.
@@ -181,8 +202,14 @@ impl View {
         if lost.is_empty() {
             return;
         }
-        lost.extend(self.made_with(&lost));
+        let actions = lost.iter().filter_map(|ino| self.origin(*ino)).collect();
+        lost.extend(self.made_by(&actions));
         for (parent, name, ino) in self.names_of(&lost) {
+            // Somebody may have written something else there meanwhile.
+            let origin = self.origin(ino);
+            if !self.is_lost(ino) && origin.is_none_or(|origin| !actions.contains(&origin)) {
+                continue;
+            }
             self.forget_run(parent, &name, ino);
             let shown = String::from_utf8_lossy(&name).into_owned();
             match self.unlink_lost(parent, &name, ino) {
@@ -206,28 +233,32 @@ impl View {
         }
     }
 
-    /// What the same actions made: it goes with what is lost of it, or cargo would not have all of it
-    /// made again.
-    fn made_with(&self, lost: &HashSet<Ino>) -> Vec<Ino> {
-        let origin = |ino: &Ino| self.node(*ino).ok()?.state.lock().origin.clone();
-        let actions: HashSet<_> = lost.iter().filter_map(origin).collect();
+    /// The action that made a file.
+    fn origin(&self, ino: Ino) -> Option<ActionKey> {
+        let node = self.node(ino).ok()?;
+        node.state.lock().origin.as_deref().copied()
+    }
+
+    /// What actions made: it goes with what is lost of it, or cargo would not have all of it made again.
+    fn made_by(&self, actions: &HashSet<ActionKey>) -> Vec<Ino> {
         if actions.is_empty() {
             return Vec::new();
         }
         let files = self.inodes().into_iter();
         let files = files.filter(|(_, kind)| *kind == Kind::File);
-        let is_of_them = |ino: &Ino| origin(ino).is_some_and(|action| actions.contains(&action));
+        let is_of_them = |ino: &Ino| {
+            let origin = self.origin(*ino);
+            origin.is_some_and(|action| actions.contains(&action))
+        };
         files.map(|(ino, _)| ino).filter(is_of_them).collect()
     }
 
     /// Cargo does not look for what a build script left, only for what it printed. Where the first is
     /// lost, the second goes too, so that the script runs again.
     fn forget_run(&self, parent: Ino, name: &[u8], ino: Ino) {
-        let origin = self
-            .node(ino)
-            .ok()
-            .and_then(|node| node.state.lock().origin.clone());
-        let action = origin.map(|origin| self.storage.index.action(&origin));
+        let action = self
+            .origin(ino)
+            .map(|origin| self.storage.index.action(&origin));
         let Some(Ok(Some(ActionEntry::Script(result)))) = action else {
             return;
         };

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use store::{Attributes, Exchanges, Ino, Kind, ViewId, ViewRecord};
@@ -87,6 +88,8 @@ pub struct View {
     pub(super) exchanges: Mutex<Exchanges>,
     /// Files whose bytes may be lost (see `fs::check`).
     pub(super) suspects: Mutex<Vec<Ino>>,
+    /// When somebody last began to take away the names of all that is lost; held while names are taken away.
+    pub(super) withdrawn: Mutex<Option<Instant>>,
     /// Whether it goes on only for what was open when it was emptied (see `fs::clear`).
     pub(super) retired: AtomicBool,
 }
@@ -120,6 +123,7 @@ impl View {
             forgotten: Mutex::default(),
             exchanges: Mutex::default(),
             suspects: Mutex::default(),
+            withdrawn: Mutex::default(),
             retired: AtomicBool::new(false),
         }
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use remote::signed::{SecretKey, Trust};
-use remote::{Limits, Remote, RemoteError};
-use store::{RemoteId, StoreDir};
+use remote::{Limits, ObjectName, Remote, RemoteError};
+use store::{Digest, RemoteId, StoreDir};
 use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
@@ -86,6 +86,8 @@ pub struct Connection {
     early: Line,
     /// What nobody waits for: it may take longer, and when it fails, builds go on asking.
     sending: Line,
+    /// What is found out about it aside: when that fails, nobody is kept from anything.
+    looking: Line,
     traffic: Arc<Traffic>,
     pace: Option<Arc<Pace>>,
 }
@@ -138,6 +140,7 @@ impl Connection {
             asking: Line::new(config.wait, AT_ONCE),
             early: Line::new(config.wait, EARLY_AT_ONCE),
             sending: Line::new(config.wait.max(SEND), AT_ONCE),
+            looking: Line::new(config.wait, AT_ONCE),
             traffic: Arc::default(),
             pace: config.upload_limit.map(|limit| Arc::new(Pace::new(limit))),
             config,
@@ -226,6 +229,24 @@ impl Connection {
         self.call_on(&self.sending, what)
     }
 
+    /// The same to find something out about it.
+    pub fn look<T>(
+        &self,
+        what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
+    ) -> Result<T, Unavailable> {
+        self.call_on(&self.looking, what)
+    }
+
+    /// Whether it does not answer even who asks for nothing. What it refuses, it answers.
+    pub fn is_away(&self) -> bool {
+        let nothing = ObjectName::lease(&Digest::of(b"nothing"));
+        match self.look(async |remote| remote.head(&nothing).await) {
+            Ok(_) => false,
+            Err(Unavailable::Remote(error)) => error.is_passing(),
+            Err(Unavailable::LeftAlone | Unavailable::Busy) => true,
+        }
+    }
+
     /// Waits for a place among the calls that nobody waits for yet.
     pub fn early_place(&self) -> Result<EarlyPlace<'_>, Unavailable> {
         if self.early.breaker.is_paused() {
@@ -295,7 +316,7 @@ impl Connection {
             }
             _ => {
                 if line.breaker.answered() {
-                    for other in [&self.asking, &self.early, &self.sending] {
+                    for other in [&self.asking, &self.early, &self.sending, &self.looking] {
                         other.breaker.try_now();
                     }
                     tracing::info!(remote = self.place(), "the remote answers again");
@@ -340,8 +361,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Instant;
 
-    use remote::{ObjectName, blob};
-    use store::{Digest, Place};
+    use remote::blob;
+    use store::Place;
 
     use super::super::{kept_now, testing};
     use super::*;

@@ -96,6 +96,12 @@ impl Storage {
         self.cas.has(digest, size) || self.kept(digest, size).is_some()
     }
 
+    /// Whether the remote that is left alone does not answer, even now and who asks for nothing.
+    pub fn is_away(&self) -> bool {
+        let connection = self.lazy.connection();
+        connection.is_some_and(|connection| connection.is_left_alone() && connection.is_away())
+    }
+
     /// Whether the bytes of a blob can be had now: from this disk, or from a remote that answers.
     pub fn is_within_reach(&self, digest: &Digest, size: u64) -> bool {
         self.cas.has(digest, size)
@@ -284,13 +290,16 @@ impl Storage {
             Fetched::Filed(count) => count,
             Fetched::Unwritten(error) => return Err(error.into()),
             Fetched::Absent => {
+                let is_news = !self.lazy.was_gone(digest, &kept.place);
                 self.lazy.note_absent(digest, kept.place);
-                self.lazy.lost_something();
+                if is_news {
+                    self.lazy.lost_something();
+                }
                 return self.forget(connection, digest, kept, "it is gone");
             }
             Fetched::Damaged(damage) => {
                 self.lazy.note_gone(digest, kept.place, Gone::Unfit);
-                self.lazy.lost_something();
+                self.lazy.found_damage();
                 let why = format!("it is damaged: {damage}");
                 return self.forget(connection, digest, kept, &why);
             }

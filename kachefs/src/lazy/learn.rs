@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::Mutex;
 use remote::{ObjectName, RemoteError};
-use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Place, record_digest};
+use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Kept, Place, record_digest};
 
 use super::connection::{Connection, Unavailable};
 use super::facts::{self, Results};
@@ -72,14 +72,13 @@ impl Storage {
     /// has them is losing things, or had lost them once.
     pub fn doubted(&self, blobs: impl IntoIterator<Item = (Digest, u64)>) -> Vec<(Digest, u64)> {
         let is_losing = self.lazy.looks.losing_since().is_some();
-        if !is_losing && self.lazy.gone.lock().is_empty() {
-            return Vec::new();
-        }
         let blobs = blobs.into_iter();
         let elsewhere = blobs.filter(|(digest, size)| !self.cas.has(digest, *size));
         let was_gone = |(digest, size): &(Digest, u64)| {
             let kept = self.kept(digest, *size);
-            kept.is_none_or(|(_, kept)| self.lazy.was_gone(digest, &kept.place))
+            kept.is_none_or(|(_, kept)| {
+                kept.seen_ms == Kept::DOUBTED || self.lazy.was_gone(digest, &kept.place)
+            })
         };
         elsewhere
             .filter(|blob| is_losing || was_gone(blob))
@@ -219,10 +218,9 @@ impl Storage {
                         continue;
                     }
                     let place = place_of(&places, &digest);
-                    if self.index.lost(connection.id, &digest)? == Some(place) {
-                        self.lazy.remember_gone(&digest, place);
-                    }
-                    batch.put_kept(connection.id, &digest, &kept_unseen(size, place, began_ms))?;
+                    let said = kept_unseen(size, place, began_ms);
+                    let kept = self.index.as_said(connection.id, &digest, said)?;
+                    batch.put_kept(connection.id, &digest, &kept)?;
                 }
             }
             if is_new {

@@ -31,17 +31,25 @@ pub struct Looks {
     looked: Condvar,
 }
 
-/// How often all that is shown was to be looked for, and for which of these it was, in vain or not.
+/// How often all that is shown was to be looked after, and for which of these it was, in vain or not.
 #[derive(Default)]
 struct Asked {
     times: u64,
     tried: u64,
     done: u64,
+    /// Whether more may be gone, and not only names are to be taken away of what is known to be lost.
+    is_doubtful: bool,
     /// Since when the remote has been losing things, and when it last did.
     losing: Option<(Instant, Instant)>,
 }
 
 impl Asked {
+    fn is_losing(&mut self) {
+        let now = Instant::now();
+        let since = self.losing_since().unwrap_or(now);
+        self.losing = Some((since, now));
+    }
+
     fn losing_since(&self) -> Option<Instant> {
         let (since, _) = self.losing.filter(|(_, last)| last.elapsed() < DOUBT)?;
         Some(since)
@@ -51,21 +59,29 @@ impl Asked {
 impl Looks {
     /// Somebody may have removed things.
     pub(super) fn want(&self) {
-        self.asked.lock().times += 1;
+        let mut asked = self.asked.lock();
+        asked.times += 1;
+        asked.is_doubtful = true;
     }
 
     /// Something is gone that should be there.
     fn lost(&self) {
         let mut asked = self.asked.lock();
         asked.times += 1;
-        let now = Instant::now();
-        let since = asked.losing_since().unwrap_or(now);
-        asked.losing = Some((since, now));
+        asked.is_doubtful = true;
+        asked.is_losing();
+    }
+
+    /// Something there is not what it should be.
+    fn damaged(&self) {
+        let mut asked = self.asked.lock();
+        asked.times += 1;
+        asked.is_losing();
     }
 
     /// Since when the remote has been losing things, if it did so lately: what is said to be there is not
     /// believed.
-    pub(super) fn losing_since(&self) -> Option<Instant> {
+    pub fn losing_since(&self) -> Option<Instant> {
         self.asked.lock().losing_since()
     }
 
@@ -75,17 +91,19 @@ impl Looks {
         asked.done < asked.times
     }
 
-    /// Looks for it. Whether nothing is left to look for.
-    pub fn look(&self, look: impl FnOnce() -> bool) -> bool {
-        let before = self.asked.lock();
+    /// Looks for it, and is told whether more may be gone than is known. Whether nothing is left to look for.
+    pub fn look(&self, look: impl FnOnce(bool) -> bool) -> bool {
+        let mut before = self.asked.lock();
         let (times, done) = (before.times, before.done);
-        drop(before);
         if done == times {
             return true;
         }
-        let is_done = look();
+        let is_doubtful = std::mem::take(&mut before.is_doubtful);
+        drop(before);
+        let is_done = look(is_doubtful);
         let mut after = self.asked.lock();
         after.tried = times;
+        after.is_doubtful |= is_doubtful && !is_done;
         if is_done {
             after.done = times;
         }
@@ -106,17 +124,43 @@ impl Looks {
     }
 }
 
+impl Rescue {
+    /// Waits until nothing more is being fetched.
+    fn wait(&self, deadline: Instant) {
+        let mut effort = self.effort.lock();
+        while effort.is_under_way {
+            if self.ended.wait_until(&mut effort, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    fn end(&self) {
+        self.effort.lock().is_under_way = false;
+        self.ended.notify_all();
+    }
+}
+
 impl Lazy {
     /// Something is gone that should be there: more may be.
     pub(super) fn lost_something(&self) {
         self.looks.lost();
         self.leases.wake();
     }
+
+    /// Something there is not what it should be.
+    pub(super) fn found_damage(&self) {
+        self.looks.damaged();
+        self.leases.wake();
+    }
 }
 
 /// What is fetched because more may be lost.
 #[derive(Default)]
-pub struct Rescue(Mutex<Effort>);
+pub struct Rescue {
+    effort: Mutex<Effort>,
+    ended: Condvar,
+}
 
 #[derive(Default)]
 struct Effort {
@@ -127,13 +171,14 @@ struct Effort {
 }
 
 impl Storage {
-    /// Where something was found to be gone, waits until all that is shown was looked for: no longer than anything
-    /// waits for an answer.
+    /// Where something was found to be gone, or damaged, waits until all that is shown was looked for, and fetched as
+    /// far as it is: no longer than anything waits for an answer.
     pub fn wait_for_look(&self, deadline: Option<Instant>) {
         if let Some(connection) = self.lazy.connection() {
             let longest = Instant::now() + connection.config.wait;
             let deadline = deadline.map_or(longest, |deadline| deadline.min(longest));
             self.lazy.looks.wait(deadline);
+            self.lazy.rescue.wait(deadline);
         }
     }
 
@@ -156,7 +201,7 @@ impl Storage {
             }
         }
         let containers = held.keys().copied().collect();
-        let gone = connection.call(async |remote| reliance::absent(&remote, containers).await)?;
+        let gone = connection.look(async |remote| reliance::absent(&remote, containers).await)?;
         let lost = gone.iter().filter_map(|container| held.get(container));
         for (digest, kept) in lost.flatten() {
             self.lazy.note_absent(digest, kept.place);
@@ -183,7 +228,7 @@ impl Storage {
         }
         let began_ms = clock::now_ms();
         let containers = wanted.keys().copied().collect();
-        let absent = connection.call(async |remote| reliance::absent(&remote, containers).await)?;
+        let absent = connection.look(async |remote| reliance::absent(&remote, containers).await)?;
         for container in absent {
             wanted.remove(&container);
         }
@@ -241,9 +286,9 @@ impl Storage {
         let mut blobs: Vec<_> = shown
             .filter(|(digest, size)| !self.cas.has(digest, *size))
             .collect();
-        let effort = &self.lazy.rescue.0;
+        let rescue = &self.lazy.rescue;
         {
-            let mut effort = effort.lock();
+            let mut effort = rescue.effort.lock();
             if blobs.is_empty() || effort.is_under_way {
                 return;
             }
@@ -256,21 +301,21 @@ impl Storage {
         let storage = Arc::clone(self);
         let work = move || {
             let fetched = storage.rescue_each(&blobs);
-            storage.lazy.rescue.0.lock().is_under_way = false;
+            storage.lazy.rescue.end();
             if fetched > 0 {
                 tracing::info!(fetched, "fetched while they are there");
             }
         };
         let thread = std::thread::Builder::new().name("rescue".into());
         if let Err(error) = thread.spawn(work) {
-            effort.lock().is_under_way = false;
+            rescue.end();
             tracing::warn!(%error, "cannot start a thread");
         }
     }
 
     /// Fetches one after the other, until that makes no sense any more. Returns how many.
     fn rescue_each(&self, blobs: &[(Digest, u64)]) -> usize {
-        let effort = &self.lazy.rescue.0;
+        let effort = &self.lazy.rescue.effort;
         let mut fetched = 0;
         for (digest, size) in blobs {
             let Some(connection) = self.lazy.connection() else {
@@ -392,7 +437,7 @@ mod tests {
             for _ in 0..2 {
                 storage.lazy.lost_something();
                 storage.rescue(blobs);
-                waits_until(|| !storage.lazy.rescue.0.lock().is_under_way);
+                waits_until(|| !storage.lazy.rescue.effort.lock().is_under_way);
                 assert_eq!(here(), expected, "{budget}");
             }
         }
@@ -401,25 +446,33 @@ mod tests {
     #[test]
     fn a_look_in_vain_is_repeated_and_keeps_nobody_waiting() {
         let looks = Looks::default();
-        assert!(looks.look(|| unreachable!("nothing is lost")));
+        assert!(looks.look(|_| unreachable!("nothing is lost")));
         looks.lost();
         assert!(looks.losing_since().is_some());
-        assert!(!looks.look(|| false));
+        assert!(!looks.look(|is_doubtful| !is_doubtful));
         let far = Instant::now() + Duration::from_mins(5);
         looks.wait(far);
         assert!(looks.is_wanted());
         // More is lost meanwhile: that is looked for once more.
-        assert!(looks.look(|| {
+        assert!(looks.look(|is_doubtful| {
             looks.lost();
-            true
+            is_doubtful
         }));
         assert!(looks.is_wanted());
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| looks.wait(far));
-            assert!(looks.look(|| true));
+            assert!(looks.look(|is_doubtful| is_doubtful));
             waits.join().expect("ends");
         });
         assert!(!looks.is_wanted());
+    }
+
+    #[test]
+    fn what_is_damaged_is_there_and_others_need_not_be() {
+        let looks = Looks::default();
+        looks.damaged();
+        assert!(looks.losing_since().is_some());
+        assert!(looks.look(|is_doubtful| !is_doubtful));
     }
 
     #[test]

@@ -192,14 +192,6 @@ impl Lazy {
         self.note_gone(digest, place, Gone::Absent(Instant::now()));
     }
 
-    /// It was not there once, as somebody has found who does not remember when.
-    fn remember_gone(&self, digest: &Digest, place: Place) {
-        if let Some(long_ago) = Instant::now().checked_sub(GONE_FOR) {
-            let mut gone = self.gone.lock();
-            gone.get_or_insert((*digest, place), || Gone::Absent(long_ago));
-        }
-    }
-
     /// Whether a blob was ever found not to be there.
     fn was_gone(&self, digest: &Digest, place: &Place) -> bool {
         self.gone.lock().contains(&(*digest, *place))

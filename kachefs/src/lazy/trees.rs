@@ -113,7 +113,9 @@ impl Storage {
                 continue;
             }
             let place = packed.get(&digest).copied().unwrap_or(Place::Own);
-            batch.put_kept(connection.id, &digest, &kept_unseen(size, place, began_ms))?;
+            let said = kept_unseen(size, place, began_ms);
+            let kept = self.index.as_said(connection.id, &digest, said)?;
+            batch.put_kept(connection.id, &digest, &kept)?;
         }
         for (key, entry) in &tree.actions {
             if self.index.action(key)?.is_none() {

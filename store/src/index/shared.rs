@@ -27,6 +27,26 @@ impl Index {
         Ok(lost.map(|kept| kept.place))
     }
 
+    /// What is known of a blob that others say is there: not to be believed if it was not once.
+    pub fn as_said(
+        &self,
+        remote: RemoteId,
+        digest: &Digest,
+        said: Kept,
+    ) -> Result<Kept, IndexError> {
+        let kept: Option<Kept> = self.get(KEPT, &kept_key(remote, digest))?;
+        let was_lost = kept.is_some_and(|kept| {
+            kept.place == said.place
+                && (kept.known_ms == Kept::LOST || kept.seen_ms == Kept::DOUBTED)
+        });
+        let seen_ms = if was_lost {
+            Kept::DOUBTED
+        } else {
+            said.seen_ms
+        };
+        Ok(Kept { seen_ms, ..said })
+    }
+
     /// The oldest uploads that are still to be done, at most `most`.
     pub fn uploads(&self, most: usize) -> Result<Vec<(UploadId, Upload)>, IndexError> {
         let rows = self
@@ -188,5 +208,16 @@ mod tests {
         batch.commit().expect("commits");
         assert_eq!(index.kept(one, &digest).expect("reads"), None);
         assert_eq!(index.lost(one, &digest).expect("reads"), Some(Place::Own));
+        // Whoever says that it is there says it in vain, however often.
+        for _ in 0..2 {
+            let said = index.as_said(one, &digest, kept).expect("reads");
+            assert_eq!((said.seen_ms, said.known_ms), (Kept::DOUBTED, 7));
+            let mut batch = index.batch();
+            batch.put_kept(one, &digest, &said).expect("puts");
+            batch.commit().expect("commits");
+            assert_eq!(index.kept(one, &digest).expect("reads"), Some(said));
+            assert_eq!(index.lost(one, &digest).expect("reads"), None);
+        }
+        assert_eq!(index.as_said(other, &digest, kept).expect("reads"), kept);
     }
 }
