@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 /// Failures in a row after which the remote is left alone.
 const FAILURES: u32 = 3;
@@ -12,32 +12,52 @@ const FAILURES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// How long it is left alone while somebody waits for it, who asked for that.
+/// How long it is left alone while somebody waits for it, who asked for that; and how long others wait for what
+/// comes of a try.
 const IMPATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether a remote is worth a try.
-pub struct Breaker(Mutex<State>);
+#[derive(Default)]
+pub struct Breaker {
+    state: Mutex<State>,
+    /// Something came of the try behind a pause.
+    tried: Condvar,
+}
 
 struct State {
     failures: u32,
     pause: Duration,
     /// Until when nobody tries.
     open_until: Option<Instant>,
-    /// Whether one does, behind a pause.
-    trying: bool,
+    /// Since when one does, behind a pause.
+    trying: Option<Instant>,
     /// Whether a pause was cut short because others were answered.
     hastened: bool,
 }
 
-impl Default for Breaker {
+impl Default for State {
     fn default() -> Self {
-        Self(Mutex::new(State {
+        Self {
             failures: 0,
             pause: FIRST_PAUSE,
             open_until: None,
-            trying: false,
+            trying: None,
             hastened: false,
-        }))
+        }
+    }
+}
+
+impl State {
+    fn leave_at(&mut self, now: Instant) -> Option<Leave> {
+        match self.open_until {
+            None => Some(Leave::WhileItAnswers),
+            Some(until) if now < until => None,
+            Some(_) => {
+                self.open_until = Some(now + self.pause);
+                self.trying = Some(now);
+                Some(Leave::ToTry)
+            }
+        }
     }
 }
 
@@ -51,36 +71,38 @@ pub enum Leave {
 }
 
 impl Breaker {
-    /// Whether a call may be made. Behind a pause, one may, and the others wait for what comes of it. If that
-    /// is never made, another one may behind as long a pause.
+    /// Whether a call may be made. Behind a pause, one may. If that is never made, another one may behind as
+    /// long a pause.
     pub fn leave(&self) -> Option<Leave> {
-        self.leave_at(Instant::now())
+        self.state.lock().leave_at(Instant::now())
     }
 
-    fn leave_at(&self, now: Instant) -> Option<Leave> {
-        let mut state = self.0.lock();
-        match state.open_until {
-            None => Some(Leave::WhileItAnswers),
-            Some(until) if now < until => None,
-            Some(_) => {
-                state.open_until = Some(now + state.pause);
-                state.trying = true;
-                Some(Leave::ToTry)
-            }
-        }
+    /// The same for somebody who does not do without it where others are about to find out that it answers: that
+    /// takes no longer than [`IMPATIENCE`] where it does.
+    pub fn leave_with_others(&self) -> Option<Leave> {
+        let mut state = self.state.lock();
+        let leave = state.leave_at(Instant::now());
+        let (None, Some(since)) = (leave, state.trying) else {
+            return leave;
+        };
+        let is_undecided = |state: &mut State| state.trying == Some(since);
+        let deadline = since + IMPATIENCE;
+        self.tried
+            .wait_while_until(&mut state, is_undecided, deadline);
+        state.leave_at(Instant::now())
     }
 
     /// Somebody waits: the next try is at most [`IMPATIENCE`] away.
     pub fn hasten(&self) {
         let soon = Instant::now() + IMPATIENCE;
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.open_until = state.open_until.map(|until| until.min(soon));
     }
 
     /// The remote answers, as others have found: the next call may be made at once. Not again before one of its
     /// own calls is answered, or they would shorten every pause of one that has its own reasons to fail.
     pub fn try_now(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if state.open_until.is_some() && !std::mem::replace(&mut state.hastened, true) {
             state.open_until = Some(Instant::now());
         }
@@ -88,20 +110,22 @@ impl Breaker {
 
     /// Whether the remote is being left alone.
     pub fn is_open(&self) -> bool {
-        self.0.lock().open_until.is_some()
+        self.state.lock().open_until.is_some()
     }
 
     /// Whether a call would not be made now.
     pub fn is_paused(&self) -> bool {
-        let until = self.0.lock().open_until;
+        let until = self.state.lock().open_until;
         until.is_some_and(|until| Instant::now() < until)
     }
 
     /// A call was answered. Whether the remote had been left alone before.
     pub fn answered(&self) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.failures = 0;
-        state.trying = false;
+        if state.trying.take().is_some() {
+            self.tried.notify_all();
+        }
         state.hastened = false;
         state.pause = FIRST_PAUSE;
         state.open_until.take().is_some()
@@ -114,13 +138,14 @@ impl Breaker {
     }
 
     fn failed_at(&self, waited: bool, now: Instant) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.failures += 1;
         if state.open_until.is_some() {
             // Calls that were under way when it opened say nothing new.
-            if !std::mem::take(&mut state.trying) {
+            if state.trying.take().is_none() {
                 return false;
             }
+            self.tried.notify_all();
             state.pause = (state.pause * 2).min(LONGEST_PAUSE);
             state.open_until = Some(now + state.pause);
             return false;
@@ -137,8 +162,12 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    fn leave_at(breaker: &Breaker, now: Instant) -> Option<Leave> {
+        breaker.state.lock().leave_at(now)
+    }
+
     fn allows(breaker: &Breaker, now: Instant) -> bool {
-        breaker.leave_at(now).is_some()
+        leave_at(breaker, now).is_some()
     }
 
     #[test]
@@ -207,12 +236,45 @@ mod tests {
     fn who_may_try_and_does_not_keeps_nobody_from_it() {
         let now = Instant::now();
         let breaker = Breaker::default();
-        assert_eq!(breaker.leave_at(now), Some(Leave::WhileItAnswers));
+        assert_eq!(leave_at(&breaker, now), Some(Leave::WhileItAnswers));
         breaker.failed_at(true, now);
         for pauses in 1..4 {
             let later = now + FIRST_PAUSE * pauses;
-            assert_eq!(breaker.leave_at(later), Some(Leave::ToTry));
-            assert_eq!(breaker.leave_at(later), None);
+            assert_eq!(leave_at(&breaker, later), Some(Leave::ToTry));
+            assert_eq!(leave_at(&breaker, later), None);
         }
+    }
+
+    #[test]
+    fn who_cannot_do_without_waits_for_what_comes_of_a_try() {
+        let breaker = Breaker::default();
+        breaker.failed(true);
+        assert_eq!(breaker.leave_with_others(), None, "nobody tries");
+        for is_answered in [true, false] {
+            breaker.failed(true);
+            breaker.try_now();
+            assert_eq!(breaker.leave_with_others(), Some(Leave::ToTry));
+            let leave = std::thread::scope(|scope| {
+                let waits = scope.spawn(|| breaker.leave_with_others());
+                std::thread::sleep(IMPATIENCE / 5);
+                if is_answered {
+                    breaker.answered();
+                } else {
+                    breaker.failed(true);
+                }
+                waits.join().expect("ends")
+            });
+            assert_eq!(leave, is_answered.then_some(Leave::WhileItAnswers));
+        }
+        // Not longer than it takes where it answers, and that once for each try.
+        breaker.answered();
+        breaker.failed(true);
+        breaker.try_now();
+        breaker.leave();
+        let began = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(breaker.leave_with_others(), None);
+        }
+        assert!(began.elapsed() < 2 * IMPATIENCE, "{:?}", began.elapsed());
     }
 }

@@ -214,11 +214,13 @@ impl Connection {
         haste: Haste,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
-        let line = match haste {
-            Haste::Wanted => &self.asking,
-            Haste::Early => &self.early,
-        };
-        self.call_on(line, what)
+        match haste {
+            Haste::Wanted => {
+                let line = &self.asking;
+                self.call_on(line, line.breaker.leave_with_others(), what)
+            }
+            Haste::Early => self.call_on(&self.early, self.early.breaker.leave(), what),
+        }
     }
 
     /// The same for what may take longer.
@@ -226,7 +228,7 @@ impl Connection {
         &self,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
-        self.call_on(&self.sending, what)
+        self.call_on(&self.sending, self.sending.breaker.leave(), what)
     }
 
     /// The same to find something out about it.
@@ -234,17 +236,22 @@ impl Connection {
         &self,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
-        self.call_on(&self.looking, what)
+        self.call_on(&self.looking, self.looking.breaker.leave(), what)
     }
 
-    /// Whether it does not answer even who asks for nothing. What it refuses, it answers.
+    /// Whether it does not answer even who asks for nothing. What it refuses, it answers; and whoever needs
+    /// something may ask again then.
     pub fn is_away(&self) -> bool {
         let nothing = ObjectName::lease(&Digest::of(b"nothing"));
-        match self.look(async |remote| remote.head(&nothing).await) {
+        let is_away = match self.look(async |remote| remote.head(&nothing).await) {
             Ok(_) => false,
             Err(Unavailable::Remote(error)) => error.is_passing(),
             Err(Unavailable::LeftAlone | Unavailable::Busy) => true,
+        };
+        if !is_away {
+            self.asking.breaker.try_now();
         }
+        is_away
     }
 
     /// Waits for a place among the calls that nobody waits for yet.
@@ -274,9 +281,10 @@ impl Connection {
     fn call_on<T>(
         &self,
         line: &Line,
+        leave: Option<Leave>,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
-        let leave = line.breaker.leave().ok_or(Unavailable::LeftAlone)?;
+        let leave = leave.ok_or(Unavailable::LeftAlone)?;
         runtime().map_err(no_threads)?.block_on(async {
             // Kept until what came of the call is noted: the next one has to know.
             let _place = self.place_in(line).await?;
@@ -424,6 +432,26 @@ mod tests {
             tries.join().expect("joins").expect("is answered");
         });
         assert!(!connection.is_left_alone());
+    }
+
+    #[test]
+    fn who_asks_while_it_is_found_to_answer_is_answered() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (_storage, connection) = testing::store(dir.path());
+        let line = &connection.asking;
+        line.breaker.failed(true);
+        line.breaker.try_now();
+        let answers = async |_| {
+            tokio::time::sleep(HANGS / 5).await;
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let callers = [0; 4].map(|_| scope.spawn(|| connection.call(answers)));
+            for caller in callers {
+                let answered = caller.join().expect("joins");
+                answered.expect("is answered");
+            }
+        });
     }
 
     #[test]
