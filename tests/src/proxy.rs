@@ -48,6 +48,8 @@ pub struct Asked {
     pub method: String,
     /// What is asked for.
     pub target: String,
+    /// Which bytes of it (RFC 9110, section 14.2); empty for all.
+    pub range: String,
     /// How many requests came before.
     pub number: u64,
 }
@@ -209,6 +211,7 @@ impl Shared {
             let asked = Asked {
                 method: words.next().unwrap_or_default(),
                 target: words.next().unwrap_or_default(),
+                range: head.get("range").unwrap_or_default().to_owned(),
                 number: self.requests.fetch_add(1, Ordering::Relaxed),
             };
             let fault = (self.choose)(&asked);

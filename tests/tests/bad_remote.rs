@@ -176,6 +176,74 @@ fn one_refusal_breaks_no_build() {
     }
 }
 
+/// How the metadata of a crate is asked for that others depend on: the target and the range.
+fn request_of_metadata(bucket: &Bucket) -> (String, String) {
+    let requests = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let seen = std::sync::Arc::clone(&requests);
+    let proxy = Proxy::start(&bucket.seaweed.endpoint(), move |asked| {
+        let request = (asked.target.clone(), asked.range.clone());
+        seen.lock().must("is whole").push(request);
+        Fault::None
+    });
+    let machine = Sandbox::new();
+    set(&machine, &format!("{} --prefetch off", proxy.endpoint()));
+    let checkout = bucket.project.checkout(machine.path("checkout"));
+    machine.mount(checkout.target());
+    let (hits, _) = machine.during(|| machine.cargo(&checkout, "build").ok());
+    hits.assert_no_miss();
+    let before = requests.lock().must("is whole").len();
+    let deps = checkout.target().join("debug/deps");
+    let entries = std::fs::read_dir(deps).must("lists");
+    let mut names = entries.map(|entry| entry.must("an entry").path());
+    let is_it = |path: &PathBuf| {
+        let stem = path
+            .file_stem()
+            .is_some_and(|stem| stem.to_string_lossy().starts_with("libgreeting-"));
+        stem && path
+            .extension()
+            .is_some_and(|extension| extension == "rmeta")
+    };
+    std::fs::read(names.find(is_it).must("metadata")).must("comes");
+    let mut requests = requests.lock().must("is whole").split_off(before);
+    assert_eq!(requests.len(), 1, "one request fetches it: {requests:?}");
+    requests.remove(0)
+}
+
+/// Rustc takes what it knows of a crate from the `.rmeta` beside the `.rlib` it links, as a mapped file: when that
+/// does not come, rustc is killed (SIGBUS). So it comes before, and who waits for one blob in vain asks once more.
+#[test]
+fn bad_answers_for_what_rustc_maps_break_no_build() {
+    let bucket = warm_bucket();
+    let (target, range) = request_of_metadata(&bucket);
+    // It arrives damaged, and then not within a call.
+    let times = std::sync::Arc::new(AtomicU64::new(0));
+    let (counted, hangs) = (std::sync::Arc::clone(&times), std::sync::OnceLock::new());
+    let proxy = Proxy::start(&bucket.seaweed.endpoint(), move |asked| {
+        if (&asked.target, &asked.range) != (&target, &range) {
+            return Fault::None;
+        }
+        if counted.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Fault::Flipped;
+        }
+        let since: &Instant = hangs.get_or_init(Instant::now);
+        if since.elapsed() < Duration::from_secs(WAIT) {
+            Fault::Hung
+        } else {
+            Fault::None
+        }
+    });
+    let machine = Sandbox::new();
+    set(&machine, &proxy.endpoint());
+    let checkout = bucket.project.checkout(machine.path("checkout"));
+    machine.mount(checkout.target());
+    let changed = "fn main() { println!(\"changed {}\", app::line()); }\n";
+    checkout.write("crates/app/src/main.rs", changed);
+    machine.cargo(&checkout, "build").ok();
+    assert!(times.load(Ordering::Relaxed) > 2, "it was wanted");
+    let expected = format!("changed {}", samples::WHOLE_OUTPUT);
+    assert_eq!(machine.output_of(checkout.program("app")), expected);
+}
+
 #[test]
 fn a_remote_that_hangs_is_left_alone() {
     let bucket = warm_bucket();
