@@ -29,10 +29,20 @@ struct State {
     pause: Duration,
     /// Until when nobody tries.
     open_until: Option<Instant>,
-    /// Since when one does, behind a pause.
-    trying: Option<Instant>,
+    /// How often it was opened and closed: what comes of calls that began before says nothing new.
+    era: u64,
+    /// The one that does, behind a pause.
+    trying: Option<Try>,
     /// Whether a pause was cut short because others were answered.
     hastened: bool,
+    /// Whether it is this pause, so that the next try is promising.
+    is_promising: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Try {
+    since: Instant,
+    is_promising: bool,
 }
 
 impl Default for State {
@@ -41,8 +51,10 @@ impl Default for State {
             failures: 0,
             pause: FIRST_PAUSE,
             open_until: None,
+            era: 0,
             trying: None,
             hastened: false,
+            is_promising: false,
         }
     }
 }
@@ -50,12 +62,21 @@ impl Default for State {
 impl State {
     fn leave_at(&mut self, now: Instant) -> Option<Leave> {
         match self.open_until {
-            None => Some(Leave::WhileItAnswers),
+            None => Some(Leave {
+                is_try: false,
+                era: self.era,
+            }),
             Some(until) if now < until => None,
             Some(_) => {
                 self.open_until = Some(now + self.pause);
-                self.trying = Some(now);
-                Some(Leave::ToTry)
+                self.trying = Some(Try {
+                    since: now,
+                    is_promising: std::mem::take(&mut self.is_promising),
+                });
+                Some(Leave {
+                    is_try: true,
+                    era: self.era,
+                })
             }
         }
     }
@@ -63,11 +84,11 @@ impl State {
 
 /// Leave to make a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Leave {
-    /// As long as the remote answers: who waits before the call asks again.
-    WhileItAnswers,
-    /// It is the one behind a pause, which finds out whether the remote answers.
-    ToTry,
+pub struct Leave {
+    /// Whether it is the one behind a pause, which finds out whether the remote answers; else it counts as long as
+    /// it does, and who waits before the call asks again.
+    pub is_try: bool,
+    era: u64,
 }
 
 impl Breaker {
@@ -77,16 +98,21 @@ impl Breaker {
         self.state.lock().leave_at(Instant::now())
     }
 
-    /// The same for somebody who does not do without it where others are about to find out that it answers: that
-    /// takes no longer than [`IMPATIENCE`] where it does.
-    pub fn leave_with_others(&self) -> Option<Leave> {
+    /// The same for somebody who does not do without it where others are about to find out whether it answers: so
+    /// long at most where it is known to answer others, else no longer than [`IMPATIENCE`].
+    pub fn leave_with_others(&self, longest: Duration) -> Option<Leave> {
         let mut state = self.state.lock();
         let leave = state.leave_at(Instant::now());
-        let (None, Some(since)) = (leave, state.trying) else {
+        let (None, Some(tries)) = (leave, state.trying) else {
             return leave;
         };
-        let is_undecided = |state: &mut State| state.trying == Some(since);
-        let deadline = since + IMPATIENCE;
+        let is_undecided = |state: &mut State| state.trying == Some(tries);
+        let patience = if tries.is_promising {
+            longest
+        } else {
+            IMPATIENCE
+        };
+        let deadline = tries.since + patience;
         self.tried
             .wait_while_until(&mut state, is_undecided, deadline);
         state.leave_at(Instant::now())
@@ -105,6 +131,7 @@ impl Breaker {
         let mut state = self.state.lock();
         if state.open_until.is_some() && !std::mem::replace(&mut state.hastened, true) {
             state.open_until = Some(Instant::now());
+            state.is_promising = true;
         }
     }
 
@@ -127,21 +154,26 @@ impl Breaker {
             self.tried.notify_all();
         }
         state.hastened = false;
+        state.is_promising = false;
         state.pause = FIRST_PAUSE;
-        state.open_until.take().is_some()
+        let was_open = state.open_until.take().is_some();
+        state.era += u64::from(was_open);
+        was_open
     }
 
-    /// A call was not answered; `waited` when all of its time went by, which costs a build more than
-    /// an error does. Whether the remote is left alone from now on.
-    pub fn failed(&self, waited: bool) -> bool {
-        self.failed_at(waited, Instant::now())
+    /// A call with this leave was not answered; `waited` when all of its time went by, which costs a build more
+    /// than an error does. Whether the remote is left alone from now on.
+    pub fn failed(&self, leave: Leave, waited: bool) -> bool {
+        self.failed_at(leave, waited, Instant::now())
     }
 
-    fn failed_at(&self, waited: bool, now: Instant) -> bool {
+    fn failed_at(&self, leave: Leave, waited: bool, now: Instant) -> bool {
         let mut state = self.state.lock();
+        if leave.era != state.era {
+            return false;
+        }
         state.failures += 1;
         if state.open_until.is_some() {
-            // Calls that were under way when it opened say nothing new.
             if state.trying.take().is_none() {
                 return false;
             }
@@ -154,13 +186,36 @@ impl Breaker {
             return false;
         }
         state.open_until = Some(now + state.pause);
+        state.era += 1;
         true
+    }
+}
+
+#[cfg(test)]
+impl Breaker {
+    /// A call that begins now is not answered, after all of its time.
+    pub fn waits_in_vain(&self) -> bool {
+        let leave = self.state.lock().any_leave();
+        self.failed(leave, true)
+    }
+}
+
+#[cfg(test)]
+impl State {
+    fn any_leave(&self) -> Leave {
+        Leave {
+            is_try: false,
+            era: self.era,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Waits in these tests are far shorter.
+    const LONG: Duration = Duration::from_mins(1);
 
     fn leave_at(breaker: &Breaker, now: Instant) -> Option<Leave> {
         breaker.state.lock().leave_at(now)
@@ -170,12 +225,21 @@ mod tests {
         leave_at(breaker, now).is_some()
     }
 
+    fn is_try(leave: Option<Leave>) -> Option<bool> {
+        leave.map(|leave| leave.is_try)
+    }
+
+    fn fails_at(breaker: &Breaker, waited: bool, now: Instant) -> bool {
+        let leave = breaker.state.lock().any_leave();
+        breaker.failed_at(leave, waited, now)
+    }
+
     #[test]
     fn who_waits_does_not_wait_for_the_pause() {
         let breaker = Breaker::default();
         breaker.hasten();
         assert!(!breaker.is_open(), "nothing is to be hastened");
-        assert!(breaker.failed(true));
+        assert!(breaker.waits_in_vain());
         breaker.hasten();
         let now = Instant::now();
         assert!(!allows(&breaker, now));
@@ -187,29 +251,29 @@ mod tests {
         let breaker = Breaker::default();
         breaker.try_now();
         assert!(!breaker.is_open(), "nothing is to be cut short");
-        assert!(breaker.failed(true));
+        assert!(breaker.waits_in_vain());
         breaker.try_now();
-        assert_eq!(breaker.leave(), Some(Leave::ToTry));
-        breaker.failed(true);
+        assert_eq!(is_try(breaker.leave()), Some(true));
+        breaker.waits_in_vain();
         breaker.try_now();
         assert_eq!(breaker.leave(), None);
         breaker.answered();
-        breaker.failed(true);
+        breaker.waits_in_vain();
         breaker.try_now();
-        assert_eq!(breaker.leave(), Some(Leave::ToTry));
+        assert_eq!(is_try(breaker.leave()), Some(true));
     }
 
     #[test]
     fn it_opens_after_some_errors_or_one_long_wait() {
         let now = Instant::now();
         let breaker = Breaker::default();
-        assert!(!breaker.failed_at(false, now));
-        assert!(!breaker.failed_at(false, now));
+        assert!(!fails_at(&breaker, false, now));
+        assert!(!fails_at(&breaker, false, now));
         assert!(allows(&breaker, now));
-        assert!(breaker.failed_at(false, now));
+        assert!(fails_at(&breaker, false, now));
         assert!(!allows(&breaker, now));
         let breaker = Breaker::default();
-        assert!(breaker.failed_at(true, now));
+        assert!(fails_at(&breaker, true, now));
         assert!(!allows(&breaker, now) && breaker.is_open());
     }
 
@@ -217,17 +281,17 @@ mod tests {
     fn one_tries_again_and_an_answer_closes_it() {
         let now = Instant::now();
         let breaker = Breaker::default();
-        breaker.failed_at(true, now);
+        fails_at(&breaker, true, now);
         let later = now + FIRST_PAUSE;
         assert!(allows(&breaker, later), "one may try");
         assert!(!allows(&breaker, later), "the others wait");
-        breaker.failed_at(true, later);
+        fails_at(&breaker, true, later);
         assert!(!allows(&breaker, later + FIRST_PAUSE), "twice as long");
         assert!(allows(&breaker, later + FIRST_PAUSE * 2));
         assert!(breaker.answered());
         assert!(allows(&breaker, later) && !breaker.answered());
         for _ in 0..20 {
-            breaker.failed_at(true, now);
+            fails_at(&breaker, true, now);
         }
         assert!(allows(&breaker, now + LONGEST_PAUSE), "it never gives up");
     }
@@ -236,45 +300,76 @@ mod tests {
     fn who_may_try_and_does_not_keeps_nobody_from_it() {
         let now = Instant::now();
         let breaker = Breaker::default();
-        assert_eq!(leave_at(&breaker, now), Some(Leave::WhileItAnswers));
-        breaker.failed_at(true, now);
+        assert_eq!(is_try(leave_at(&breaker, now)), Some(false));
+        fails_at(&breaker, true, now);
         for pauses in 1..4 {
             let later = now + FIRST_PAUSE * pauses;
-            assert_eq!(leave_at(&breaker, later), Some(Leave::ToTry));
+            assert_eq!(is_try(leave_at(&breaker, later)), Some(true));
             assert_eq!(leave_at(&breaker, later), None);
         }
     }
 
     #[test]
+    fn what_began_before_says_nothing_of_what_came_since() {
+        let breaker = Breaker::default();
+        let calls = [(); 4].map(|()| breaker.leave().expect("it answers"));
+        assert!(breaker.failed(calls[0], true));
+        breaker.try_now();
+        let tries = breaker.leave().expect("one may");
+        // Not the end of that try.
+        assert!(!breaker.failed(calls[1], true));
+        assert!(breaker.state.lock().trying.is_some());
+        assert!(breaker.answered());
+        assert!(!breaker.failed(calls[2], true), "it has answered since");
+        assert!(!breaker.failed(tries, true));
+        assert_eq!(is_try(breaker.leave()), Some(false));
+    }
+
+    /// What somebody gets who asks while another one tries, and how long that takes.
+    fn asks_beside_a_try(breaker: &Breaker, end: impl FnOnce(Leave)) -> (Option<bool>, Duration) {
+        let tries = breaker.leave().expect("one may try");
+        assert!(tries.is_try);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let began = Instant::now();
+                (is_try(breaker.leave_with_others(LONG)), began.elapsed())
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            end(tries);
+            waits.join().expect("ends")
+        })
+    }
+
+    #[test]
     fn who_cannot_do_without_waits_for_what_comes_of_a_try() {
         let breaker = Breaker::default();
-        breaker.failed(true);
-        assert_eq!(breaker.leave_with_others(), None, "nobody tries");
-        for is_answered in [true, false] {
-            breaker.failed(true);
-            breaker.try_now();
-            assert_eq!(breaker.leave_with_others(), Some(Leave::ToTry));
-            let leave = std::thread::scope(|scope| {
-                let waits = scope.spawn(|| breaker.leave_with_others());
-                std::thread::sleep(IMPATIENCE / 5);
-                if is_answered {
-                    breaker.answered();
-                } else {
-                    breaker.failed(true);
-                }
-                waits.join().expect("ends")
-            });
-            assert_eq!(leave, is_answered.then_some(Leave::WhileItAnswers));
-        }
-        // Not longer than it takes where it answers, and that once for each try.
-        breaker.answered();
-        breaker.failed(true);
+        breaker.waits_in_vain();
+        assert_eq!(breaker.leave_with_others(LONG), None, "nobody tries");
+        // Others are answered: as long as the try takes.
         breaker.try_now();
-        breaker.leave();
+        let (leave, _) = asks_beside_a_try(&breaker, |tries| {
+            std::thread::sleep(IMPATIENCE);
+            assert!(!breaker.failed(tries, true));
+        });
+        assert_eq!(leave, None);
+        breaker.hasten();
+        std::thread::sleep(IMPATIENCE);
+        let (leave, _) = asks_beside_a_try(&breaker, |_| assert!(breaker.answered()));
+        assert_eq!(leave, Some(false));
+    }
+
+    #[test]
+    fn nobody_waits_long_for_a_try_of_which_nothing_is_known() {
+        let breaker = Breaker::default();
+        breaker.waits_in_vain();
+        breaker.hasten();
+        std::thread::sleep(IMPATIENCE);
+        let (leave, took) = asks_beside_a_try(&breaker, |_| {});
+        assert_eq!(leave, None);
+        assert!(took < LONG / 2, "{took:?}");
+        // Once for each try.
         let began = Instant::now();
-        for _ in 0..3 {
-            assert_eq!(breaker.leave_with_others(), None);
-        }
-        assert!(began.elapsed() < 2 * IMPATIENCE, "{:?}", began.elapsed());
+        assert_eq!(breaker.leave_with_others(LONG), None);
+        assert!(began.elapsed() < IMPATIENCE / 2, "{:?}", began.elapsed());
     }
 }

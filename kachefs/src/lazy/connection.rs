@@ -217,7 +217,8 @@ impl Connection {
         match haste {
             Haste::Wanted => {
                 let line = &self.asking;
-                self.call_on(line, line.breaker.leave_with_others(), what)
+                let leave = line.breaker.leave_with_others(self.config.wait);
+                self.call_on(line, leave, what)
             }
             Haste::Early => self.call_on(&self.early, self.early.breaker.leave(), what),
         }
@@ -273,8 +274,8 @@ impl Connection {
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
         let line = &self.early;
-        line.breaker.leave().ok_or(Unavailable::LeftAlone)?;
-        let asked = self.ask(line, what);
+        let leave = line.breaker.leave().ok_or(Unavailable::LeftAlone)?;
+        let asked = self.ask(line, leave, what);
         Ok(runtime().map_err(no_threads)?.block_on(asked)?)
     }
 
@@ -284,15 +285,15 @@ impl Connection {
         leave: Option<Leave>,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, Unavailable> {
-        let leave = leave.ok_or(Unavailable::LeftAlone)?;
+        let mut leave = leave.ok_or(Unavailable::LeftAlone)?;
         runtime().map_err(no_threads)?.block_on(async {
             // Kept until what came of the call is noted: the next one has to know.
             let _place = self.place_in(line).await?;
-            if leave == Leave::WhileItAnswers && line.breaker.leave().is_none() {
-                // Those in front waited in vain.
-                return Err(Unavailable::LeftAlone);
+            if !leave.is_try {
+                // Those in front may have waited in vain.
+                leave = line.breaker.leave().ok_or(Unavailable::LeftAlone)?;
             }
-            Ok(self.ask(line, what).await?)
+            Ok(self.ask(line, leave, what).await?)
         })
     }
 
@@ -306,19 +307,20 @@ impl Connection {
     async fn ask<T>(
         &self,
         line: &Line,
+        leave: Leave,
         what: impl AsyncFnOnce(Arc<dyn Remote>) -> Result<T, RemoteError>,
     ) -> Result<T, RemoteError> {
         let result = async { what(self.open(line).await?).await }.await;
-        self.note(line, result.as_ref().err());
+        self.note(line, leave, result.as_ref().err());
         result
     }
 
     /// Notes what came of a call.
-    fn note(&self, line: &Line, error: Option<&RemoteError>) {
+    fn note(&self, line: &Line, leave: Leave, error: Option<&RemoteError>) {
         match error {
             Some(error) if !is_of_this_machine(error) => {
                 let waited = matches!(error, RemoteError::TimedOut { .. });
-                if line.breaker.failed(waited) {
+                if line.breaker.failed(leave, waited) {
                     tracing::warn!(%error, "the remote is left alone for a while");
                 }
             }
@@ -417,7 +419,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let (_storage, connection) = testing::store(dir.path());
         let line = &connection.asking;
-        line.breaker.failed(true);
+        line.breaker.waits_in_vain();
         line.breaker.hasten();
         std::thread::sleep(Duration::from_millis(1100));
         let places = all_places(line);
@@ -439,10 +441,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let (_storage, connection) = testing::store(dir.path());
         let line = &connection.asking;
-        line.breaker.failed(true);
+        line.breaker.waits_in_vain();
         line.breaker.try_now();
         let answers = async |_| {
-            tokio::time::sleep(HANGS / 5).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             Ok(())
         };
         std::thread::scope(|scope| {
@@ -458,8 +460,8 @@ mod tests {
     fn what_answers_again_is_asked_by_everybody() {
         let dir = tempfile::tempdir().expect("tempdir");
         let (_storage, connection) = testing::store(dir.path());
-        connection.asking.breaker.failed(true);
-        connection.sending.breaker.failed(true);
+        connection.asking.breaker.waits_in_vain();
+        connection.sending.breaker.waits_in_vain();
         let asked = connection.call(async |_| Ok(()));
         assert!(matches!(asked, Err(Unavailable::LeftAlone)), "{asked:?}");
         connection.sending.breaker.try_now();
