@@ -1,5 +1,6 @@
 //! Keeps the store's lease on what its views show and only the remote has; and looks for all of it where
-//! some was gone, so that one build makes everything again that is lost, not one for each step towards it.
+//! some was gone, so that one build makes everything again that is lost, not one for each step towards it. What
+//! a read-only view has lost, where nobody makes anything, is looked for now and then: it may be put back.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -34,9 +34,24 @@ pub(super) fn is_backed(storage: &Storage, record: &InodeRecord) -> bool {
     }
 }
 
+/// The names of all that is lost are taken away, at that time.
+#[derive(Clone, Copy)]
+pub(super) struct Withdrawal {
+    began: Instant,
+    /// Of all that is out of reach as well.
+    of_all_far: bool,
+}
+
+impl Withdrawal {
+    /// Whether this one, begun later, took away what another one wants to.
+    fn covers(self, other: Self) -> bool {
+        self.began >= other.began && (self.of_all_far || !other.of_all_far)
+    }
+}
+
 impl View {
-    /// Notes files whose bytes are not there.
-    pub(super) fn suspect(&self, inodes: impl IntoIterator<Item = Ino>) {
+    /// Notes files whose bytes are not there: their names go when suspects are dropped.
+    pub fn suspect(&self, inodes: impl IntoIterator<Item = Ino>) {
         self.suspects.lock().extend(inodes);
     }
 
@@ -50,11 +65,6 @@ impl View {
     /// What is nowhere any more loses its names, but for what may be made again.
     pub fn doubt_lost(&self) {
         self.suspect(self.lost());
-    }
-
-    /// What this compile would have loaded does not come.
-    pub fn doubt(&self, ino: Ino) {
-        self.suspect([ino]);
     }
 
     /// The actions that made what is nowhere any more.
@@ -83,14 +93,19 @@ impl View {
         }
         self.storage.wait_for_look(None);
         let is_away = self.storage.is_away();
-        let asked = Instant::now();
+        let wanted = Withdrawal {
+            began: Instant::now(),
+            of_all_far: is_away,
+        };
         let view = Arc::clone(self);
         let (done, ends) = mpsc::channel();
         let work = move || {
             let mut withdrawn = view.withdrawn.lock();
-            // Unless somebody has begun with it since.
-            if withdrawn.is_none_or(|when| when < asked) {
-                *withdrawn = Some(Instant::now());
+            if withdrawn.is_none_or(|last| !last.covers(wanted)) {
+                *withdrawn = Some(Withdrawal {
+                    began: Instant::now(),
+                    ..wanted
+                });
                 if is_away {
                     let storage = &view.storage;
                     let is_far = |digest: &Digest, size| !storage.is_within_reach(digest, size);
@@ -335,5 +350,22 @@ impl View {
             Err(Errno::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_more_names_gone_takes_them_away() {
+        let earlier = Instant::now();
+        let later = earlier + Duration::from_millis(1);
+        let withdrawal = |began, of_all_far| Withdrawal { began, of_all_far };
+        let lost = withdrawal(earlier, false);
+        assert!(withdrawal(later, false).covers(lost));
+        assert!(withdrawal(later, true).covers(lost));
+        assert!(!lost.covers(withdrawal(later, false)));
+        assert!(!withdrawal(later, false).covers(withdrawal(earlier, true)));
     }
 }

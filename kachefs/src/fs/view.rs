@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use store::{Attributes, Exchanges, Ino, Kind, ViewId, ViewRecord};
 
+use super::check::Withdrawal;
 use super::node::{Body, Node, Nodes, State, UNKNOWN};
 use super::passthrough::{self, Passthrough};
 use super::{Errno, FsResult};
@@ -88,8 +88,8 @@ pub struct View {
     pub(super) exchanges: Mutex<Exchanges>,
     /// Files whose bytes may be lost (see `fs::check`).
     pub(super) suspects: Mutex<Vec<Ino>>,
-    /// When somebody last began to take away the names of all that is lost; held while names are taken away.
-    pub(super) withdrawn: Mutex<Option<Instant>>,
+    /// The last time that names of all that is lost were taken away; held while any are.
+    pub(super) withdrawn: Mutex<Option<Withdrawal>>,
     /// Whether it goes on only for what was open when it was emptied (see `fs::clear`).
     pub(super) retired: AtomicBool,
 }

@@ -50,7 +50,7 @@ impl Service {
         {
             let (digest, size) = blob;
             if !self.storage.cas.has(&digest, size) {
-                view.doubt(ino);
+                view.suspect([ino]);
             }
             if views.iter().all(|known: &Arc<View>| known.id != view.id) {
                 views.push(view);
