@@ -13,6 +13,7 @@ use crate::fs::View;
 impl Adapter {
     /// Answers a read when the bytes have come.
     pub(super) fn read_elsewhere(&self, ino: Ino, offset: u64, size: u32, reply: ReplyData) {
+        tracing::debug!(?ino, offset, "a read waits for what is elsewhere");
         self.aside(move |view| {
             let mut buffer = vec![0; size as usize];
             match view.read(ino, offset, &mut buffer) {

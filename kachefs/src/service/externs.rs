@@ -1,6 +1,7 @@
 //! The externs of an action, and the crates behind them that no argument names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use wrapper::roots::Roots;
 use super::Service;
 use super::files::is_system;
 use super::prepare::{Place, Prepared, Refusal, locate};
-use crate::fs::{Errno, View};
+use crate::fs::{Errno, Node, View};
 
 /// The externs of an action and the closure behind them.
 pub(super) struct Externs {
@@ -95,13 +96,34 @@ fn extern_in_view(
     };
     let node = view.resolve(path).map_err(missing)?;
     let digest = view.content_digest(&node).map_err(missing)?;
+    Ok((digest, origin_in_view(service, view, path, &node)))
+}
+
+fn origin_in_view(service: &Service, view: &View, path: &[u8], node: &Node) -> Option<Arc<Origin>> {
     let action = node.state.lock().origin.clone();
     let recorded = action.and_then(|action| service.units.of_action(&action));
-    let origin = recorded.or_else(|| {
+    recorded.or_else(|| {
         let stem = crate_stem(path)?;
         service.units.of_output(&(view.id, stem))
-    });
-    Ok((digest, origin))
+    })
+}
+
+/// The stems of the crates in the closure that others in it depend on: rustc looks for these by name. `None` where
+/// nobody knows.
+pub(super) fn behind(service: &Service, prepared: &Prepared) -> Option<HashSet<String>> {
+    let mut behind = HashSet::new();
+    let externs = prepared.invocation.externs.iter();
+    for path in externs.filter_map(|extern_| extern_.path.as_ref()) {
+        let Place::View(view, rest) = prepared.locate(service, path) else {
+            return None;
+        };
+        let node = view.resolve(&rest).ok()?;
+        let origin = origin_in_view(service, &view, &rest, &node)?;
+        let own = crate_stem(path.file_name()?.as_bytes())?;
+        let others = origin.closure.iter();
+        behind.extend(others.filter(|stem| stem.as_bytes() != own).cloned());
+    }
+    Some(behind)
 }
 
 /// `debug/deps/libserde-1f.rmeta` without `lib` and extension.

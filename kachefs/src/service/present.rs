@@ -1,15 +1,18 @@
 //! Before a compiler runs, the crates it will load are on this machine: they are fetched together or, where
 //! they are lost, made again (`lineage`), and one that does not come is missing (which rustc says, and the
-//! next build mends) before anybody has it mapped. Whatever else it reads is fetched when it is read.
+//! next build mends) before anybody has it mapped: who has a file mapped that does not come is killed. Whatever else it reads is fetched when it is read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use store::{ActionKey, Digest, Ino};
-use wrapper::args::SearchKind;
-use wrapper::key::Dependencies;
+use wrapper::args::{Search, SearchKind};
 
 use super::Service;
+use super::externs::behind;
 use super::prepare::{Place, Prepared};
 use crate::fs::{Body, View};
 
@@ -63,67 +66,161 @@ impl Service {
 
     /// What this compile loads that is not on this machine.
     pub(super) fn externs_elsewhere(&self, prepared: &Prepared) -> Vec<Wanted> {
-        let searches = prepared.invocation.searches.iter();
-        let places = searches
-            .filter(|search| search.kind == SearchKind::Dependency)
-            .filter_map(|search| match prepared.locate(self, &search.path) {
-                Place::View(view, path) => {
-                    let directory = view.resolve(&path).ok()?;
-                    Some((view, directory.ino))
-                }
-                Place::Disk(_) => None,
-            });
-        let places: Vec<_> = places.collect();
-        let find = |name: &str| {
-            places.iter().find_map(|(view, directory)| {
-                let node = view.child(*directory, name.as_bytes()).ok()?;
-                let state = node.state.lock();
-                let Body::Blob { digest, size } = state.body else {
-                    return None;
-                };
-                Some(Wanted {
-                    view: Arc::clone(view),
-                    ino: node.ino,
-                    blob: (digest, size),
-                    action: state.origin.as_deref().copied(),
-                })
+        let crates = Libraries::searched(self, prepared, &[SearchKind::Dependency], |_, name| {
+            [".rlib", ".rmeta", ".so"]
+                .iter()
+                .any(|end| name.ends_with(end))
+        });
+        let names = self.names_of_crates(prepared, &crates);
+        let mut files = crates.take(&names);
+        if prepared.invocation.emit.link {
+            files.extend(self.archives(prepared));
+        }
+        let wanted = files.into_iter().filter_map(|(view, ino)| {
+            let node = view.node(ino).ok()?;
+            let state = node.state.lock();
+            let Body::Blob { digest, size } = state.body else {
+                return None;
+            };
+            Some(Wanted {
+                view,
+                ino,
+                blob: (digest, size),
+                action: state.origin.as_deref().copied(),
             })
-        };
+        });
         let is_here = |wanted: &Wanted| self.storage.cas.has(&wanted.blob.0, wanted.blob.1);
-        let names = self.names_of_externs(prepared, |name| find(name)?.action);
-        let wanted = names.iter().filter_map(|name| find(name));
         wanted.filter(|wanted| !is_here(wanted)).collect()
     }
 
-    /// The names of the files in which rustc finds the crates a compile loads. What arguments name is taken from
-    /// there; what is behind it is looked for, and what is known of it taken from a `.rmeta` where there is one
-    /// (`rustc_metadata::locator`), also where its code is linked. Proc macros are run.
-    fn names_of_externs(
-        &self,
-        prepared: &Prepared,
-        made_by: impl Fn(&str) -> Option<ActionKey>,
-    ) -> BTreeSet<String> {
-        let Dependencies {
-            externs, closure, ..
-        } = &prepared.dependencies;
-        let is_linked = prepared.invocation.is_linked();
+    /// The archives that rustc puts into the crate, or the linker takes: those that arguments name, and those beside
+    /// what the package's own script has made, which the source may name (`#[link]`).
+    fn archives(&self, prepared: &Prepared) -> Vec<(Arc<View>, Ino)> {
+        let named = prepared.invocation.native_libs.iter();
+        let named: BTreeSet<_> = named.map(|value| archive(value)).collect();
+        let mut environment = prepared.environment.iter();
+        let out_dir = environment.find_map(|(name, value)| (name == b"OUT_DIR").then_some(value));
+        let is_own = |search: &Search| {
+            out_dir.is_some_and(|out_dir| search.path.starts_with(OsStr::from_bytes(out_dir)))
+        };
+        let kinds = [SearchKind::Native, SearchKind::All];
+        let found = Libraries::searched(self, prepared, &kinds, |search, name| {
+            let is_archive = Path::new(name).extension().is_some_and(|end| end == "a");
+            named.contains(name) || (is_archive && is_own(search))
+        });
+        found.0.into_values().flatten().collect()
+    }
+
+    /// The names of the files which rustc maps to load the crates of a compile (`rustc_metadata`, `locator` and
+    /// `creader`). What arguments name is taken from there. What is behind it is looked for: a `.rmeta` comes
+    /// first, then the code, where that is wanted or there is nothing else. Of a proc macro, and a crate whose
+    /// name has no hash, everything is looked at that begins like it.
+    fn names_of_crates(&self, prepared: &Prepared, crates: &Libraries) -> BTreeSet<String> {
+        let externs = &prepared.dependencies.externs;
         let mut names: BTreeSet<_> = externs.iter().map(|(_, file, _)| file.clone()).collect();
-        let mut behind = BTreeSet::new();
-        for (stem, _) in closure {
-            let [code, macros] = ["rlib", "so"].map(|extension| format!("lib{stem}.{extension}"));
-            let made = is_linked.then(|| made_by(&code).or_else(|| made_by(&macros)));
-            let origin = made.flatten().and_then(|made| self.units.of_action(&made));
-            match origin {
-                Some(origin) => {
-                    let others = origin.closure.iter().filter(|other| *other != stem);
-                    behind.extend(others.cloned());
-                }
-                None => behind.extend(closure.iter().map(|(stem, _)| stem.clone())),
+        let is_linked = prepared.invocation.is_linked();
+        let behind = behind(self, prepared);
+        for (stem, _) in &prepared.dependencies.closure {
+            let [metadata, code, shared] =
+                ["rmeta", "rlib", "so"].map(|extension| format!("lib{stem}.{extension}"));
+            let has_metadata = crates.has(&metadata);
+            let is_shared = crates.has(&shared);
+            names.extend(is_linked.then(|| code.clone()));
+            if behind.as_ref().is_some_and(|behind| !behind.contains(stem)) {
+                continue;
             }
-            names.extend(is_linked.then_some(code));
-            names.insert(macros);
+            let name = crate_name(stem);
+            if is_shared || name == stem {
+                names.extend(crates.beginning_with(&format!("lib{name}")));
+            }
+            names.insert(if has_metadata { metadata } else { code });
         }
-        names.extend(behind.iter().map(|stem| format!("lib{stem}.rmeta")));
         names
+    }
+}
+
+/// Files in directories of views that a compile searches, by name.
+struct Libraries(BTreeMap<String, Vec<(Arc<View>, Ino)>>);
+
+impl Libraries {
+    /// Those wanted of the directories that are searched for something of these kinds.
+    fn searched(
+        service: &Service,
+        prepared: &Prepared,
+        kinds: &[SearchKind],
+        is_wanted: impl Fn(&Search, &str) -> bool,
+    ) -> Self {
+        let mut found = BTreeMap::<_, Vec<_>>::new();
+        let searches = prepared.invocation.searches.iter();
+        for search in searches.filter(|search| kinds.contains(&search.kind)) {
+            let Place::View(view, path) = prepared.locate(service, &search.path) else {
+                continue;
+            };
+            let rows = view
+                .resolve(&path)
+                .and_then(|node| view.list(node.ino, 0, usize::MAX));
+            for row in rows.into_iter().flatten() {
+                if let Ok(name) = str::from_utf8(&row.name)
+                    && is_wanted(search, name)
+                {
+                    let places = found.entry(name.to_owned()).or_default();
+                    places.push((Arc::clone(&view), row.ino));
+                }
+            }
+        }
+        Self(found)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// The files of these names.
+    fn take(mut self, names: &BTreeSet<String>) -> Vec<(Arc<View>, Ino)> {
+        let places = names.iter().filter_map(|name| self.0.remove(name));
+        places.flatten().collect()
+    }
+
+    fn beginning_with(&self, prefix: &str) -> impl Iterator<Item = String> {
+        let names = self.0.range(prefix.to_owned()..).map(|(name, _)| name);
+        names
+            .take_while(move |name| name.starts_with(prefix))
+            .cloned()
+    }
+}
+
+/// `serde` of `serde-0123456789abcdef`; the same where there is no such hash.
+fn crate_name(stem: &str) -> &str {
+    let is_hash =
+        |hash: &str| hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match stem.rsplit_once('-') {
+        Some((name, hash)) if is_hash(hash) => name,
+        _ => stem,
+    }
+}
+
+/// The file that holds a static library: of `[KIND[:MODIFIERS]=]NAME[:RENAME]` (rustc book, "-l").
+fn archive(value: &str) -> String {
+    let (kind, name) = value.split_once('=').unwrap_or(("", value));
+    let name = name.split_once(':').map_or(name, |(name, _)| name);
+    if kind.contains("+verbatim") {
+        name.to_owned()
+    } else {
+        format!("lib{name}.a")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files() {
+        assert_eq!(crate_name("serde-0123456789abcdef"), "serde");
+        assert_eq!(crate_name("serde_derive-1"), "serde_derive-1");
+        assert_eq!(crate_name("plain"), "plain");
+        assert_eq!(archive("git2"), "libgit2.a");
+        assert_eq!(archive("static=git2:other"), "libgit2.a");
+        assert_eq!(archive("static:+verbatim,-bundle=git2.lib"), "git2.lib");
     }
 }
