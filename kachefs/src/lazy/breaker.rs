@@ -20,6 +20,8 @@ const IMPATIENCE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Breaker {
     state: Mutex<State>,
+    /// How long a try may take: nobody else makes one meanwhile.
+    longest: Duration,
     /// Something came of the try behind a pause.
     tried: Condvar,
 }
@@ -29,7 +31,8 @@ struct State {
     pause: Duration,
     /// Until when nobody tries.
     open_until: Option<Instant>,
-    /// How often it was opened and closed: what comes of calls that began before says nothing new.
+    /// How often it was opened, closed, and found out from others that it answers: what comes of calls that began
+    /// before says nothing new.
     era: u64,
     /// The one that does, behind a pause.
     trying: Option<Try>,
@@ -60,7 +63,7 @@ impl Default for State {
 }
 
 impl State {
-    fn leave_at(&mut self, now: Instant) -> Option<Leave> {
+    fn leave_at(&mut self, now: Instant, longest: Duration) -> Option<Leave> {
         match self.open_until {
             None => Some(Leave {
                 is_try: false,
@@ -68,10 +71,11 @@ impl State {
             }),
             Some(until) if now < until => None,
             Some(_) => {
-                self.open_until = Some(now + self.pause);
+                self.open_until = Some(now + self.pause.max(longest));
+                let is_promising = std::mem::take(&mut self.is_promising);
                 self.trying = Some(Try {
                     since: now,
-                    is_promising: std::mem::take(&mut self.is_promising),
+                    is_promising,
                 });
                 Some(Leave {
                     is_try: true,
@@ -92,30 +96,38 @@ pub struct Leave {
 }
 
 impl Breaker {
+    /// One of which a try may take so long.
+    pub fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            ..Self::default()
+        }
+    }
+
     /// Whether a call may be made. Behind a pause, one may. If that is never made, another one may behind as
     /// long a pause.
     pub fn leave(&self) -> Option<Leave> {
-        self.state.lock().leave_at(Instant::now())
+        self.state.lock().leave_at(Instant::now(), self.longest)
     }
 
-    /// The same for somebody who does not do without it where others are about to find out whether it answers: so
-    /// long at most where it is known to answer others, else no longer than [`IMPATIENCE`].
-    pub fn leave_with_others(&self, longest: Duration) -> Option<Leave> {
+    /// The same for somebody who does not do without it where others are about to find out whether it answers: as
+    /// long as a try takes where it is known to answer others, else no longer than [`IMPATIENCE`].
+    pub fn leave_with_others(&self) -> Option<Leave> {
         let mut state = self.state.lock();
-        let leave = state.leave_at(Instant::now());
+        let leave = state.leave_at(Instant::now(), self.longest);
         let (None, Some(tries)) = (leave, state.trying) else {
             return leave;
         };
         let is_undecided = |state: &mut State| state.trying == Some(tries);
         let patience = if tries.is_promising {
-            longest
+            self.longest
         } else {
-            IMPATIENCE
+            IMPATIENCE.min(self.longest)
         };
         let deadline = tries.since + patience;
         self.tried
             .wait_while_until(&mut state, is_undecided, deadline);
-        state.leave_at(Instant::now())
+        state.leave_at(Instant::now(), self.longest)
     }
 
     /// Somebody waits: the next try is at most [`IMPATIENCE`] away.
@@ -132,6 +144,11 @@ impl Breaker {
         if state.open_until.is_some() && !std::mem::replace(&mut state.hastened, true) {
             state.open_until = Some(Instant::now());
             state.is_promising = true;
+            // What comes of a try from before is no news.
+            state.era += 1;
+            if state.trying.take().is_some() {
+                self.tried.notify_all();
+            }
         }
     }
 
@@ -218,7 +235,7 @@ mod tests {
     const LONG: Duration = Duration::from_mins(1);
 
     fn leave_at(breaker: &Breaker, now: Instant) -> Option<Leave> {
-        breaker.state.lock().leave_at(now)
+        breaker.state.lock().leave_at(now, breaker.longest)
     }
 
     fn allows(breaker: &Breaker, now: Instant) -> bool {
@@ -325,6 +342,38 @@ mod tests {
         assert_eq!(is_try(breaker.leave()), Some(false));
     }
 
+    #[test]
+    fn a_try_from_before_says_nothing_of_a_promise() {
+        let breaker = Breaker::new(LONG);
+        breaker.waits_in_vain();
+        breaker.hasten();
+        std::thread::sleep(IMPATIENCE);
+        let old = breaker.leave().expect("one may");
+        breaker.try_now();
+        let new = breaker.leave().expect("others are answered");
+        assert!(old.is_try && new.is_try);
+        assert!(!breaker.failed(old, true));
+        let trying = breaker.state.lock().trying.expect("the new one goes on");
+        assert!(trying.is_promising);
+        assert!(breaker.answered());
+    }
+
+    #[test]
+    fn nobody_tries_while_a_try_may_take() {
+        let breaker = Breaker::new(LONG);
+        let now = Instant::now();
+        fails_at(&breaker, true, now);
+        let later = now + FIRST_PAUSE;
+        assert_eq!(is_try(leave_at(&breaker, later)), Some(true));
+        assert_eq!(leave_at(&breaker, later + FIRST_PAUSE * 2), None);
+        fails_at(&breaker, true, later + FIRST_PAUSE);
+        assert_eq!(
+            is_try(leave_at(&breaker, later + FIRST_PAUSE * 3)),
+            Some(true)
+        );
+        assert!(allows(&breaker, later + FIRST_PAUSE * 3 + LONG));
+    }
+
     /// What somebody gets who asks while another one tries, and how long that takes.
     fn asks_beside_a_try(breaker: &Breaker, end: impl FnOnce(Leave)) -> (Option<bool>, Duration) {
         let tries = breaker.leave().expect("one may try");
@@ -332,7 +381,7 @@ mod tests {
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| {
                 let began = Instant::now();
-                (is_try(breaker.leave_with_others(LONG)), began.elapsed())
+                (is_try(breaker.leave_with_others()), began.elapsed())
             });
             std::thread::sleep(Duration::from_millis(50));
             end(tries);
@@ -342,9 +391,9 @@ mod tests {
 
     #[test]
     fn who_cannot_do_without_waits_for_what_comes_of_a_try() {
-        let breaker = Breaker::default();
+        let breaker = Breaker::new(LONG);
         breaker.waits_in_vain();
-        assert_eq!(breaker.leave_with_others(LONG), None, "nobody tries");
+        assert_eq!(breaker.leave_with_others(), None, "nobody tries");
         // Others are answered: as long as the try takes.
         breaker.try_now();
         let (leave, _) = asks_beside_a_try(&breaker, |tries| {
@@ -360,7 +409,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_long_for_a_try_of_which_nothing_is_known() {
-        let breaker = Breaker::default();
+        let breaker = Breaker::new(LONG);
         breaker.waits_in_vain();
         breaker.hasten();
         std::thread::sleep(IMPATIENCE);
@@ -369,7 +418,7 @@ mod tests {
         assert!(took < LONG / 2, "{took:?}");
         // Once for each try.
         let began = Instant::now();
-        assert_eq!(breaker.leave_with_others(LONG), None);
+        assert_eq!(breaker.leave_with_others(), None);
         assert!(began.elapsed() < IMPATIENCE / 2, "{:?}", began.elapsed());
     }
 }

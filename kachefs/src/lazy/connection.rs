@@ -105,7 +105,7 @@ impl Line {
     fn new(call: Duration, at_once: usize) -> Self {
         Self {
             opened: OnceCell::new(),
-            breaker: Breaker::default(),
+            breaker: Breaker::new(patience(call, QUEUED)),
             places: Semaphore::new(at_once),
             limits: Limits {
                 call,
@@ -113,6 +113,11 @@ impl Line {
             },
         }
     }
+}
+
+/// How long a call may take that moves so many bytes, with all its requests, where one may take so long.
+fn patience(call: Duration, bytes: u64) -> Duration {
+    2 * call + Duration::from_secs(bytes / Limits::SLOWEST)
 }
 
 /// The threads of all connections. They live as long as the process: what waits for a remote in them
@@ -197,7 +202,7 @@ impl Connection {
 
     /// How long a call may take that moves so many bytes, with all its requests.
     pub fn patience(&self, bytes: u64) -> Duration {
-        2 * self.asking.limits.call + Duration::from_secs(bytes / Limits::SLOWEST)
+        patience(self.asking.limits.call, bytes)
     }
 
     /// Asks it, and waits for the answer: never from a thread of the runtime.
@@ -217,8 +222,7 @@ impl Connection {
         match haste {
             Haste::Wanted => {
                 let line = &self.asking;
-                let leave = line.breaker.leave_with_others(self.config.wait);
-                self.call_on(line, leave, what)
+                self.call_on(line, line.breaker.leave_with_others(), what)
             }
             Haste::Early => self.call_on(&self.early, self.early.breaker.leave(), what),
         }
@@ -244,7 +248,10 @@ impl Connection {
     /// something may ask again then.
     pub fn is_away(&self) -> bool {
         let nothing = ObjectName::lease(&Digest::of(b"nothing"));
-        let is_away = match self.look(async |remote| remote.head(&nothing).await) {
+        let line = &self.looking;
+        let leave = line.breaker.leave_with_others();
+        let asked = self.call_on(line, leave, async |remote| remote.head(&nothing).await);
+        let is_away = match asked {
             Ok(_) => false,
             Err(Unavailable::Remote(error)) => error.is_passing(),
             Err(Unavailable::LeftAlone | Unavailable::Busy) => true,
@@ -288,7 +295,16 @@ impl Connection {
         let mut leave = leave.ok_or(Unavailable::LeftAlone)?;
         runtime().map_err(no_threads)?.block_on(async {
             // Kept until what came of the call is noted: the next one has to know.
-            let _place = self.place_in(line).await?;
+            let _place = match self.place_in(line).await {
+                Ok(place) => place,
+                Err(error) => {
+                    if leave.is_try {
+                        // Nobody has to wait for one that is not made.
+                        line.breaker.failed(leave, false);
+                    }
+                    return Err(error);
+                }
+            };
             if !leave.is_try {
                 // Those in front may have waited in vain.
                 leave = line.breaker.leave().ok_or(Unavailable::LeftAlone)?;
