@@ -1,6 +1,7 @@
-//! Before a compiler runs, the crates it will load are on this machine: they are fetched together or, where
-//! they are lost, made again (`lineage`), and one that does not come is missing (which rustc says, and the
-//! next build mends) before anybody has it mapped: who has a file mapped that does not come is killed. Whatever else it reads is fetched when it is read.
+//! Before a compiler runs, what it will map is on this machine: crates are fetched together or, where they are
+//! lost, made again (`lineage`), and one that does not come is missing (which rustc says, and the next build
+//! mends), for who has a file mapped that does not come is killed. Whatever else it reads is fetched when it is
+//! read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
