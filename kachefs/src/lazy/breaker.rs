@@ -104,8 +104,8 @@ impl Breaker {
         }
     }
 
-    /// Whether a call may be made. Behind a pause, one may. If that is never made, another one may behind as
-    /// long a pause.
+    /// Whether a call may be made. Behind a pause, one may. If that is never made, another one may after the time a
+    /// try may take, or as long a pause.
     pub fn leave(&self) -> Option<Leave> {
         self.state.lock().leave_at(Instant::now(), self.longest)
     }
