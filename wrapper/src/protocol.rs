@@ -14,7 +14,7 @@ use store::Look;
 use crate::trace::{Observed, Scope};
 
 /// Version of every message below.
-pub const VERSION: u8 = 6;
+pub const VERSION: u8 = 7;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;

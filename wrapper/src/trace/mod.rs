@@ -109,6 +109,9 @@ pub struct Uses {
 pub struct Observed {
     /// The paths it used: absolute, and as it spelled them.
     pub paths: BTreeMap<Vec<u8>, Uses>,
+    /// Crates and libraries it opened where nothing else is noted, as it spelled them: in what is known, or its own
+    /// ([`Scope`]). Not told of parts ([`Part`]), which load none.
+    pub libraries: BTreeSet<Vec<u8>>,
     /// What was not seen.
     pub unseen: BTreeSet<Unseen>,
 }
@@ -159,11 +162,15 @@ mod tests {
     use std::thread;
 
     fn observe(script: &str, cwd: &Path) -> (ExitStatus, Observed, String) {
+        observe_within(Scope::default(), script, cwd)
+    }
+
+    fn observe_within(scope: Scope, script: &str, cwd: &Path) -> (ExitStatus, Observed, String) {
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(script).current_dir(cwd);
         let (mut stdout, theirs) = io::pipe().expect("pipe");
         command.stdout(theirs);
-        let watch = Watch::start(command, Scope::default()).expect("starts");
+        let watch = Watch::start(command, scope).expect("starts");
         let mut said = String::new();
         stdout.read_to_string(&mut said).expect("reads");
         let (status, observed) = watch.finish().expect("ends");
@@ -205,6 +212,34 @@ mod tests {
         assert!(!uses(&observed, &at("read")).absent);
         let changed = |uses: &Uses| uses.accesses.contains(Access::Change);
         assert!(!observed.paths.values().any(changed), "{observed:?}");
+    }
+
+    #[test]
+    fn sees_which_crates_are_opened_where_nothing_else_is_noted() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| dir.path().join("deps").join(name);
+        fs::create_dir(dir.path().join("deps")).expect("mkdir");
+        for name in ["liba.rlib", "liba.rmeta", "libb.so", "libc.rmeta", "a.d"] {
+            fs::write(at(name), "text").expect("writes");
+        }
+        let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+        let deps = bytes(&dir.path().join("deps"));
+        let scope = Scope {
+            known: vec![deps.clone()],
+            own: vec![deps],
+            ..Scope::default()
+        };
+        let script = "cd deps; cat liba.rlib libb.so a.d; test -e libc.rmeta; echo x > liba.rmeta; \
+                      cat libd.rlib || true";
+        let (status, observed, _) = observe_within(scope, script, dir.path());
+        assert!(status.success());
+        let opened = ["liba.rlib", "libb.so"].map(|name| bytes(&at(name)));
+        assert_eq!(observed.libraries, BTreeSet::from(opened));
+        let noted = observed
+            .paths
+            .keys()
+            .find(|path| path.ends_with(b"liba.rlib"));
+        assert_eq!(noted, None);
     }
 
     #[test]

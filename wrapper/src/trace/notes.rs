@@ -1,6 +1,6 @@
 //! What is noted of calls: those handed over, and those their callers tell of through the shim.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -27,6 +27,7 @@ pub(super) struct Notes {
     scope: Scope,
     shim: Option<Shim>,
     paths: HashMap<Vec<u8>, Uses>,
+    libraries: HashSet<Vec<u8>>,
     unseen: BTreeSet<Unseen>,
     parts: Parts,
     working: Option<Working>,
@@ -48,6 +49,7 @@ impl Notes {
             scope,
             shim,
             paths: HashMap::new(),
+            libraries: HashSet::new(),
             unseen: BTreeSet::new(),
             parts: Parts::default(),
             working: None,
@@ -64,6 +66,7 @@ impl Notes {
         }
         let observed = Observed {
             paths: self.paths.into_iter().collect(),
+            libraries: self.libraries.into_iter().collect(),
             unseen: self.unseen,
         };
         (observed, self.shim)
@@ -260,6 +263,10 @@ impl Notes {
         let known = self.scope.owns(&path) || (reads && self.scope.knows(&path));
         let inside = self.parts.is_inside();
         if known && !inside {
+            if does == Does::Open && is_library(&path) && found.unwrap_or_else(|| exists_now(&path))
+            {
+                self.libraries.insert(path);
+            }
             return;
         }
         // What a use finds counts when it is the first, or may change it.
@@ -314,6 +321,12 @@ impl Notes {
         }
         Ok(())
     }
+}
+
+/// Whether a file is one that crates are loaded from, going by its name.
+fn is_library(path: &[u8]) -> bool {
+    const ENDS: [&[u8]; 3] = [b".rlib", b".rmeta", b".so"];
+    ENDS.iter().any(|end| path.ends_with(end))
 }
 
 /// Whether a path is the kernel's or the machine's.

@@ -165,6 +165,7 @@ impl Parts {
         self.seen.retain(|_, seen| !in_part(seen));
         Observed {
             paths: noted.paths.into_iter().collect(),
+            libraries: BTreeSet::new(),
             unseen: noted.unseen,
         }
     }
