@@ -188,7 +188,8 @@ impl View {
         let Body::Blob { digest, size } = node.state.lock().body else {
             return Ok(None);
         };
-        match self.storage.fetch_part(&digest, size, offset, into) {
+        let fetch = || self.storage.fetch_part(&digest, size, offset, into);
+        match self.storage.ask_twice(fetch) {
             Ok(read) => Ok(read),
             // What follows from that, follows where all of it is wanted.
             Err(FaultError::Gone(_)) => Ok(None),
@@ -207,7 +208,7 @@ impl View {
         let Body::Blob { digest, size } = node.state.lock().body else {
             return Ok(());
         };
-        match self.storage.fault(&digest, size) {
+        match self.storage.ask_twice(|| self.storage.fault(&digest, size)) {
             Err(_) if self.recompute(&node, &digest, size) => Ok(()),
             fetched => fetched.map_err(|error| {
                 tracing::error!(?ino, %digest, %error, "fault");

@@ -58,6 +58,17 @@ pub enum FaultError {
     Index(#[from] IndexError),
 }
 
+impl FaultError {
+    /// Whether the same may succeed a moment later. What became of another thread's try is not known.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Unavailable(error) => error.is_passing(),
+            Self::Failed => true,
+            Self::Closed | Self::Gone(_) | Self::Store(_) | Self::Io(_) | Self::Index(_) => false,
+        }
+    }
+}
+
 /// What came of asking for a blob.
 pub(super) enum Fetched {
     /// All of it, verified.
@@ -175,6 +186,18 @@ impl Storage {
             }
             self.bring(digest, size, Haste::Wanted).map(drop)
         })
+    }
+
+    /// Asks for bytes, and once more where they did not come although the remote answers who asks for nothing: who
+    /// has the file mapped that they are of is killed when they do not come.
+    pub fn ask_twice<T>(
+        &self,
+        mut ask: impl FnMut() -> Result<T, FaultError>,
+    ) -> Result<T, FaultError> {
+        match ask() {
+            Err(error) if error.is_passing() && !self.is_away() => ask(),
+            asked => asked,
+        }
     }
 
     fn fetch(
