@@ -3,12 +3,13 @@
 //! Plain data. How a key is computed and what a root is replaced by is the business of the
 //! `wrapper` crate; this file only fixes what is written to the index.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Record, whole};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 
 /// Digest of everything that may influence an action's outputs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -286,11 +287,104 @@ pub struct InputRecord {
     pub observed: Option<Vec<Observation>>,
     /// Milliseconds since the epoch when the record was made; the oldest go first.
     pub created_ms: u64,
+    /// Which crates it loaded; `None` where that was not seen, or it loaded none.
+    pub loads: Option<Loads>,
+}
+
+/// Which of the crates that a compiler may load it did load: what the next compile of the same crate reads,
+/// most likely. A hint and no input: a result is as good whatever is said here.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Loads {
+    /// Stands for the names of all crates behind it; of others than these nothing is said.
+    closure: [u8; 8],
+    /// Stand for the names of the files it opened.
+    files: BTreeSet<[u8; 4]>,
+}
+
+impl Loads {
+    /// Of a crate with these crates behind it, whose compiler opened files of these names.
+    pub fn new<'a>(
+        closure: impl IntoIterator<Item = &'a str>,
+        files: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        Self {
+            closure: closure_stand_in(closure),
+            files: files.into_iter().map(stand_in).collect(),
+        }
+    }
+
+    /// Whether it opened none.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Whether it says something of a crate with these crates behind it.
+    pub fn is_of<'a>(&self, closure: impl IntoIterator<Item = &'a str>) -> bool {
+        self.closure == closure_stand_in(closure)
+    }
+
+    /// Whether a file of this name was opened.
+    pub fn has(&self, file: &str) -> bool {
+        self.files.contains(&stand_in(file))
+    }
+}
+
+/// A few bytes for a name: whoever takes one for another fetches a file too many, or when it is read.
+fn stand_in(file: &str) -> [u8; 4] {
+    let digest = Digest::of(file.as_bytes());
+    digest.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+fn closure_stand_in<'a>(closure: impl IntoIterator<Item = &'a str>) -> [u8; 8] {
+    let mut hasher = Hasher::new("kachefs crates behind a crate");
+    for stem in closure {
+        hasher.field(stem.as_bytes());
+    }
+    let digest = hasher.finish();
+    digest.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+/// An input record as it was before it said what was loaded: what it lists, which still is its name.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct InputRecord2 {
+    sources: Vec<Vec<u8>>,
+    env: Vec<String>,
+    observed: Option<Vec<Observation>>,
+    created_ms: u64,
+}
+
+impl InputRecord2 {
+    /// What a record lists, whenever it was made.
+    pub(crate) fn listing(record: &InputRecord) -> Self {
+        Self {
+            sources: record.sources.clone(),
+            env: record.env.clone(),
+            observed: record.observed.clone(),
+            created_ms: 0,
+        }
+    }
+}
+
+impl Record for InputRecord2 {
+    const NAME: &'static str = "input record, as it was";
+    const VERSION: u8 = 2;
+}
+
+impl From<InputRecord2> for InputRecord {
+    fn from(older: InputRecord2) -> Self {
+        Self {
+            sources: older.sources,
+            env: older.env,
+            observed: older.observed,
+            created_ms: older.created_ms,
+            loads: None,
+        }
+    }
 }
 
 impl Record for InputRecord {
     const NAME: &'static str = "input record";
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
         #[derive(Deserialize)]
@@ -299,14 +393,17 @@ impl Record for InputRecord {
             env: Vec<String>,
             created_ms: u64,
         }
-        (version == 1).then(|| {
-            postcard::from_bytes(body).map(|first: First| Self {
+        match version {
+            1 => Some(whole(body).map(|first: First| Self {
                 sources: first.sources,
                 env: first.env,
                 observed: None,
                 created_ms: first.created_ms,
-            })
-        })
+                loads: None,
+            })),
+            2 => Some(whole::<InputRecord2>(body).map(Self::from)),
+            _ => None,
+        }
     }
 }
 
@@ -405,6 +502,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_loaded_is_known_by_name() {
+        let loads = Loads::new(["b-2", "c-3"], ["libc-3.rmeta", "libb-2.rlib"]);
+        assert!(loads.is_of(["b-2", "c-3"]));
+        assert!(!loads.is_of(["b-2"]) && !loads.is_of(["b-2c-3"]));
+        assert!(loads.has("libb-2.rlib") && loads.has("libc-3.rmeta"));
+        assert!(!loads.has("libb-2.rmeta"));
+    }
+
+    #[test]
     fn input_record_layout_is_fixed() {
         let record = InputRecord {
             sources: vec![b"\0C\0/src/lib.rs".to_vec()],
@@ -414,18 +520,32 @@ mod tests {
                 look: Look::Status,
             }]),
             created_ms: 5,
+            loads: Some(Loads::new(["b-2", "c-3"], ["libc-3.rmeta", "libb-2.rlib"])),
         };
         let bytes = encode(&record).expect("encodes");
-        let mut golden = vec![2, 1, 14];
+        let mut golden = vec![3, 1, 14];
         golden.extend_from_slice(b"\0C\0/src/lib.rs");
         golden.extend_from_slice(&[1, 1, b'A', 1, 1, 6]);
         golden.extend_from_slice(b"/etc/x");
         golden.extend_from_slice(&[1, 5]);
+        let older = [&[2], &golden[1..]].concat();
+        golden.push(1);
+        golden.extend_from_slice(&closure_stand_in(["b-2", "c-3"]));
+        let mut files = ["libb-2.rlib", "libc-3.rmeta"].map(stand_in);
+        files.sort_unstable();
+        golden.push(2);
+        golden.extend_from_slice(files.as_flattened());
         assert_eq!(
             bytes, golden,
             "a changed layout needs a new InputRecord::VERSION"
         );
         assert_eq!(decode::<InputRecord>(&bytes).expect("decodes"), record);
+        let older = decode::<InputRecord>(&older).expect("decodes an older one");
+        let without = InputRecord {
+            loads: None,
+            ..record
+        };
+        assert_eq!(older, without);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub mod view;
 mod watermark;
 
 pub use action::{
-    ActionEntry, ActionKey, ActionResult, EnvHash, InputRecord, InvocationDigest, Look,
+    ActionEntry, ActionKey, ActionResult, EnvHash, InputRecord, InvocationDigest, Loads, Look,
     Observation, Origin, Output, OutputContent, Root, RootSet, ScriptResult, TreeContent,
     TreeEntry,
 };

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::action::{ActionEntry, ActionKey, InputRecord, InvocationDigest};
+use crate::action::{ActionEntry, ActionKey, InputRecord, InputRecord2, InvocationDigest};
 use crate::codec::{CodecError, Record, encode, whole};
 use crate::digest::{Digest, Hasher};
 
@@ -108,30 +108,40 @@ pub struct Upload {
     pub result: Option<Digest>,
 }
 
-/// The first layout.
+/// The first layout. In the second came `result`, behind all else: what follows a struct in a tuple follows its
+/// fields (postcard).
 #[derive(Deserialize)]
 struct Upload1 {
     remote: RemoteId,
     invocation: InvocationDigest,
-    record: InputRecord,
+    record: InputRecord2,
     keys: Vec<ActionKey>,
     secrets: Vec<Vec<u8>>,
 }
 
+impl Upload1 {
+    fn with(self, result: Option<Digest>) -> Upload {
+        Upload {
+            remote: self.remote,
+            invocation: self.invocation,
+            record: self.record.into(),
+            keys: self.keys,
+            secrets: self.secrets,
+            result,
+        }
+    }
+}
+
 impl Record for Upload {
     const NAME: &'static str = "upload";
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
-        let convert = |old: Upload1| Self {
-            remote: old.remote,
-            invocation: old.invocation,
-            record: old.record,
-            keys: old.keys,
-            secrets: old.secrets,
-            result: None,
-        };
-        (version == 1).then(|| whole(body).map(convert))
+        match version {
+            1 => Some(whole(body).map(|older: Upload1| older.with(None))),
+            2 => Some(whole(body).map(|(older, result): (Upload1, _)| older.with(result))),
+            _ => None,
+        }
     }
 }
 
@@ -148,9 +158,33 @@ pub struct Fact {
     pub packed: Vec<(Digest, Place)>,
 }
 
+/// As it was when records did not say what was loaded.
+#[derive(Deserialize)]
+struct Fact1 {
+    invocation: InvocationDigest,
+    record: InputRecord2,
+    entries: Vec<(ActionKey, ActionEntry)>,
+    packed: Vec<(Digest, Place)>,
+}
+
+impl From<Fact1> for Fact {
+    fn from(older: Fact1) -> Self {
+        Self {
+            invocation: older.invocation,
+            record: older.record.into(),
+            entries: older.entries,
+            packed: older.packed,
+        }
+    }
+}
+
 impl Record for Fact {
     const NAME: &'static str = "shared result";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
+        (version == 1).then(|| whole::<Fact1>(body).map(Self::from))
+    }
 }
 
 /// The results of one build.
@@ -164,14 +198,18 @@ pub struct BuildManifest {
 
 impl Record for BuildManifest {
     const NAME: &'static str = "build manifest";
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn decode_older(version: u8, body: &[u8]) -> Option<postcard::Result<Self>> {
-        let without_reads = |facts| Self {
-            facts,
-            reads: Vec::new(),
+        let with = |facts: Vec<Fact1>, reads| Self {
+            facts: facts.into_iter().map(Fact::from).collect(),
+            reads,
         };
-        (version == 1).then(|| whole(body).map(without_reads))
+        match version {
+            1 => Some(whole(body).map(|facts| with(facts, Vec::new()))),
+            2 => Some(whole(body).map(|(facts, reads)| with(facts, reads))),
+            _ => None,
+        }
     }
 }
 
@@ -232,6 +270,7 @@ mod tests {
                 env: Vec::new(),
                 observed: None,
                 created_ms: 1,
+                loads: None,
             },
             entries: vec![(
                 ActionKey(Digest::of(b"k")),
@@ -251,17 +290,29 @@ mod tests {
     #[test]
     fn the_layout_of_facts_is_fixed() {
         let bytes = encode(&fact()).expect("encodes");
-        let mut golden = vec![1];
-        golden.extend_from_slice(Digest::of(b"i").as_bytes());
-        golden.extend_from_slice(&[1, 1, b's', 0, 0, 1, 1]);
-        golden.extend_from_slice(Digest::of(b"k").as_bytes());
-        golden.extend_from_slice(&[1, 31, 1]);
-        golden.extend_from_slice(Digest::of(b"b").as_bytes());
-        golden.push(1);
-        golden.extend_from_slice(Digest::of(b"p").as_bytes());
-        golden.extend_from_slice(&[2, 3]);
+        let golden = [&[2], &body_of_fact(&[0])[..]].concat();
         assert_eq!(bytes, golden, "a changed layout needs a new Fact::VERSION");
         assert_eq!(decode::<Fact>(&bytes).expect("decodes"), fact());
+        let older = [&[1], &body_of_fact(&[])[..]].concat();
+        assert_eq!(
+            decode::<Fact>(&older).expect("decodes an older one"),
+            fact()
+        );
+    }
+
+    /// The layout of [`fact`], with what its record says of what was loaded.
+    fn body_of_fact(loads: &[u8]) -> Vec<u8> {
+        let mut body = Digest::of(b"i").as_bytes().to_vec();
+        body.extend_from_slice(&[1, 1, b's', 0, 0, 1]);
+        body.extend_from_slice(loads);
+        body.push(1);
+        body.extend_from_slice(Digest::of(b"k").as_bytes());
+        body.extend_from_slice(&[1, 31, 1]);
+        body.extend_from_slice(Digest::of(b"b").as_bytes());
+        body.push(1);
+        body.extend_from_slice(Digest::of(b"p").as_bytes());
+        body.extend_from_slice(&[2, 3]);
+        body
     }
 
     #[test]
@@ -271,14 +322,17 @@ mod tests {
             facts: vec![fact()],
             reads: vec![read],
         };
-        let fact = encode(&fact()).expect("encodes");
-        let older = [&[1, 1], &fact[1..]].concat();
-        let golden = [&[2, 1], &fact[1..], &[1], &read.as_bytes()[..]].concat();
+        let (fact, older) = (body_of_fact(&[0]), body_of_fact(&[]));
+        let golden = [&[3, 1], &fact[..], &[1], &read.as_bytes()[..]].concat();
         let bytes = encode(&manifest).expect("encodes");
         assert_eq!(bytes, golden, "a changed layout needs a new version");
         assert_eq!(decode::<BuildManifest>(&bytes).expect("decodes"), manifest);
-        let older = decode::<BuildManifest>(&older).expect("decodes an older one");
-        assert_eq!((older.facts, older.reads), (manifest.facts, Vec::new()));
+        let second = [&[2, 1], &older[..], &[1], &read.as_bytes()[..]].concat();
+        let second = decode::<BuildManifest>(&second).expect("decodes an older one");
+        assert_eq!(second, manifest);
+        let first = [&[1, 1], &older[..]].concat();
+        let first = decode::<BuildManifest>(&first).expect("decodes an older one");
+        assert_eq!((first.facts, first.reads), (manifest.facts, Vec::new()));
     }
 
     #[test]
@@ -314,25 +368,33 @@ mod tests {
             secrets: vec![b"x".to_vec()],
             result: Some(Digest::of(b"r")),
         };
-        let mut older = RemoteId::of("s3://one").0.to_vec();
-        older.extend_from_slice(Digest::of(b"i").as_bytes());
-        older.extend_from_slice(&[1, 1, b's', 0, 0, 1, 1]);
-        older.extend_from_slice(Digest::of(b"k").as_bytes());
-        older.extend_from_slice(&[1, 1, b'x']);
-        let mut golden = [&[2], &older[..], &[1]].concat();
-        golden.extend_from_slice(Digest::of(b"r").as_bytes());
+        let body = |loads: &[u8]| {
+            let mut body = RemoteId::of("s3://one").0.to_vec();
+            body.extend_from_slice(Digest::of(b"i").as_bytes());
+            body.extend_from_slice(&[1, 1, b's', 0, 0, 1]);
+            body.extend_from_slice(loads);
+            body.push(1);
+            body.extend_from_slice(Digest::of(b"k").as_bytes());
+            body.extend_from_slice(&[1, 1, b'x']);
+            body
+        };
+        let result = Digest::of(b"r");
+        let golden = [&[3], &body(&[0])[..], &[1], result.as_bytes()].concat();
         let bytes = encode(&upload).expect("encodes");
         assert_eq!(
             bytes, golden,
             "a changed layout needs a new Upload::VERSION"
         );
         assert_eq!(decode::<Upload>(&golden).expect("decodes"), upload);
-        let older = decode::<Upload>(&[&[1], &older[..]].concat()).expect("decodes");
+        let second = [&[2], &body(&[])[..], &[1], result.as_bytes()].concat();
+        let second = decode::<Upload>(&second).expect("decodes an older one");
+        assert_eq!(second, upload);
+        let first = decode::<Upload>(&[&[1], &body(&[])[..]].concat()).expect("decodes");
         let without = Upload {
             result: None,
             ..upload
         };
-        assert_eq!(older, without);
+        assert_eq!(first, without);
     }
 
     #[test]

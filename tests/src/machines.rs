@@ -1,6 +1,8 @@
 //! Two machines that share a directory: one has built something, the other has not.
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -89,3 +91,26 @@ pub fn remote(machine: &Sandbox) -> Value {
 pub fn number(machine: &Sandbox, name: &str) -> u64 {
     remote(machine)[name].as_u64().must(name)
 }
+
+/// The libraries below a directory of a mount that somebody had to wait for when they were read. The daemon must have
+/// been started with [`DEBUG_LOG`].
+pub fn read_late(machine: &Sandbox, target: &Path) -> Vec<PathBuf> {
+    let log = fs::read_to_string(machine.store().join("daemon.log")).must("a log");
+    let waits: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("a read waits"))
+        .collect();
+    let is_library = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        extension.is_some_and(|extension| ["rlib", "rmeta", "so", "a"].contains(&extension))
+    };
+    let is_late = |path: &PathBuf| {
+        let ino = format!("ino=#{} ", fs::metadata(path).must("is there").ino());
+        waits.iter().any(|line| line.contains(&ino))
+    };
+    let libraries = tree::files(target).into_iter().filter(is_library);
+    libraries.filter(is_late).collect()
+}
+
+/// Has a daemon tell who waits for what (`KACHEFS_LOG`).
+pub const DEBUG_LOG: &str = "info,kachefs=debug";

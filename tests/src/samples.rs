@@ -126,3 +126,29 @@ pub fn many(root: impl AsRef<Path>, count: usize, salt: &str) -> Project {
     packages.push(app);
     Project::new(root.as_ref(), &packages)
 }
+
+/// Bytes of a crate behind one that a program depends on and does not use.
+pub const UNUSED: u64 = 6 << 20;
+
+/// A program that uses one of the two crates it depends on.
+pub fn something_unused(root: impl AsRef<Path>) -> Project {
+    let table = format!("pub static TABLE: [u8; {UNUSED}] = [7; {UNUSED}];\n");
+    let packages = [
+        Package::new("behind").lib(&table),
+        Package::new("unused")
+            .lib("pub fn value() -> u8 { behind::TABLE[3] }\n")
+            .dep("behind"),
+        Package::new("used").lib("pub fn value() -> u8 { 1 }\n"),
+        Package::new("app")
+            .dep("used")
+            .dep("unused")
+            .bin("fn main() { println!(\"{}\", used::value()); }\n"),
+    ];
+    Project::new(root.as_ref(), &packages)
+}
+
+/// Another program of [`something_unused`]: it uses both, and prints [`BOTH_OUTPUT`].
+pub const USES_BOTH: &str = "fn main() { println!(\"{}\", used::value() + unused::value()); }\n";
+
+/// What that prints.
+pub const BOTH_OUTPUT: &str = "8\n";

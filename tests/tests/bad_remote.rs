@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use harness::machines::{DEBUG_LOG, read_late};
 use harness::proxy::Fault;
 use harness::{Chance, Must, Project, Proxy, Sandbox, Seaweed, samples};
 
@@ -35,11 +36,16 @@ struct Bucket {
 
 /// A bucket with everything a project is made of.
 fn warm_bucket() -> Bucket {
+    bucket_of(samples::whole)
+}
+
+/// The same for another project.
+fn bucket_of(sample: impl FnOnce(PathBuf) -> Project) -> Bucket {
     let machine = Sandbox::with_limit(Duration::from_secs(60 + rounds() * 60));
     let seaweed = Seaweed::start(&machine);
     seaweed.make_bucket("cache");
     set(&machine, &seaweed.endpoint());
-    let project = samples::whole(machine.path("project"));
+    let project = sample(machine.path("project"));
     machine.mount(project.target());
     machine.cargo(&project, "build").ok();
     machine.kachefs("push --wait").ok();
@@ -176,8 +182,8 @@ fn one_refusal_breaks_no_build() {
     }
 }
 
-/// How the metadata of a crate is asked for that others depend on: the target and the range.
-fn request_of_metadata(bucket: &Bucket) -> (String, String) {
+/// How a file in the directory of libraries is asked for: the target and the range.
+fn request_of(bucket: &Bucket, begin: &str, end: &str) -> (String, String) {
     let requests = std::sync::Arc::new(Mutex::new(Vec::new()));
     let seen = std::sync::Arc::clone(&requests);
     let proxy = Proxy::start(&bucket.seaweed.endpoint(), move |asked| {
@@ -197,14 +203,10 @@ fn request_of_metadata(bucket: &Bucket) -> (String, String) {
     let entries = std::fs::read_dir(deps).must("lists");
     let mut names = entries.map(|entry| entry.must("an entry").path());
     let is_it = |path: &PathBuf| {
-        let stem = path
-            .file_stem()
-            .is_some_and(|stem| stem.to_string_lossy().starts_with("libgreeting-"));
-        stem && path
-            .extension()
-            .is_some_and(|extension| extension == "rmeta")
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(begin) && name.ends_with(end)
     };
-    std::fs::read(names.find(is_it).must("metadata")).must("comes");
+    std::fs::read(names.find(is_it).must("a library")).must("comes");
     let mut requests = requests.lock().must("is whole").split_off(before);
     assert_eq!(requests.len(), 1, "one request fetches it: {requests:?}");
     requests.remove(0)
@@ -215,8 +217,34 @@ fn request_of_metadata(bucket: &Bucket) -> (String, String) {
 #[test]
 fn bad_answers_for_what_rustc_maps_break_no_build() {
     let bucket = warm_bucket();
-    let (target, range) = request_of_metadata(&bucket);
-    // It arrives damaged, and then not before somebody asks whether anything is answered.
+    let changed = "fn main() { println!(\"changed {}\", app::line()); }\n";
+    let expected = format!("changed {}", samples::WHOLE_OUTPUT);
+    let request = request_of(&bucket, "libgreeting-", ".rmeta");
+    let (printed, late) = built_where_badly_answered(&bucket, request, changed);
+    assert_eq!((printed, late), (expected, Vec::new()));
+}
+
+/// What the last compile of a program did not load comes when rustc has mapped it: who reads asks once more, too.
+#[test]
+fn bad_answers_for_what_a_source_has_come_to_load_break_no_build() {
+    let bucket = bucket_of(samples::something_unused);
+    let request = request_of(&bucket, "libunused-", ".rlib");
+    let (printed, late) = built_where_badly_answered(&bucket, request, samples::USES_BOTH);
+    assert_eq!(printed, samples::BOTH_OUTPUT);
+    let is_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libunused-") && name.ends_with(".rlib")
+    };
+    assert!(late.iter().any(is_it), "{late:?}");
+}
+
+/// Builds another program where one request is answered badly: it arrives damaged, and then not before somebody asks
+/// whether anything is answered. Returns what the program prints, and which libraries were waited for by who read them.
+fn built_where_badly_answered(
+    bucket: &Bucket,
+    (target, range): (String, String),
+    program: &str,
+) -> (String, Vec<PathBuf>) {
     let times = std::sync::Arc::new(AtomicU64::new(0));
     let (counted, is_asked) = (std::sync::Arc::clone(&times), AtomicBool::new(false));
     let proxy = Proxy::start(&bucket.seaweed.endpoint(), move |asked| {
@@ -224,25 +252,22 @@ fn bad_answers_for_what_rustc_maps_break_no_build() {
         if (&asked.target, &asked.range) != (&target, &range) {
             return Fault::None;
         }
-        if counted.fetch_add(1, Ordering::Relaxed) == 0 {
-            return Fault::Flipped;
-        }
-        if is_asked.load(Ordering::Relaxed) {
-            Fault::None
-        } else {
-            Fault::Hung
+        match counted.fetch_add(1, Ordering::Relaxed) {
+            0 => Fault::Flipped,
+            _ if is_asked.load(Ordering::Relaxed) => Fault::None,
+            _ => Fault::Hung,
         }
     });
     let machine = Sandbox::new();
     set(&machine, &format!("{} --prefetch off", proxy.endpoint()));
     let checkout = bucket.project.checkout(machine.path("checkout"));
-    machine.mount(checkout.target());
-    let changed = "fn main() { println!(\"changed {}\", app::line()); }\n";
-    checkout.write("crates/app/src/main.rs", changed);
+    let mount = machine.kachefs("mount").arg(checkout.target());
+    mount.env("KACHEFS_LOG", DEBUG_LOG).ok();
+    checkout.write("crates/app/src/main.rs", program);
     machine.cargo(&checkout, "build").ok();
     assert!(times.load(Ordering::Relaxed) > 2, "it was wanted");
-    let expected = format!("changed {}", samples::WHOLE_OUTPUT);
-    assert_eq!(machine.output_of(checkout.program("app")), expected);
+    let late = read_late(&machine, &checkout.target());
+    (machine.output_of(checkout.program("app")), late)
 }
 
 #[test]

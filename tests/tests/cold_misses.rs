@@ -1,11 +1,10 @@
 //! What a machine that has built nothing fetches for what it has to compile.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use harness::machines::number;
-use harness::{Machines, Must, Package, Project, samples, tree};
+use harness::machines::{DEBUG_LOG, number, read_late};
+use harness::{Machines, Must, Package, Project, Sandbox, samples};
 
 #[test]
 fn what_is_changed_is_compiled_with_what_is_fetched_for_it() {
@@ -79,6 +78,23 @@ fn of_all_kinds(root: PathBuf) -> Project {
 /// Who has a file mapped that does not come is killed: what rustc maps is here before it starts.
 #[test]
 fn nothing_that_rustc_maps_comes_while_it_runs() {
+    assert_nothing_comes_late(|_, _| {});
+}
+
+/// The same where nobody knows what such a compile loads.
+#[test]
+fn nothing_that_rustc_may_map_comes_while_it_runs() {
+    assert_nothing_comes_late(ask_anew);
+}
+
+/// Has a package's crates compiled with arguments that none was compiled with before.
+fn ask_anew(checkout: &Project, package: &str) {
+    let manifest = format!("crates/{package}/Cargo.toml");
+    let text = checkout.read(&manifest);
+    checkout.write(&manifest, &format!("{text}[features]\nnew = []\n"));
+}
+
+fn assert_nothing_comes_late(also_change: impl Fn(&Project, &str)) {
     let machines = Machines::new();
     let project = of_all_kinds(machines.warm.path("project"));
     machines.build(&project, "build");
@@ -86,30 +102,17 @@ fn nothing_that_rustc_maps_comes_while_it_runs() {
     machines.set(cold, "--prefetch off");
     let checkout = project.checkout(cold.path("somewhere/else"));
     let mount = cold.kachefs("mount").arg(checkout.target());
-    mount.env("KACHEFS_LOG", "info,kachefs=debug").ok();
+    mount.env("KACHEFS_LOG", DEBUG_LOG).ok();
     let libraries = "build --workspace --exclude app";
     let (seen, _) = cold.during(|| cold.cargo(&checkout, libraries).ok());
     seen.assert_no_miss();
-    let deps = tree::files(&checkout.target());
-    let mapped: Vec<_> = deps
-        .iter()
-        .filter(|path| {
-            let extension = path.extension().and_then(|extension| extension.to_str());
-            extension.is_some_and(|extension| ["rlib", "rmeta", "so", "a"].contains(&extension))
-        })
-        .map(|path| {
-            (
-                format!("#{}", fs::metadata(path).must("is there").ino()),
-                path,
-            )
-        })
-        .collect();
     for (edited, words) in [("native", libraries), ("top", libraries), ("app", "build")] {
         let source = ["lib", "main"].map(|name| format!("crates/{edited}/src/{name}.rs"));
         let source = source.iter().find(|name| checkout.path(name).exists());
         let source = source.must("a source");
         let text = checkout.read(source);
         checkout.write(source, &format!("{text}// changed\n"));
+        also_change(&checkout, edited);
         cold.cargo(&checkout, words).ok();
     }
     assert_eq!(cold.output_of(checkout.program("app")), "12\n");
@@ -119,10 +122,49 @@ fn nothing_that_rustc_maps_comes_while_it_runs() {
     assert!(archive > number(cold, "bytes_faulted"), "{archive}");
     let log = fs::read_to_string(cold.store().join("daemon.log")).must("a log");
     assert!(log.contains("fetching what it loads"), "{log}");
-    let waits = log.lines().filter(|line| line.contains("a read waits"));
-    let mut late = waits.filter_map(|line| {
-        let is_it = |(ino, _): &&(String, &PathBuf)| line.contains(&format!("ino={ino} "));
-        mapped.iter().find(is_it)
-    });
-    assert_eq!(late.next(), None, "{log}");
+    let none: Vec<PathBuf> = Vec::new();
+    assert_eq!(read_late(cold, &checkout.target()), none, "{log}");
+}
+
+/// A machine that has built nothing, without prefetch, and a checkout of [`samples::something_unused`] on it, which
+/// another has built.
+fn something_unused() -> (Machines, Project) {
+    let machines = Machines::new();
+    let project = samples::something_unused(machines.warm.path("project"));
+    machines.build(&project, "build");
+    machines.set(&machines.cold, "--prefetch off");
+    let checkout = machines.checkout(&project);
+    (machines, checkout)
+}
+
+/// Builds it with another program, the one thing that is compiled. Returns what that printed.
+fn built_with(cold: &Sandbox, checkout: &Project, program: &str) -> String {
+    checkout.write("crates/app/src/main.rs", program);
+    let (seen, _) = cold.during(|| cold.cargo(checkout, "build").ok());
+    assert_eq!((seen.misses, seen.failed), (1, 0), "{seen:?}");
+    cold.output_of(checkout.program("app"))
+}
+
+#[test]
+fn what_the_last_compile_did_not_load_is_not_fetched() {
+    let (machines, checkout) = something_unused();
+    let cold = &machines.cold;
+    // The first build of this machine, which has no outputs of that program.
+    let edited = "fn main() { println!(\"edited: {}\", used::value()); }\n";
+    assert_eq!(built_with(cold, &checkout, edited), "edited: 1\n");
+    let fetched = number(cold, "bytes_faulted");
+    assert!(fetched > 0 && fetched < samples::UNUSED, "{fetched}");
+    // What it had no use for comes when it has.
+    let printed = built_with(cold, &checkout, samples::USES_BOTH);
+    assert_eq!(printed, samples::BOTH_OUTPUT);
+    assert!(number(cold, "bytes_faulted") > samples::UNUSED);
+}
+
+#[test]
+fn where_nobody_knows_all_comes_that_may_be_loaded() {
+    let (machines, checkout) = something_unused();
+    let cold = &machines.cold;
+    ask_anew(&checkout, "app");
+    cold.cargo(&checkout, "build").ok();
+    assert!(number(cold, "bytes_faulted") > samples::UNUSED);
 }

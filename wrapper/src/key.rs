@@ -128,6 +128,11 @@ pub struct Dependencies {
 }
 
 impl Dependencies {
+    /// The file stems of the crates in the closure, sorted.
+    pub fn stems(&self) -> impl Iterator<Item = &str> {
+        self.closure.iter().map(|(stem, _)| stem.as_str())
+    }
+
     /// What is not the same in another look at them, in words.
     pub fn difference(&self, other: &Self) -> Option<String> {
         if self == other {

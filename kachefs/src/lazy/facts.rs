@@ -239,6 +239,7 @@ mod tests {
                 env: Vec::new(),
                 observed: None,
                 created_ms: u64::from(n),
+                loads: None,
             },
             entries: vec![(
                 ActionKey(Digest::of(&[n])),

@@ -17,7 +17,10 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::Mutex;
 use remote::{ObjectName, RemoteError};
-use store::{ActionEntry, Digest, Fact, IndexError, InvocationDigest, Kept, Place, record_digest};
+use store::{
+    ActionEntry, Digest, Fact, IndexError, InputRecord, InvocationDigest, Kept, Place,
+    record_digest,
+};
 
 use super::connection::{Connection, Unavailable};
 use super::facts::{self, Results};
@@ -190,11 +193,14 @@ impl Storage {
             *count += 1;
             *count <= facts::RESULTS
         };
+        // What one lists others may list as well. The newest comes first.
+        let mut records: HashMap<_, InputRecord> = HashMap::new();
         let known = facts.iter().filter(is_there);
         for fact in known.filter(|fact| is_one_of_few(fact)) {
             let record = record_digest(&fact.invocation, &fact.record)?;
             let places = places_in(fact);
-            let mut is_new = self.index.record(&fact.invocation, &record)?.is_none();
+            let known_record = self.index.record(&fact.invocation, &record)?;
+            let mut is_new = known_record.is_none();
             for (key, entry) in &fact.entries {
                 let known = self.index.action(key)?;
                 let blobs = known.iter().flat_map(ActionEntry::blobs);
@@ -227,9 +233,17 @@ impl Storage {
                 }
             }
             if is_new {
-                batch.put_record(&fact.invocation, &fact.record)?;
+                let record = records
+                    .entry((fact.invocation, record))
+                    .or_insert_with(|| known_record.unwrap_or_else(|| fact.record.clone()));
+                if record.loads.is_none() {
+                    record.loads.clone_from(&fact.record.loads);
+                }
                 new += 1;
             }
+        }
+        for ((invocation, _), record) in &records {
+            batch.put_record(invocation, record)?;
         }
         batch.commit()?;
         tracing::debug!(facts = facts.len(), new, "learned from the remote");
@@ -276,6 +290,8 @@ fn get(connection: &Connection, name: &ObjectName) -> Result<Option<bytes::Bytes
 mod tests {
     use std::fs;
 
+    use store::{ActionKey, Loads};
+
     use super::super::{GONE_FOR, Gone, testing};
     use super::*;
 
@@ -310,5 +326,40 @@ mod tests {
         fs::remove_file(object).expect("removes");
         assert!(!storage.bring_doubted(&[blob]));
         assert!(!storage.may_be_bound([blob]));
+    }
+
+    #[test]
+    fn of_records_that_list_the_same_one_says_what_was_loaded() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (storage, connection) = testing::store(dir.path());
+        let invocation = InvocationDigest(Digest::of(b"i"));
+        let fact = |created_ms: u64, loads| Fact {
+            invocation,
+            record: InputRecord {
+                created_ms,
+                loads,
+                ..testing::record()
+            },
+            entries: vec![(
+                ActionKey(Digest::of(&created_ms.to_be_bytes())),
+                testing::result(Vec::new(), Vec::new()),
+            )],
+            packed: Vec::new(),
+        };
+        let loads = Loads::new(["a-1"], ["liba-1.rlib"]);
+        let other = Loads::new(["a-1"], ["liba-1.rmeta"]);
+        let facts = [
+            fact(9, None),
+            fact(8, Some(loads.clone())),
+            fact(7, Some(other.clone())),
+        ];
+        let new = storage.take_in(&connection, &facts, 9).expect("takes them");
+        assert_eq!(new, 3);
+        // What is said later is not what was loaded here.
+        let new = storage.take_in(&connection, &[fact(6, Some(other))], 9);
+        assert_eq!(new.expect("takes it"), 1);
+        let records = storage.index.records(&invocation).expect("reads");
+        let said: Vec<_> = records.into_iter().map(|record| record.loads).collect();
+        assert_eq!(said, [Some(loads)]);
     }
 }

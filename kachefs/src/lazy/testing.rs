@@ -88,6 +88,7 @@ pub fn record() -> InputRecord {
         env: Vec::new(),
         observed: None,
         created_ms: 1,
+        loads: None,
     }
 }
 

@@ -337,7 +337,8 @@ impl Recomputer {
             return Err(Failure::Unknown);
         }
         let depth = bounds.depth + 1;
-        let wanted = service.externs_elsewhere(&prepared);
+        // All of it: what it was seen to load last may have been with another source.
+        let wanted = service.externs_elsewhere(&prepared, None);
         if !wanted.is_empty() {
             if depth > DEEPEST {
                 return Err(Failure::Deep);

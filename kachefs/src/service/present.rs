@@ -1,7 +1,7 @@
-//! Before a compiler runs, what it will map is on this machine: crates are fetched together or, where they are
-//! lost, made again (`lineage`), and one that does not come is missing (which rustc says, and the next build
-//! mends), for who has a file mapped that does not come is killed. Whatever else it reads is fetched when it is
-//! read.
+//! Before a compiler runs, the crates are on this machine that the last compile of the same crate loaded, if that was
+//! watched; else whatever it may load. They are fetched together or, where they are lost, made again (`lineage`), and
+//! one that does not come is missing (which rustc says, and the next build mends), for who has a file mapped that does
+//! not come is killed. All else it reads is fetched when it is read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -9,11 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use store::{ActionKey, Digest, Ino};
+use store::{ActionKey, Digest, Ino, Loads};
 use wrapper::args::{Search, SearchKind};
 
 use super::Service;
 use super::externs::behind;
+use super::lookup::records;
 use super::prepare::{Place, Prepared};
 use crate::fs::{Body, View};
 
@@ -32,9 +33,19 @@ impl Service {
         if self.storage.lazy.connection().is_none() {
             return;
         }
-        let wanted = self.externs_elsewhere(prepared);
+        let all = || self.externs_elsewhere(prepared, None);
+        let mut wanted = all();
         if wanted.is_empty() {
             return;
+        }
+        // Of a remote that does not answer nothing comes when it is mapped, either: what is far goes before.
+        if !self.storage.is_away()
+            && let Some(loads) = self.loaded_before(prepared)
+        {
+            wanted = self.externs_elsewhere(prepared, Some(&loads));
+            if wanted.is_empty() {
+                return;
+            }
         }
         let blobs: Vec<_> = wanted.iter().map(|wanted| wanted.blob).collect();
         tracing::debug!(
@@ -42,10 +53,12 @@ impl Service {
             blobs = blobs.len(),
             "fetching what it loads"
         );
-        // Who waited for one of them in vain asks once more, if it is not the remote that does not answer.
-        let comes = || self.storage.fault_all(&blobs).is_ok();
-        if comes() || (!self.storage.is_away() && comes()) || self.lineage.bring(self, &wanted) {
+        let fetched = self.storage.ask_twice(|| self.storage.fault_all(&blobs));
+        if fetched.is_ok() || self.lineage.bring(self, &wanted) {
             return;
+        }
+        if self.storage.is_away() {
+            wanted = all();
         }
         let mut views = Vec::new();
         for Wanted {
@@ -65,15 +78,23 @@ impl Service {
         }
     }
 
-    /// What this compile loads that is not on this machine.
-    pub(super) fn externs_elsewhere(&self, prepared: &Prepared) -> Vec<Wanted> {
+    /// What this compile loads that is not on this machine: what the last one did, if that is known, else all it may.
+    pub(super) fn externs_elsewhere(
+        &self,
+        prepared: &Prepared,
+        loads: Option<&Loads>,
+    ) -> Vec<Wanted> {
         let crates = Libraries::searched(self, prepared, &[SearchKind::Dependency], |_, name| {
             [".rlib", ".rmeta", ".so"]
                 .iter()
                 .any(|end| name.ends_with(end))
         });
-        let names = self.names_of_crates(prepared, &crates);
-        let mut files = crates.take(&names);
+        let mut files = if let Some(loads) = loads {
+            crates.take(|name| loads.has(name))
+        } else {
+            let names = self.names_of_crates(prepared, &crates);
+            crates.take(|name| names.contains(name))
+        };
         if prepared.invocation.emit.link {
             files.extend(self.archives(prepared));
         }
@@ -110,6 +131,13 @@ impl Service {
             named.contains(name) || (is_archive && is_own(search))
         });
         found.0.into_values().flatten().collect()
+    }
+
+    /// What the last compile of the same crate loaded, wherever that was, if the same crates were behind it.
+    fn loaded_before(&self, prepared: &Prepared) -> Option<Loads> {
+        let records = records(self, &prepared.digest);
+        let mut loads = records.into_iter().filter_map(|record| record.loads);
+        loads.find(|loads| loads.is_of(prepared.dependencies.stems()))
     }
 
     /// The names of the files which rustc maps to load the crates of a compile (`rustc_metadata`, `locator` and
@@ -176,10 +204,10 @@ impl Libraries {
         self.0.contains_key(name)
     }
 
-    /// The files of these names.
-    fn take(mut self, names: &BTreeSet<String>) -> Vec<(Arc<View>, Ino)> {
-        let places = names.iter().filter_map(|name| self.0.remove(name));
-        places.flatten().collect()
+    /// The files whose names are wanted.
+    fn take(self, is_wanted: impl Fn(&str) -> bool) -> Vec<(Arc<View>, Ino)> {
+        let wanted = self.0.into_iter().filter(|(name, _)| is_wanted(name));
+        wanted.flat_map(|(_, places)| places).collect()
     }
 
     fn beginning_with(&self, prefix: &str) -> impl Iterator<Item = String> {

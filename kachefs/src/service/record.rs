@@ -5,6 +5,7 @@
 //! up (an input changed meanwhile, an output that is not a plain file) stores nothing.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use store::scan::RootNeedles;
 use store::{
-    ActionEntry, ActionKey, ActionResult, Batch, Counter, InputRecord, Kind, Output, OutputContent,
-    Root, RootSet, Timestamp,
+    ActionEntry, ActionKey, ActionResult, Batch, Counter, InputRecord, Kind, Loads, Output,
+    OutputContent, Root, RootSet, Timestamp,
 };
+use wrapper::args::SearchKind;
 use wrapper::artifacts;
 use wrapper::depinfo::{self, DepInfo};
 use wrapper::environment;
@@ -23,6 +25,7 @@ use wrapper::key::{self, Sources};
 use wrapper::mode::Mode;
 use wrapper::protocol::{Outcome, Verdict};
 use wrapper::roots::Roots;
+use wrapper::trace::Observed;
 
 use super::Service;
 use super::clippy;
@@ -99,6 +102,26 @@ impl Drop for Held<'_> {
             self.view.unpin(node);
         }
     }
+}
+
+/// Which of the crates in the directories it searches a compiler was seen to load. Not what it made itself.
+fn loads(prepared: &Prepared, observed: &Observed) -> Option<Loads> {
+    let searches = prepared.invocation.searches.iter();
+    let searched: HashSet<_> = searches
+        .filter(|search| search.kind == SearchKind::Dependency)
+        .map(|search| prepared.cwd.join(&search.path))
+        .collect();
+    let files = observed.libraries.iter().filter_map(|path| {
+        let path = Path::new(OsStr::from_bytes(path));
+        let is_there = path
+            .parent()
+            .is_some_and(|parent| searched.contains(parent));
+        let name = path.file_name()?.to_str().filter(|_| is_there)?;
+        (!prepared.invocation.is_output(name)).then_some(name)
+    });
+    let loads = Loads::new(prepared.dependencies.stems(), files);
+    // Where it was seen to load nothing, it may have gone another way there.
+    (!loads.is_empty()).then_some(loads)
 }
 
 /// Whether the compiler looked, by `env!` or `option_env!`, for a variable that was taken away from
@@ -232,7 +255,7 @@ pub fn record(
     let text = read_whole(&prepared.view, &held.outputs[held.dep_info].1)?;
     let info = depinfo::parse(&text).map_err(|error| NotStored::DepInfo(error.to_string()))?;
     let inputs = seen(service, prepared, outcome, &info, started)?;
-    let record = input_record(prepared, &info, inputs.as_ref());
+    let record = input_record(prepared, &info, inputs.as_ref(), outcome.observed.as_ref());
     let sources = current_sources(service, prepared, &record)
         .ok_or_else(|| NotStored::Changed("a source".into()))?;
     // After the bytes were taken: a change before that would have left its time.
@@ -387,7 +410,12 @@ fn clippy_places(service: &Service, prepared: &Prepared) -> Result<Vec<PathBuf>,
         .map_err(|_| NotStored::Changed("clippy's configuration".into()))
 }
 
-fn input_record(prepared: &Prepared, info: &DepInfo, inputs: Option<&Inputs>) -> InputRecord {
+fn input_record(
+    prepared: &Prepared,
+    info: &DepInfo,
+    inputs: Option<&Inputs>,
+    observed: Option<&Observed>,
+) -> InputRecord {
     InputRecord {
         sources: info
             .sources
@@ -397,6 +425,7 @@ fn input_record(prepared: &Prepared, info: &DepInfo, inputs: Option<&Inputs>) ->
         env: info.env.iter().map(|(name, _)| name.clone()).collect(),
         observed: inputs.map(|inputs| inputs.observations.clone()),
         created_ms: clock::now_ms(),
+        loads: observed.and_then(|observed| loads(prepared, observed)),
     }
 }
 

@@ -9,7 +9,7 @@ use super::schema::{
     VIEWS, dentry_key, exchanges_key, inode_key,
 };
 use super::{Counter, Index, IndexError};
-use crate::action::{ActionEntry, ActionKey, InputRecord, InvocationDigest};
+use crate::action::{ActionEntry, ActionKey, InputRecord, InputRecord2, InvocationDigest};
 use crate::codec::{CodecError, Record, encode};
 use crate::digest::Digest;
 use crate::sync_point::SyncPoint;
@@ -102,20 +102,27 @@ impl Batch<'_> {
         self.put(ACTIONS, key.0.as_bytes(), entry)
     }
 
-    /// Adds an input record to an invocation; the oldest beyond the limit goes.
+    /// Adds an input record to an invocation; the oldest beyond the limit goes. Of one that lists the same what it
+    /// says of what was loaded stays, if the new one says nothing.
     pub fn put_record(
         &mut self,
         invocation: &InvocationDigest,
         record: &InputRecord,
     ) -> Result<(), IndexError> {
         let key = record_key(invocation, record)?;
-        let mut known = self.index.records(invocation)?;
-        known.retain(|old| record_key(invocation, old).is_ok_and(|old| old != key));
-        for old in known.iter().skip(RECORDS_PER_INVOCATION - 1) {
+        let known = self.index.records(invocation)?;
+        let is_same = |old: &InputRecord| record_key(invocation, old).is_ok_and(|old| old == key);
+        let (same, others): (Vec<_>, Vec<_>) = known.into_iter().partition(is_same);
+        for old in others.iter().skip(RECORDS_PER_INVOCATION - 1) {
             self.changes
                 .delete_cf(self.index.family(RECORDS), record_key(invocation, old)?);
         }
-        self.put(RECORDS, &key, record)
+        let said = same.into_iter().find_map(|old| old.loads);
+        let record = InputRecord {
+            loads: record.loads.clone().or(said),
+            ..record.clone()
+        };
+        self.put(RECORDS, &key, &record)
     }
 
     /// Remembers the digest of a file on the disk.
@@ -185,23 +192,22 @@ impl Batch<'_> {
     }
 }
 
-/// A record is named by what it lists, not by when it was made.
+/// A record is named by what it lists, not by when it was made, nor by what it says for the next one: as it was
+/// when it said nothing, in version 2, so that rows have the names they had.
 pub(super) fn record_key(
     invocation: &InvocationDigest,
     record: &InputRecord,
 ) -> Result<Vec<u8>, CodecError> {
-    let timeless = encode(&InputRecord {
-        created_ms: 0,
-        ..record.clone()
-    })?;
+    let listed = encode(&InputRecord2::listing(record))?;
     let mut key = invocation.0.as_bytes().to_vec();
-    key.extend_from_slice(Digest::of(&timeless).as_bytes());
+    key.extend_from_slice(Digest::of(&listed).as_bytes());
     Ok(key)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Loads;
     use crate::view::DentryRecord;
 
     fn index() -> (tempfile::TempDir, Index) {
@@ -242,6 +248,39 @@ mod tests {
     }
 
     #[test]
+    fn records_that_list_the_same_are_one_whatever_they_say_was_loaded() {
+        let (_dir, index) = index();
+        let invocation = InvocationDigest(Digest::of(b"i"));
+        let told = |name: &str| Some(Loads::new(["a-1"], [name]));
+        let put = |created_ms, loads: Option<Loads>| {
+            let record = InputRecord {
+                observed: None,
+                sources: vec![b"s".to_vec()],
+                env: Vec::new(),
+                created_ms,
+                loads,
+            };
+            let mut batch = index.batch();
+            batch.put_record(&invocation, &record).expect("puts");
+            batch.commit().expect("commits");
+            let key = record_key(&invocation, &record).expect("a key");
+            // Version 2 of it, made at no time.
+            let older = Digest::of(&[2, 1, 1, b's', 0, 0, 0]);
+            assert_eq!(
+                key,
+                [invocation.0.as_bytes(), &older.as_bytes()[..]].concat()
+            );
+            let mut known = index.records(&invocation).expect("reads");
+            assert_eq!(known.len(), 1);
+            known.remove(0).loads
+        };
+        assert_eq!(put(5, told("one")), told("one"));
+        assert_eq!(put(6, None), told("one"));
+        // The clock of who told the one may be ahead.
+        assert_eq!(put(4, told("other")), told("other"));
+    }
+
+    #[test]
     fn oldest_records_go_first() {
         let (_dir, index) = index();
         let invocation = InvocationDigest(Digest::of(b"i"));
@@ -253,6 +292,7 @@ mod tests {
                 sources: vec![vec![u8::try_from(created_ms).expect("small")]],
                 env: Vec::new(),
                 created_ms,
+                loads: None,
             };
             batch.put_record(&invocation, &record).expect("puts");
             batch.commit().expect("commits");

@@ -22,7 +22,7 @@ pub(super) const FAMILIES: [&str; 12] = [
     META, VIEWS, INODES, DENTRIES, ACTIONS, RECORDS, FILES, BUILDS, REQUESTS, PARTS, KEPT, UPLOADS,
 ];
 
-pub(crate) const SCHEMA_VERSION: u32 = 7;
+pub(crate) const SCHEMA_VERSION: u32 = 8;
 pub(super) const SCHEMA_KEY: &[u8] = b"schema";
 pub(crate) const COUNTERS_KEY: &[u8] = b"counters";
 pub(crate) const SCRATCH_KEY: &[u8] = b"next-scratch";

@@ -166,6 +166,7 @@ mod tests {
                 env: Vec::new(),
                 observed: None,
                 created_ms: n,
+                loads: None,
             },
             keys: vec![ActionKey(Digest::of(b"k"))],
             secrets: Vec::new(),

@@ -106,6 +106,13 @@ impl Invocation {
         format!("{}{}", self.crate_name, self.extra_filename)
     }
 
+    /// Whether a file is one of its outputs, going by its name: `libserde-0123abcd.rmeta`.
+    pub fn is_output(&self, name: &str) -> bool {
+        let rest = name.strip_prefix("lib").unwrap_or(name);
+        let rest = rest.strip_prefix(&self.stem());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
     /// The linker chosen by the last `-fuse-ld=`, such as `mold`: the compiler driver then runs
     /// `ld.mold`, or the path itself if it is one.
     pub fn fuse_ld(&self) -> Option<&str> {

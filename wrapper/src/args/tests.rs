@@ -118,6 +118,10 @@ fn library_in_the_dev_profile() {
     let found = parse(&words(LIB), Path::new(CWD)).expect("cacheable");
     assert_eq!(found, expected);
     assert_eq!(found.stem(), "app-d368044520689d06");
+    assert!(
+        found.is_output("libapp-d368044520689d06.rmeta") && found.is_output("app-d368044520689d06")
+    );
+    assert!(!found.is_output("libapp-d368044520689d06a.rmeta") && !found.is_output("libapp.rlib"));
     assert!(!found.is_linked() && !found.runs_linker() && !found.is_proc_macro());
 }
 

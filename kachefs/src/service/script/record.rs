@@ -200,6 +200,7 @@ pub(super) fn record(
         env: Vec::new(),
         observed: Some(observations),
         created_ms: clock::now_ms(),
+        loads: None,
     };
     batch.put_record(&prepared.digest, &record)?;
     let source = Source { record, key };
