@@ -4,7 +4,7 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ops::Range;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::ring::{Ring, Said};
+use crate::ring::{Found, Ring, Said};
 use crate::system::{self, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Arguments};
 use crate::words::WORD;
 
@@ -102,7 +102,7 @@ impl Asked {
             return None;
         }
         let result = system::pass(self.call, self.arguments);
-        let found = result >= 0 || self.is_there(result);
+        let found = self.found(result);
         if say(self.does, found, directory, path) {
             return Some(result);
         }
@@ -116,6 +116,18 @@ impl Asked {
             system::call(system::CLOSE, [result as usize, 0, 0, 0, 0]);
         }
         None
+    }
+
+    /// Whether something is at the path, going by a call's result.
+    fn found(&self, result: isize) -> Found {
+        match result {
+            0.. => Found::Something,
+            // Of these there are thousands (a header is looked for in one directory after another).
+            _ if result == -system::ENOENT && self.does == LINK => Found::Nothing,
+            _ if result == -system::ENOENT => Found::NoWay,
+            _ if self.is_there(result) => Found::Something,
+            _ => Found::Nothing,
+        }
     }
 
     /// Whether something is at the path, whatever a call that failed says about it.
@@ -166,7 +178,7 @@ fn ring() -> Ring {
 }
 
 /// Says what was asked and whether it is there; `false` if there is no room.
-pub fn say(does: u8, found: bool, directory: &[u8], path: &[u8]) -> bool {
+pub fn say(does: u8, found: Found, directory: &[u8], path: &[u8]) -> bool {
     let mark = mark(does, directory, path);
     let slot = &SAID[(mark % SAID.len() as u64) as usize];
     if slot.load(Ordering::Acquire) == mark {

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use super::calls::{self, Directory, Does, Meaning, Named};
 use super::part::Parts;
+use super::ring::Found;
 use super::shim::Shim;
 use super::words;
 use super::{Access, Observed, Scope, Unseen, Uses, memory};
@@ -228,7 +229,7 @@ impl Notes {
 
     /// Notes that something was done with a whole path, if it is that of a file. Where it is not known
     /// whether anything was `found` there, this is asked now.
-    fn named(&mut self, does: Does, path: Vec<u8>, found: Option<bool>) {
+    fn named(&mut self, does: Does, path: Vec<u8>, found: Option<Found>) {
         if leads_through_process(&path) {
             self.unseen(Unseen::Calls);
         } else if !is_no_file(&path) {
@@ -258,20 +259,19 @@ impl Notes {
         Ok(path.into_os_string().into_encoded_bytes())
     }
 
-    fn add(&mut self, does: Does, path: Vec<u8>, found: Option<bool>) {
+    fn add(&mut self, does: Does, path: Vec<u8>, found: Option<Found>) {
         let reads = does.reads();
         let known = self.scope.owns(&path) || (reads && self.scope.knows(&path));
         let inside = self.parts.is_inside();
         if known && !inside {
-            if does == Does::Open && is_library(&path) && found.unwrap_or_else(|| exists_now(&path))
-            {
+            if does == Does::Open && is_library(&path) && was_there(&path, found) {
                 self.libraries.insert(path);
             }
             return;
         }
         // What a use finds counts when it is the first, or may change it.
         let counts = !reads || inside || !self.paths.contains_key(&path);
-        let exists = found.unwrap_or_else(|| counts && exists_now(&path));
+        let exists = counts && was_there(&path, found);
         let access = comes_to(does, exists);
         self.parts.add(&path, access, exists);
         if known {
@@ -362,6 +362,23 @@ fn comes_to(does: Does, exists: bool) -> Access {
         (Does::Put | Does::Change, true) => Access::Change,
         (Does::Remove, true) => Access::Remove,
     }
+}
+
+/// Whether something is at a path, where so much is known. Who asks now comes before all that those who
+/// are watched change.
+fn was_there(path: &[u8], found: Option<Found>) -> bool {
+    match found {
+        None => exists_now(path),
+        Some(Found::Something) => true,
+        Some(Found::Nothing) => false,
+        // A file that is there by now has come from elsewhere.
+        Some(Found::NoWay) => is_link_now(path),
+    }
+}
+
+fn is_link_now(path: &[u8]) -> bool {
+    let meta = Path::new(OsStr::from_bytes(path)).symlink_metadata();
+    meta.is_ok_and(|meta| meta.is_symlink())
 }
 
 fn exists_now(path: &[u8]) -> bool {

@@ -29,6 +29,28 @@ struct Ends {
     closed: AtomicU32,
 }
 
+/// Whether something is at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Found {
+    /// Nothing is.
+    Nothing = 0,
+    /// Something is.
+    Something = 1,
+    /// Nothing is, or a link that leads nowhere: who asked followed links and did not ask again.
+    NoWay = 2,
+}
+
+impl Found {
+    fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Something,
+            2 => Self::NoWay,
+            _ => Self::Nothing,
+        }
+    }
+}
+
 /// What a record says, but for its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -40,7 +62,7 @@ pub(super) struct Said {
     /// What was done.
     pub(super) does: u8,
     /// Whether something was there.
-    pub(super) found: bool,
+    pub(super) found: Found,
 }
 
 #[repr(C)]
@@ -147,11 +169,12 @@ impl Ring {
             if length == 0 || length > left || !length.is_multiple_of(STEP) {
                 return None;
             }
-            // SAFETY: the record is written and lies within the memory; its writer has left it. Its
-            // flag is one byte whose lowest bit is looked at, whatever it holds.
+            // SAFETY: the record is written and lies within the memory; its writer has left it. What
+            // was found is one byte, which may hold anything.
             let said = unsafe {
                 let at = &raw const (*head).said;
-                let found = at.cast::<u8>().add(offset_of!(Said, found)).read() & 1 == 1;
+                let found = at.cast::<u8>().add(offset_of!(Said, found)).read();
+                let found = Found::from_byte(found);
                 let process = (&raw const (*at).process).read();
                 let (length, does) = (
                     (&raw const (*at).text).read(),
@@ -221,7 +244,7 @@ mod tests {
             process,
             text: u16::try_from(text).expect("short"),
             does: 2,
-            found: process.is_multiple_of(2),
+            found: [Found::Nothing, Found::Something, Found::NoWay][process as usize % 3],
         }
     }
 
