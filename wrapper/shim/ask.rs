@@ -171,6 +171,36 @@ fn is_special(directory: &[u8], path: &[u8]) -> bool {
     !whole.starts_with(SHARED_MEMORY) && SPECIAL.iter().any(within)
 }
 
+/// Whether something can be seen at a name in a directory, which is told like any other question.
+pub fn is_there(directory: &[u8], name: &[u8]) -> bool {
+    let mut path = [0; PATH_MAX];
+    let parts = [directory, b"/", name];
+    // With its NUL.
+    if parts.iter().map(|part| part.len()).sum::<usize>() >= path.len() {
+        return false;
+    }
+    let mut at = 0;
+    for part in parts {
+        path[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    let path = path.as_ptr().cast();
+    let asked = Asked {
+        call: system::ACCESS,
+        does: STATUS,
+        directory: AT_FDCWD,
+        path,
+        arguments: [path as usize, 0, 0, 0, 0],
+        written: 0..0,
+    };
+    asked.ask() == 0
+}
+
+/// Where records go, if this process speaks through it.
+pub fn ring_if_ready() -> Option<Ring> {
+    system::is_ready().then(ring)
+}
+
 /// Where records go, once everything is ready.
 fn ring() -> Ring {
     // SAFETY: the memory was mapped before anything was ready, and stays.

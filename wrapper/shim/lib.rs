@@ -24,6 +24,7 @@ mod ask;
 mod loader;
 mod loads;
 mod real_path;
+mod search;
 mod start;
 mod system;
 

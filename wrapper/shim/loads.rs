@@ -13,14 +13,36 @@ pub fn is_of_here(program: &[u8]) -> bool {
     if program.contains(&b'/') {
         return is_native(program, b"");
     }
-    // SAFETY: as the C library does when it looks the program up.
-    let list = unsafe { system::variable(b"PATH=") };
-    let Some(list) = list else {
-        return false;
+    directory_of(program).is_some_and(|directory| is_native(directory, program))
+}
+
+/// Whether the program, named so, lies where the system's programs do: those find their libraries without
+/// anybody's help.
+pub fn is_systems(program: &[u8]) -> bool {
+    const PLACES: [&[u8]; 5] = [
+        b"/usr/bin/",
+        b"/usr/lib/",
+        b"/usr/libexec/",
+        b"/bin/",
+        b"/lib/",
+    ];
+    let is_in = |path: &[u8], place: &[u8]| {
+        path.starts_with(place) || place.strip_suffix(b"/") == Some(path)
     };
+    let path = if program.contains(&b'/') {
+        Some(program)
+    } else {
+        directory_of(program)
+    };
+    path.is_some_and(|path| PLACES.iter().any(|place| is_in(path, place)))
+}
+
+/// The directory of `PATH` that has a program.
+fn directory_of(program: &[u8]) -> Option<&'static [u8]> {
+    // SAFETY: as the C library does when it looks the program up.
+    let list = unsafe { system::variable(b"PATH=") }?;
     let mut directories = list.split(|byte| *byte == b':');
-    let found = directories.find(|directory| !directory.is_empty() && is_there(directory, program));
-    found.is_some_and(|directory| is_native(directory, program))
+    directories.find(|directory| !directory.is_empty() && is_there(directory, program))
 }
 
 /// A path of two parts, ending in a NUL.

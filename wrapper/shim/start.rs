@@ -12,8 +12,12 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use crate::ask;
 use crate::loads;
 use crate::ring;
+use crate::search::{self, Lists};
 use crate::system::{self, AT_FDCWD};
 use crate::words::ATTACH;
+
+/// A list of texts that ends in none.
+pub type List = *const *const c_char;
 
 /// The variable, with its `=`.
 const VARIABLE: &[u8] = b"LD_PRELOAD=";
@@ -96,46 +100,43 @@ impl Next {
 
 #[used]
 #[unsafe(link_section = ".init_array")]
-static START: extern "C" fn() = {
-    extern "C" fn start() {
+static START: extern "C" fn(c_int, List) = {
+    extern "C" fn start(_count: c_int, arguments: List) {
+        // SAFETY: at a program's start nobody else uses its environment, which is a list of texts that
+        // the kernel has put into memory of this program's own.
+        let (spared, kept) = unsafe { (search::put_back(), hide()) };
         for function in [&SPAWN, &SPAWN_BY_NAME, &RUN_BY_NAME] {
             function.find();
         }
-        if hide().is_some() {
+        if kept.is_some() {
             HAS_ENTRY.store(true, Ordering::Release);
             // Without, every call is handed over.
             let _ = attach();
+        }
+        if spared.is_some_and(|spared| !spared.was_vain()) {
+            // SAFETY: the C library calls this with what the program was called with (glibc).
+            unsafe { search::run_again(arguments) }
         }
     }
     start
 };
 
 /// Keeps the variable and takes it out of the environment.
-fn hide() -> Option<()> {
-    // SAFETY: at a program's start nobody else uses its environment, which is a list of texts that the
-    // kernel has put into memory of this program's own.
+///
+/// # Safety
+///
+/// As [`system::take`].
+unsafe fn hide() -> Option<()> {
+    // SAFETY: the caller's.
     unsafe {
-        let mut place = system::environ;
-        if place.is_null() {
-            return None;
-        }
-        while !system::text(*place)?.starts_with(VARIABLE) {
-            place = place.add(1);
-        }
-        let entry = *place;
-        let length = system::text(entry)?.len();
+        let text = system::text(*system::entry(|text| text.starts_with(VARIABLE))?)?;
         let kept = &raw mut ENTRY;
         // With its NUL. What else there may be is not ours.
-        if length >= (*kept).len() || system::text(entry)?.contains(&b':') {
+        if text.len() >= (*kept).len() || text.contains(&b':') {
             return None;
         }
-        ptr::copy_nonoverlapping(entry.cast::<u8>(), kept.cast(), length);
-        while !(*place).is_null() {
-            *place = *place.add(1);
-            place = place.add(1);
-        }
-        // `/proc/self/environ` shows a gap.
-        entry.write_bytes(0, length);
+        ptr::copy_nonoverlapping(text.as_ptr(), kept.cast(), text.len());
+        system::wipe(system::take(VARIABLE)?);
     }
     Some(())
 }
@@ -167,11 +168,17 @@ fn path(process: u32) -> [u8; ATTACH.len() + 9] {
 }
 
 /// An environment with the variable, if a program is to get it and there is room.
-struct Environment([*const c_char; MOST_VARIABLES]);
+struct Environment {
+    variables: [*const c_char; MOST_VARIABLES],
+    lists: Lists,
+}
 
 impl Environment {
     const fn new() -> Self {
-        Self([ptr::null(); MOST_VARIABLES])
+        Self {
+            variables: [ptr::null(); MOST_VARIABLES],
+            lists: Lists::new(),
+        }
     }
 
     /// The environment for a program that is to be started with this one.
@@ -179,28 +186,23 @@ impl Environment {
     /// # Safety
     ///
     /// The name is none or a text, and the environment none or a list of texts that ends in none.
-    unsafe fn of(
-        &mut self,
-        program: *const c_char,
-        given: *const *const c_char,
-    ) -> *const *const c_char {
+    unsafe fn of(&mut self, program: *const c_char, given: List) -> List {
         // SAFETY: the caller's.
         unsafe { self.try_of(program, given) }.unwrap_or(given)
     }
 
-    unsafe fn try_of(
-        &mut self,
-        program: *const c_char,
-        given: *const *const c_char,
-    ) -> Option<*const *const c_char> {
+    unsafe fn try_of(&mut self, program: *const c_char, given: List) -> Option<List> {
         if !HAS_ENTRY.load(Ordering::Acquire) || given.is_null() {
             return None;
         }
         // SAFETY: the caller's.
-        if !is_passed_on_to(unsafe { system::text(program) }?) {
+        let program = unsafe { system::text(program) }?;
+        if !is_passed_on_to(program) {
             return None;
         }
         let mut count = 1;
+        let mut list = None;
+        let mut lists = 0;
         for at in 0.. {
             // SAFETY: the list is not over.
             let entry = unsafe { *given.add(at) };
@@ -209,28 +211,43 @@ impl Environment {
                 break;
             };
             // A program that is to load others does without ours. And there is to be room for the end,
-            // which is none already.
-            if text.starts_with(VARIABLE) || count + 1 >= MOST_VARIABLES {
+            // which is none already, and for one more.
+            if text.starts_with(VARIABLE) || count + 2 >= MOST_VARIABLES {
                 return None;
             }
-            self.0[count] = entry;
+            if text.starts_with(search::VARIABLE) {
+                list = Some((count, text));
+                lists += 1;
+            }
+            self.variables[count] = entry;
             count += 1;
         }
-        self.0[0] = (&raw const ENTRY).cast();
-        Some(self.0.as_ptr())
+        self.variables[0] = (&raw const ENTRY).cast();
+        if let Some((place, whole)) = list
+            && lists == 1
+            && names(program).into_iter().any(search::is_spared)
+            && loads::is_systems(program)
+            && let Some((hidden, rest)) = self.lists.of(whole)
+        {
+            self.variables[place] = hidden;
+            self.variables[count] = rest.unwrap_or(ptr::null());
+        }
+        Some(self.variables.as_ptr())
     }
 }
 
 /// Whether a program is to have the shim, and can load it.
 fn is_passed_on_to(program: &[u8]) -> bool {
+    let mut names = names(program).into_iter();
+    names.any(|name| PASSED_ON_TO.contains(&name)) && is_at_hand() && loads::is_of_here(program)
+}
+
+/// What a program is called, and the last part of that without its numbers.
+fn names(program: &[u8]) -> [&[u8]; 2] {
     let name = program
         .rsplit(|byte| *byte == b'/')
         .next()
         .unwrap_or(program);
-    is_named(name) && is_at_hand() && loads::is_of_here(program)
-}
-
-fn is_named(name: &[u8]) -> bool {
     let is_number = |part: &&[u8]| {
         part.iter()
             .all(|byte| byte.is_ascii_digit() || *byte == b'.')
@@ -240,8 +257,7 @@ fn is_named(name: &[u8]) -> bool {
     let end = last
         .iter()
         .rposition(|byte| !(byte.is_ascii_digit() || *byte == b'.'));
-    let last = &last[..end.map_or(0, |end| end + 1)];
-    PASSED_ON_TO.contains(&last) || PASSED_ON_TO.contains(&name)
+    [name, &last[..end.map_or(0, |end| end + 1)]]
 }
 
 /// Whether the shim can be loaded by who we are now, here: another user may not, nor those who see
@@ -252,7 +268,6 @@ fn is_at_hand() -> bool {
     system::has_gate() && system::pass(system::ACCESS, [path, READABLE, 0, 0, 0]) == 0
 }
 
-type List = *const *const c_char;
 type Spawn = unsafe extern "C" fn(
     *mut c_int,
     *const c_char,

@@ -190,17 +190,56 @@ pub unsafe fn text<'a>(text: *const c_char) -> Option<&'a [u8]> {
 pub unsafe fn variable<'a>(name: &[u8]) -> Option<&'a [u8]> {
     // SAFETY: the caller's; it is a list of texts that ends in none.
     unsafe {
+        let place = entry(|text| text.starts_with(name))?;
+        text(*place)?.strip_prefix(name)
+    }
+}
+
+/// Where the environment has the first entry of this kind.
+///
+/// # Safety
+///
+/// As [`variable`].
+pub unsafe fn entry(is: impl Fn(&[u8]) -> bool) -> Option<*mut *mut c_char> {
+    // SAFETY: the caller's; it is a list of texts that ends in none.
+    unsafe {
         let mut place = environ;
         if place.is_null() {
             return None;
         }
-        loop {
-            if let Some(value) = text(*place)?.strip_prefix(name) {
-                return Some(value);
-            }
+        while !is(text(*place)?) {
             place = place.add(1);
         }
+        Some(place)
     }
+}
+
+/// Takes a variable, whose name comes with its `=`, out of the environment.
+///
+/// # Safety
+///
+/// Nobody else uses the environment, which the kernel has put into memory of this program's own.
+pub unsafe fn take(name: &[u8]) -> Option<*mut c_char> {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut place = entry(|text| text.starts_with(name))?;
+        let taken = *place;
+        while !(*place).is_null() {
+            *place = *place.add(1);
+            place = place.add(1);
+        }
+        Some(taken)
+    }
+}
+
+/// Overwrites a text with nothing: `/proc/self/environ` shows a gap.
+///
+/// # Safety
+///
+/// It is a text in memory of this program's own that nobody uses any more.
+pub unsafe fn wipe(entry: *mut c_char) {
+    // SAFETY: the caller's.
+    unsafe { entry.write_bytes(0, CStr::from_ptr(entry).count_bytes()) };
 }
 
 pub fn abort() -> ! {

@@ -17,6 +17,7 @@ mod part;
 #[cfg_attr(not(test), expect(dead_code))]
 mod ring;
 mod scope;
+mod search;
 mod shim;
 mod watcher;
 mod words;

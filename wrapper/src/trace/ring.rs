@@ -11,8 +11,11 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 /// The bytes of all records.
 pub(super) const ROOM: usize = 256 * 1024;
 
+/// The bytes of what follows them: directories, with `:` between.
+pub(super) const VAIN: usize = 4096;
+
 /// The bytes of the whole.
-pub(super) const LENGTH: usize = size_of::<Ends>() + ROOM;
+pub(super) const LENGTH: usize = size_of::<Ends>() + ROOM + VAIN;
 
 /// What a record is a multiple of.
 const STEP: usize = size_of::<Head>();
@@ -27,6 +30,8 @@ struct Ends {
     read: AtomicUsize,
     /// Not zero when nothing is to be written any more.
     closed: AtomicU32,
+    /// One more than the bytes of the directories; zero until somebody has looked for them.
+    vain: AtomicU32,
 }
 
 /// Whether something is at a path.
@@ -198,6 +203,32 @@ impl Ring {
                 return Some((said, size));
             }
         }
+    }
+
+    /// Writes, once, the directories that hold nothing that programs are loaded with. Too many are none.
+    pub(super) fn set_vain(self, directories: &[u8]) {
+        let directories = if directories.len() <= VAIN {
+            directories
+        } else {
+            &[]
+        };
+        // SAFETY: within the memory, where nobody else writes, and nobody reads before it is made known.
+        unsafe {
+            let place = self.0.add(1).cast::<u8>().add(ROOM);
+            ptr::copy_nonoverlapping(directories.as_ptr(), place, directories.len());
+        }
+        // At most what there is room for.
+        #[allow(clippy::cast_possible_truncation)]
+        let known = directories.len() as u32 + 1;
+        self.ends().vain.store(known, Ordering::Release);
+    }
+
+    /// Those directories; `None` until somebody has looked.
+    pub(super) fn vain<'a>(self) -> Option<&'a [u8]> {
+        let known = self.ends().vain.load(Ordering::Acquire) as usize;
+        let length = known.checked_sub(1)?.min(VAIN);
+        // SAFETY: within the memory, which stays, and written but once, before that was made known.
+        Some(unsafe { core::slice::from_raw_parts(self.0.add(1).cast::<u8>().add(ROOM), length) })
     }
 
     /// How many bytes were written, or are being written, that were not read.

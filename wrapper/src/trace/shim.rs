@@ -22,6 +22,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::loader;
 use super::ring::{self, Ring, Said};
+use super::search;
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,8 @@ pub(super) struct Shim {
     ring: Ring,
     mapped: NonNull<libc::c_void>,
     text: Vec<u8>,
+    /// Where the program's loader looks for libraries first.
+    search: Vec<u8>,
     /// Whether something that was written cannot be read.
     is_lost: bool,
 }
@@ -90,6 +93,7 @@ impl Shim {
             ring: unsafe { Ring::at(mapped.as_ptr().cast()) },
             mapped,
             text: vec![0; ring::ROOM],
+            search: Vec::new(),
             is_lost: false,
         })
     }
@@ -101,12 +105,13 @@ impl Shim {
 
     /// Has a program load it, unless that is to load others already: those are often there to change
     /// what the C library's functions say, and the shim would not ask them.
-    pub(super) fn put_before(&self, command: &mut Command) {
-        let set = command.get_envs().find(|(name, _)| *name == PRELOAD);
-        let others = set.map_or_else(
-            || env::var_os(PRELOAD),
-            |(_, value)| value.map(OsString::from),
-        );
+    pub(super) fn put_before(&mut self, command: &mut Command) {
+        let variable = |name: &str| {
+            let set = command.get_envs().find(|(set, _)| *set == name);
+            set.map_or_else(|| env::var_os(name), |(_, value)| value.map(OsString::from))
+        };
+        let (others, search) = (variable(PRELOAD), variable(search::VARIABLE));
+        self.search = search.unwrap_or_default().into_encoded_bytes();
         if others.is_none_or(|others| others.is_empty()) && is_native(command) {
             command.env(PRELOAD, path(&self.library));
         }
@@ -132,6 +137,14 @@ impl Shim {
         // SAFETY: passes what the request takes.
         let answered = unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut answer) };
         Errno::result(answered).is_ok()
+    }
+
+    /// Tells which of the directories that the loader looks in first hold nothing for programs of the
+    /// system.
+    pub(super) fn tell_vain(&self) {
+        if self.ring.vain().is_none() {
+            self.ring.set_vain(&search::vain(&self.search));
+        }
     }
 
     /// Whether so much was written that it should be read.

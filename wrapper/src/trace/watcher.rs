@@ -133,11 +133,11 @@ fn be_watcher(
 fn watch(
     mut command: Command,
     scope: Scope,
-    shim: Option<Shim>,
+    mut shim: Option<Shim>,
     stream: &UnixStream,
 ) -> Result<(), ProtocolError> {
     let (mut told, tell) = io::pipe()?;
-    if let Some(shim) = &shim {
+    if let Some(shim) = &mut shim {
         shim.put_before(&mut command);
     }
     let keep = shim.as_ref().map(Shim::descriptors).into_iter().flatten();
