@@ -4,6 +4,7 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ops::Range;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
+use crate::loads;
 use crate::ring::{Found, Ring, Said};
 use crate::system::{self, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Arguments};
 use crate::words::WORD;
@@ -173,17 +174,9 @@ fn is_special(directory: &[u8], path: &[u8]) -> bool {
 
 /// Whether something can be seen at a name in a directory, which is told like any other question.
 pub fn is_there(directory: &[u8], name: &[u8]) -> bool {
-    let mut path = [0; PATH_MAX];
-    let parts = [directory, b"/", name];
-    // With its NUL.
-    if parts.iter().map(|part| part.len()).sum::<usize>() >= path.len() {
+    let Some(path) = loads::join::<PATH_MAX>(directory, name) else {
         return false;
-    }
-    let mut at = 0;
-    for part in parts {
-        path[at..at + part.len()].copy_from_slice(part);
-        at += part.len();
-    }
+    };
     let path = path.as_ptr().cast();
     let asked = Asked {
         call: system::ACCESS,

@@ -10,7 +10,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use crate::ask;
-use crate::loads;
+use crate::loads::{self, Place};
 use crate::ring;
 use crate::search::{self, Lists};
 use crate::system::{self, AT_FDCWD};
@@ -197,9 +197,7 @@ impl Environment {
         }
         // SAFETY: the caller's.
         let program = unsafe { system::text(program) }?;
-        if !is_passed_on_to(program) {
-            return None;
-        }
+        let place = place_if_passed_on_to(program)?;
         let mut count = 1;
         let mut list = None;
         let mut lists = 0;
@@ -223,26 +221,29 @@ impl Environment {
             count += 1;
         }
         self.variables[0] = (&raw const ENTRY).cast();
-        if let Some((place, whole)) = list
+        if let Some((at, whole)) = list
             && lists == 1
             && names(program).into_iter().any(search::is_spared)
-            && loads::is_systems(program)
+            && place.is_systems()
             && let Some((hidden, rest)) = self.lists.of(whole)
         {
-            self.variables[place] = hidden;
+            self.variables[at] = hidden;
             self.variables[count] = rest.unwrap_or(ptr::null());
         }
         Some(self.variables.as_ptr())
     }
 }
 
-/// Whether a program is to have the shim, and can load it.
-fn is_passed_on_to(program: &[u8]) -> bool {
+/// Where a program is, if it is to have the shim and can load it.
+fn place_if_passed_on_to(program: &[u8]) -> Option<Place<'_>> {
     let mut names = names(program).into_iter();
-    names.any(|name| PASSED_ON_TO.contains(&name)) && is_at_hand() && loads::is_of_here(program)
+    let is_called_so = names.any(|name| PASSED_ON_TO.contains(&name)) && is_at_hand();
+    let place = is_called_so.then(|| loads::find(program))?;
+    place.filter(Place::is_of_here)
 }
 
-/// What a program is called, and the last part of that without its numbers.
+/// What a program is called, and what comes last in that, but for numbers: `gcc` of
+/// `x86_64-linux-gnu-gcc-12`.
 fn names(program: &[u8]) -> [&[u8]; 2] {
     let name = program
         .rsplit(|byte| *byte == b'/')

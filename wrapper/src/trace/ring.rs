@@ -308,6 +308,22 @@ mod tests {
     }
 
     #[test]
+    fn directories_are_told_if_there_is_room() {
+        let ring = ring();
+        assert_eq!(ring.vain(), None);
+        ring.set_vain(b"/a:/b");
+        assert_eq!(ring.vain(), Some(&b"/a:/b"[..]));
+        ring.set_vain(&[b'x'; VAIN]);
+        assert_eq!(ring.vain().map(<[u8]>::len), Some(VAIN));
+        ring.set_vain(&[b'x'; VAIN + 1]);
+        assert_eq!(ring.vain(), Some(&b""[..]));
+        // Nothing else is disturbed, and nothing beyond the memory is read.
+        assert_eq!(ring.read(&mut vec![0; ROOM]), None);
+        ring.ends().vain.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(ring.vain().map(<[u8]>::len), Some(VAIN));
+    }
+
+    #[test]
     fn many_write_at_once() {
         const EACH: usize = 20_000;
         let ring = ring();

@@ -1,8 +1,8 @@
 //! Which directories of `LD_LIBRARY_PATH` hold nothing that programs of the system are loaded with.
 //!
 //! Cargo names four of its own to build scripts. The dynamic linker of each program they start then looks
-//! for each library in each of them, and in each for a dozen directories besides (ld.so(8)): of the calls a
-//! C compiler makes that are handed over, nine in ten. Such programs are started without them, where that
+//! for each library in each of them, and in each for a dozen directories besides (ld.so(8)): most of the
+//! calls of a C compiler that are handed over. Such programs are started without them, where that
 //! makes no difference, and say themselves what they would have looked for (`shim/search.rs`).
 
 use std::ffi::OsStr;

@@ -1,5 +1,4 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -10,6 +9,8 @@ use std::process::ExitStatus;
 use super::*;
 use crate::trace::watcher::Watcher;
 use crate::trace::{Access, Observed, Scope, Unseen, Uses};
+
+mod searched;
 
 fn without() -> Option<Shim> {
     None
@@ -261,157 +262,6 @@ fn compiled(dir: &Path, code: &str, name: &str, flags: &[&str]) {
     fs::write(dir.join("made.c"), code).expect("writes");
     let mut gcc = program("gcc", &["-pthread", "-o", name, "made.c"], dir);
     assert!(gcc.args(flags).status().expect("gcc runs").success());
-}
-
-/// Where the loader looks on every machine of these years (ld.so(8), "Hardware capabilities").
-const FOR_ALL: &str = "glibc-hwcaps/x86-64-v2";
-
-/// A shell that looks for libraries in three directories: with what rustc makes, with one of another's,
-/// and with none.
-fn searching(script: &str, dir: &Path) -> Command {
-    let places = ["deps", "kept", "empty"].map(|name| dir.join(name));
-    for place in &places {
-        fs::create_dir_all(place).expect("mkdir");
-    }
-    fs::write(dir.join("deps/libmacros-0123456789abcdef.so"), "").expect("writes");
-    fs::write(dir.join("kept/libplain.so"), "").expect("writes");
-    let mut command = program("sh", &["-c", script], dir);
-    let list = std::env::join_paths(places).expect("no colons");
-    command.env(search::VARIABLE, list);
-    command
-}
-
-#[test]
-fn compilers_are_spared_the_search_for_their_libraries() {
-    let dir = tree();
-    fs::write(dir.path().join("main.c"), "int main(void) { return 0; }\n").expect("writes");
-    let make = || searching("cc -c main.c", dir.path());
-    let [seen, other] = [Shim::new, without].map(|shim| {
-        let (status, observed, _) = observe(make(), shim);
-        assert!(status.success());
-        observed.paths
-    });
-    // `cc1` is loaded with some that no other program is.
-    let is_of_cc1 = |path: &[u8]| path.windows(8).any(|part| part == b"libisl.s");
-    let library = other
-        .keys()
-        .find(|path| is_of_cc1(path))
-        .expect("is looked for");
-    let library = library
-        .rsplit(|byte| *byte == b'/')
-        .next()
-        .expect("has a name");
-    let library = Path::new(OsStr::from_bytes(library));
-    for directory in ["deps", "empty"] {
-        let at = dir.path().join(directory);
-        for name in [library, Path::new("glibc-hwcaps")] {
-            let uses = seen.get(at.join(name).as_os_str().as_bytes());
-            assert!(uses.is_some_and(|uses| uses.absent), "{directory}/{name:?}");
-        }
-        let searched = at.join(FOR_ALL).join(library);
-        let searched = searched.as_os_str().as_bytes();
-        assert!(other.contains_key(searched) && !seen.contains_key(searched));
-    }
-    // Nobody knows what may be loaded from there.
-    let kept = dir.path().join("kept").join(FOR_ALL).join(library);
-    assert!(seen.contains_key(kept.as_os_str().as_bytes()));
-}
-
-#[test]
-fn who_is_spared_the_search_sees_the_environment_it_was_given() {
-    let dir = tree();
-    let code = r#"
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-extern char **environ;
-int main(int argc, char **argv) {
-    for (char **entry = environ; *entry; entry++)
-        if (strstr(*entry, "LIBRARY_PATH") || strstr(*entry, "KACHEFS")) puts(*entry);
-    printf("%s %s\n", argv[0], getenv("LD_LIBRARY_PATH"));
-    FILE *file = fopen("/proc/self/environ", "r");
-    static char text[1 << 16];
-    size_t length = fread(text, 1, sizeof text, file);
-    for (size_t at = 0; at < length; at += strlen(text + at) + 1)
-        if (strstr(text + at, "LIBRARY_PATH")) puts(text + at);
-    return 0;
-}
-"#;
-    compiled(dir.path(), code, "show", &[]);
-    fs::write(dir.path().join("main.c"), "").expect("writes");
-    // It runs this in place of what it would run: with the environment it sees itself.
-    let gcc = "gcc -wrapper $PWD/show -S main.c -o main.s";
-    let said = |before: &str, is_spared: bool| {
-        let script = format!("{before} {gcc}");
-        let [(said, seen), (other, _)] = [Shim::new, without].map(|shim| {
-            let (status, seen, said) = observe(searching(&script, dir.path()), shim);
-            assert!(status.success());
-            (said, seen)
-        });
-        assert_eq!(said, other);
-        // Who is not spared looks below that.
-        let looked = dir.path().join("empty/glibc-hwcaps");
-        let has_looked = seen.paths.contains_key(looked.as_os_str().as_bytes());
-        assert_eq!(has_looked, is_spared, "{before}");
-        said
-    };
-    let once = said("", true);
-    let here = dir.path().display();
-    let entry = format!("LD_LIBRARY_PATH={here}/deps:{here}/kept:{here}/empty\n");
-    assert_eq!(once.matches(&entry).count(), 2, "{once}");
-    said("LD_LIBRARY_PATH=$PWD/empty", true);
-    said("LD_LIBRARY_PATH=$PWD/empty::$PWD/deps", false);
-    said("LD_LIBRARY_PATH=$PWD/empty:'$ORIGIN/deps'", false);
-}
-
-#[test]
-fn what_has_come_since_is_loaded() {
-    // All parts of binutils are loaded with it.
-    let is_z = |name: &&str| name.contains("/libz.so.1");
-    let maps = program("sh", &["-c", "ldd /usr/bin/as"], Path::new("/")).output();
-    let maps = String::from_utf8(maps.expect("ldd runs").stdout).expect("text");
-    let library = maps
-        .split_whitespace()
-        .find(is_z)
-        .expect("as is loaded with zlib");
-    for (script, place) in [
-        (
-            "as --version; cp ZLIB empty/; as --version",
-            "empty/libz.so.1",
-        ),
-        // An empty entry is the working directory.
-        (
-            "cp ZLIB .; LD_LIBRARY_PATH=$PWD/empty: as --version",
-            "libz.so.1",
-        ),
-    ] {
-        let dir = tree();
-        let script = script.replace("ZLIB", library);
-        let (status, seen, _) = observe(searching(&script, dir.path()), Shim::new);
-        assert!(status.success());
-        let place = dir.path().join(place);
-        let uses = seen.paths.get(place.as_os_str().as_bytes());
-        let opened = uses.is_some_and(|uses| uses.accesses.contains(Access::Open));
-        assert!(opened, "{script}: {uses:?}");
-    }
-}
-
-#[test]
-fn who_is_not_the_systems_own_is_not_spared() {
-    let dir = tree();
-    let flags = ["-shared", "-fPIC", "-Wl,-soname,libnumber-rust-1.so"];
-    fs::create_dir_all(dir.path().join("deps")).expect("mkdir");
-    let code = "int number(void) { return 7; }\n";
-    compiled(dir.path(), code, "deps/libnumber-rust-1.so", &flags);
-    let code = "int number(void);\nint main(void) { return number() - 7; }\n";
-    compiled(
-        dir.path(),
-        code,
-        "rust-objcopy",
-        &["deps/libnumber-rust-1.so"],
-    );
-    let (status, _, _) = observe(searching("./rust-objcopy", dir.path()), Shim::new);
-    assert!(status.success());
 }
 
 #[test]
