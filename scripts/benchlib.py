@@ -212,6 +212,18 @@ def end_marked(mark: str) -> None:
             return
 
 
+def spread(directory: Path) -> None:
+    """Has ext4 keep apart the directories made in one (chattr(1), "T"); others know no such thing.
+
+    Without a journal ext4 walks past every inode that was freed nearby within the last minutes. Behind a
+    round that had just been removed, making a file took 160 microseconds instead of 6.
+    Where a directory goes depends on its name: names should not come again.
+    """
+    if chattr := shutil.which("chattr"):
+        command = [chattr, "+T", directory]
+        subprocess.run(command, stderr=subprocess.DEVNULL, check=False, timeout=STEP_LIMIT)
+
+
 def user_cargo_home() -> Path:
     return Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")).resolve()
 
