@@ -5,6 +5,7 @@
 //! and no argument can hold), puts the paths of another checkout back in, and says which
 //! `--remap-path-prefix` flags keep them out of the outputs. Pure text work: touches no disk.
 
+use memchr::memmem;
 use store::scan::RootNeedles;
 use store::{Root, RootSet};
 
@@ -141,10 +142,13 @@ impl Roots {
 
     /// The roots whose literal path is still in `text`.
     pub fn held_in(&self, text: &[u8]) -> RootSet {
-        let needles = self.needles();
-        let mut scanner = needles.scanner();
-        scanner.feed(text);
-        scanner.finish()
+        let mut held = RootSet::default();
+        for (root, path) in &self.paths {
+            if memmem::find(text, path.as_bytes()).is_some() {
+                held.insert(*root);
+            }
+        }
+        held
     }
 
     /// A search for the literal paths in outputs.
@@ -370,6 +374,19 @@ mod tests {
             prop::sample::select(vec!["/home/ann/ws", "/target", "/home/ann", "/.cargo", "x", " ", ":", "\"", "2"]), 0..12)) {
             let text = parts.concat().into_bytes();
             prop_assert_eq!(ann().render(&ann().template(&text)), text);
+        }
+
+        #[test]
+        fn texts_and_outputs_are_searched_alike(parts in prop::collection::vec(
+            prop::sample::select(vec!["/home/ann/ws", "/target", "/home/ann", "/.cargo", "/tmp/ann", "x", "/"]), 0..12)) {
+            let environment = [("HOME", "/home/ann"), ("TMPDIR", "/tmp/ann/")]
+                .map(|(name, value)| (name.into(), value.into()));
+            let roots = ann().with_environment(&environment);
+            let text = parts.concat().into_bytes();
+            let needles = roots.needles();
+            let mut scanner = needles.scanner();
+            scanner.feed(&text);
+            prop_assert_eq!(roots.held_in(&text), scanner.finish());
         }
     }
 
