@@ -3,6 +3,7 @@
 //! Never a bare byte array outside this file: a [`Digest`] can only be made by hashing bytes or
 //! by parsing what an earlier hash printed.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read};
 use std::str::FromStr;
@@ -111,10 +112,11 @@ pub fn hash_reader(
     mut each: impl FnMut(&[u8]),
 ) -> io::Result<(Digest, u64)> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0_u8; CHUNK];
+    let mut buffer = Buffer::take();
+    let Buffer(buffer) = &mut buffer;
     let mut total = 0;
     loop {
-        let n = match reader.read(&mut buffer) {
+        let n = match reader.read(buffer) {
             Ok(0) => break,
             Ok(n) => n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -125,6 +127,30 @@ pub fn hash_reader(
         total += n as u64;
     }
     Ok((Digest(*hasher.finalize().as_bytes()), total))
+}
+
+thread_local! {
+    /// Kept, because to fill a new one with zeroes takes longer than to hash a source file.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Room for a chunk, which goes back to its thread.
+struct Buffer(Vec<u8>);
+
+impl Buffer {
+    fn take() -> Self {
+        // A thread that ends has none any more.
+        let mut buffer = BUFFER.try_with(Cell::take).unwrap_or_default();
+        buffer.resize(CHUNK, 0);
+        Self(buffer)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.0);
+        let _ = BUFFER.try_with(|kept| kept.set(buffer));
+    }
 }
 
 #[cfg(test)]
@@ -153,10 +179,16 @@ mod tests {
     #[test]
     fn reader_and_slice_agree() {
         let bytes: Vec<u8> = (0..CHUNK * 2 + 17).map(|i| i.to_le_bytes()[0]).collect();
-        let mut seen = Vec::new();
-        let (digest, size) =
-            hash_reader(&bytes[..], |chunk| seen.extend_from_slice(chunk)).expect("reads");
-        assert_eq!((digest, size), (Digest::of(&bytes), bytes.len() as u64));
-        assert_eq!(seen, bytes);
+        // The second is shorter than what the first has left in the buffer, and one is read within another.
+        for bytes in [&bytes[..], b"short", b""] {
+            let mut seen = Vec::new();
+            let hashed = hash_reader(bytes, |chunk| {
+                seen.extend_from_slice(chunk);
+                let within = hash_reader(&b"another"[..], |_| ()).expect("reads");
+                assert_eq!(within, (Digest::of(b"another"), 7));
+            });
+            let expected = (Digest::of(bytes), bytes.len() as u64);
+            assert_eq!((hashed.expect("reads"), &seen[..]), (expected, bytes));
+        }
     }
 }
