@@ -313,7 +313,7 @@ impl Service {
     ) -> Result<(), ProtocolError> {
         let prepared = action.prepared;
         self.has_missed(action.build, &prepared.view);
-        Pulse::during(stream, || self.bring_externs(prepared))?;
+        self.bring_externs(stream, prepared)?;
         let run = run_of(prepared);
         let started: Timestamp = clock::now();
         let clock = Instant::now();

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use super::Service;
 use super::externs::behind;
 use super::lookup::records;
 use super::prepare::{Place, Prepared};
+use super::pulse::Pulse;
 use crate::fs::{Body, View};
 
 /// A file that is not here.
@@ -28,11 +31,15 @@ pub(super) struct Wanted {
 }
 
 impl Service {
-    /// Fetches what this compile loads.
-    pub(super) fn bring_externs(&self, prepared: &Prepared) {
+    /// Fetches what this compile loads, while the wrapper hears that we are alive.
+    pub(super) fn bring_externs(&self, stream: &UnixStream, prepared: &Prepared) -> io::Result<()> {
         if self.storage.lazy.connection().is_none() {
-            return;
+            return Ok(());
         }
+        Pulse::during(stream, || self.fetch_externs(prepared))
+    }
+
+    fn fetch_externs(&self, prepared: &Prepared) {
         let all = || self.externs_elsewhere(prepared, None);
         let mut wanted = all();
         if wanted.is_empty() {
