@@ -3,7 +3,7 @@
 use std::fs;
 
 use harness::flip::{Case, Noticed, State, lists, macro_package, macro_user};
-use harness::{Sandbox, samples, toolchain};
+use harness::{Package, Project, Sandbox, samples, toolchain};
 
 const UNWATCHED: &str = "KACHEFS_UNWATCHED";
 
@@ -42,6 +42,38 @@ fn what_is_linked_for_a_target_is_made_each_time() {
         (first.misses - 1, 1),
         "{again:?}"
     );
+}
+
+/// A watched compiler is given its libraries by their paths, of which the gap in its environment tells.
+#[test]
+fn who_is_watched_does_not_look_for_its_libraries() {
+    let longest_gap = "use proc_macro::TokenStream;\n\
+         #[proc_macro]\n\
+         pub fn gap(_: TokenStream) -> TokenStream {\n\
+             let environment = std::fs::read(\"/proc/self/environ\").unwrap();\n\
+             let words = environment.split(|byte| *byte != 0);\n\
+             format!(\"{}_usize\", words.map(<[u8]>::len).max().unwrap()).parse().unwrap()\n\
+         }\n";
+    let gap = |unwatched: bool| {
+        let sandbox = Sandbox::new();
+        let macros = Package::new("macros").proc_macro(longest_gap);
+        let app = Package::new("app").dep("macros");
+        let app = app.bin("fn main() { println!(\"{}\", macros::gap!()); }\n");
+        let project = Project::new(sandbox.path("project"), &[macros, app]);
+        sandbox.mount(project.target());
+        let cargo = sandbox.cargo(&project, "build");
+        let cargo = if unwatched {
+            cargo.env(UNWATCHED, "1")
+        } else {
+            cargo
+        };
+        cargo.ok();
+        let said = sandbox.output_of(project.program("app"));
+        said.trim().parse::<usize>().expect("a number")
+    };
+    let libraries = "libLLVM.so librustc_driver.so libc.so.6".len();
+    assert!(gap(false) > libraries);
+    assert!(gap(true) < libraries);
 }
 
 #[test]

@@ -136,16 +136,36 @@ impl Spared {
         let mut searched = directories(searched.unwrap_or_default()).peekable();
         let mut spared = directories(self.whole)
             .filter(|directory| searched.next_if(|next| next == directory).is_none());
-        let was_vain = spared.all(|directory| {
-            let mut names = FOR_PROCESSORS.iter();
-            !names.any(|name| ask::is_there(directory, name)) && !holds_loaded(directory)
-        });
+        let was_vain =
+            spared.all(|directory| !is_for_processors(directory) && !holds_loaded(directory));
         if let Some(text) = self.searched {
             // SAFETY: as above.
             unsafe { system::wipe(text) };
         }
         was_vain
     }
+}
+
+/// Whether a directory has any part for some processors.
+fn is_for_processors(directory: &[u8]) -> bool {
+    let mut names = FOR_PROCESSORS.iter();
+    names.any(|name| ask::is_there(directory, name))
+}
+
+/// Whether the loader would have found the libraries that this program was given by their paths, had it
+/// looked for them. Says what it would have looked for.
+pub fn was_given_the_same() -> bool {
+    // SAFETY: at the program's start nobody changes its environment.
+    let mut list = unsafe { system::variable(VARIABLE) }.unwrap_or_default();
+    if list.is_empty() {
+        return true;
+    }
+    if directories(list).any(is_for_processors) {
+        return false;
+    }
+    let data = (&raw mut list).cast();
+    // SAFETY: the function is called with what is given here, and with what the C library says.
+    unsafe { dl_iterate_phdr(is_elsewhere, data) == 0 }
 }
 
 /// Whether any library this program was loaded with is in a directory, too.
@@ -174,16 +194,44 @@ struct Object {
 /// Whether a directory holds what is called as this object; for `dl_iterate_phdr`.
 unsafe extern "C" fn is_in(object: *const Object, _size: usize, directory: *mut c_void) -> c_int {
     // SAFETY: what the caller says, and a directory's path.
-    let (path, directory) = unsafe { (system::text((*object).name), *directory.cast::<&[u8]>()) };
-    let Some((beside, name)) = path.and_then(split) else {
-        // The program, or what the kernel puts into it.
+    let (object, directory) = unsafe { (searched_for(object), *directory.cast::<&[u8]>()) };
+    object
+        .is_some_and(|(_, name)| ask::is_there(directory, name))
+        .into()
+}
+
+/// Whether a list of directories holds what is called as this object before the one it lies in; for
+/// `dl_iterate_phdr`.
+unsafe extern "C" fn is_elsewhere(object: *const Object, _size: usize, list: *mut c_void) -> c_int {
+    // SAFETY: what the caller says, and a list of paths.
+    let (object, list) = unsafe { (searched_for(object), *list.cast::<&[u8]>()) };
+    let Some((beside, name)) = object else {
         return 0;
     };
+    let is_beside = |directory: &&[u8]| without_end(beside) == without_end(directory);
+    let mut before = directories(list).take_while(|directory| !is_beside(directory));
+    before
+        .any(|directory| ask::is_there(directory, name))
+        .into()
+}
+
+/// Where an object lies, and its name, if the loader searches for it.
+///
+/// # Safety
+///
+/// It is one the C library tells of.
+unsafe fn searched_for<'a>(object: *const Object) -> Option<(&'a [u8], &'a [u8])> {
+    // SAFETY: the caller's. The program has no name, nor has what the kernel puts into it.
+    let (beside, name) = unsafe { system::text((*object).name) }.and_then(split)?;
     // The shim, and the loader, whose path is the program's.
-    if beside.starts_with(b"/proc/") || name.starts_with(b"ld-linux") {
-        return 0;
-    }
-    ask::is_there(directory, name).into()
+    let is_searched = !beside.starts_with(b"/proc/") && !name.starts_with(b"ld-linux");
+    is_searched.then_some((beside, name))
+}
+
+/// A directory's path without what the loader takes from its end.
+fn without_end(directory: &[u8]) -> &[u8] {
+    let end = directory.iter().rposition(|byte| *byte != b'/');
+    &directory[..end.map_or(0, |end| end + 1)]
 }
 
 /// What comes before the last `/`, and behind it.

@@ -113,7 +113,9 @@ static START: extern "C" fn(c_int, List) = {
             // Without, every call is handed over.
             let _ = attach();
         }
-        if spared.is_some_and(|spared| !spared.was_vain()) {
+        let is_as_searched = spared.is_none_or(search::Spared::was_vain)
+            && (kept != Some(Kept::WithOthers) || search::was_given_the_same());
+        if !is_as_searched {
             // SAFETY: the C library calls this with what the program was called with (glibc).
             unsafe { search::run_again(arguments) }
         }
@@ -121,24 +123,41 @@ static START: extern "C" fn(c_int, List) = {
     start
 };
 
-/// Keeps the variable and takes it out of the environment.
+/// How this program got the shim.
+#[derive(PartialEq)]
+enum Kept {
+    /// By itself.
+    Alone,
+    /// With the libraries that the program is loaded with.
+    WithOthers,
+}
+
+/// Keeps the variable, as it is to be passed on, and takes it out of the environment.
 ///
 /// # Safety
 ///
 /// As [`system::take`].
-unsafe fn hide() -> Option<()> {
+unsafe fn hide() -> Option<Kept> {
     // SAFETY: the caller's.
-    unsafe {
+    let kept = unsafe {
         let text = system::text(*system::entry(|text| text.starts_with(VARIABLE))?)?;
-        let kept = &raw mut ENTRY;
-        // With its NUL. What else there may be is not ours.
-        if text.len() >= (*kept).len() || text.contains(&b':') {
+        // The shim comes first, and where it is there is nothing of others.
+        let own = text.split(|byte| *byte == b':').next()?;
+        let entry = &raw mut ENTRY;
+        // With its NUL, which is there already.
+        if own.len() >= (*entry).len() {
             return None;
         }
-        ptr::copy_nonoverlapping(text.as_ptr(), kept.cast(), text.len());
-        system::wipe(system::take(VARIABLE)?);
-    }
-    Some(())
+        ptr::copy_nonoverlapping(own.as_ptr(), entry.cast(), own.len());
+        if own.len() < text.len() {
+            Kept::WithOthers
+        } else {
+            Kept::Alone
+        }
+    };
+    // SAFETY: the caller's. What was in it is kept.
+    unsafe { system::wipe(system::take(VARIABLE)?) };
+    Some(kept)
 }
 
 /// Makes the gate and gets the memory to write to.

@@ -271,7 +271,7 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
         }
         command
     };
-    let ended = match run::streamed(command, &run.remaps, &run.scope) {
+    let ended = match run::streamed(command, run) {
         Ok(ended) => ended,
         Err(run::Failed::Again) => return become_compiler(argv),
         Err(run::Failed::Lost(error)) => {

@@ -14,7 +14,7 @@ use store::Look;
 use crate::trace::{Observed, Scope};
 
 /// Version of every message below.
-pub const VERSION: u8 = 7;
+pub const VERSION: u8 = 8;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -147,6 +147,8 @@ pub struct Run {
     pub remaps: Vec<(String, String)>,
     /// What needs no watching.
     pub scope: Scope,
+    /// The libraries the program is loaded with, if they are known ([`crate::trace::Program`]).
+    pub libraries: Vec<Vec<u8>>,
 }
 
 impl Run {
@@ -157,6 +159,7 @@ impl Run {
             remove_environment: Vec::new(),
             remaps: Vec::new(),
             scope,
+            libraries: Vec::new(),
         }
     }
 }

@@ -8,8 +8,9 @@ use std::thread;
 
 use std::os::unix::process::ExitStatusExt;
 
+use crate::protocol::Run;
 use crate::roots::Roots;
-use crate::trace::{Observed, Scope, Unseen, Watch};
+use crate::trace::{Observed, Program, Unseen, Watch};
 
 /// How a program ended.
 pub(crate) struct Ended {
@@ -31,15 +32,16 @@ pub(crate) enum Failed {
     Lost(io::Error),
 }
 
-/// Runs a program to its end. Its output goes to ours as it comes, with the real ones in place of
-/// remapped paths.
-pub(crate) fn streamed(
-    command: impl Fn() -> Command,
-    remaps: &[(String, String)],
-    scope: &Scope,
-) -> Result<Ended, Failed> {
+/// Runs a program to its end, as the daemon wants it run. Its output goes to ours as it comes, with the
+/// real ones in place of remapped paths.
+pub(crate) fn streamed(command: impl Fn() -> Command, run: &Run) -> Result<Ended, Failed> {
+    let remaps = &run.remaps;
     let (pipes, piped) = Pipes::of(command()).map_err(|_| Failed::Again)?;
-    if let Ok(watch) = Watch::start(piped, scope.clone()) {
+    let program = Program {
+        command: piped,
+        libraries: run.libraries.clone(),
+    };
+    if let Ok(watch) = Watch::start(program, run.scope.clone()) {
         let (stdout, stderr) = pipes.pass_on(remaps).map_err(Failed::Lost)?;
         let (status, observed) = watch.finish().map_err(|_| Failed::Again)?;
         return Ok(Ended {

@@ -62,7 +62,7 @@ pub struct Listing {
 }
 
 /// What tells one state of a file from all others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     dev: u64,
     ino: u64,

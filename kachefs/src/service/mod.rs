@@ -13,6 +13,7 @@ pub mod files;
 pub mod hit_cost;
 mod lineage;
 pub mod listings;
+mod loaded;
 pub mod lookup;
 mod machine;
 mod mode;
@@ -56,6 +57,7 @@ use self::cc::dates::Dates;
 use self::files::FileDigests;
 use self::hit_cost::{HitCost, Percentiles, Stopwatch};
 use self::lineage::Recomputer;
+use self::loaded::Loaded;
 use self::lookup::Found;
 use self::parts::Known;
 use self::prepare::{Place, Prepared, Refusal, prepare};
@@ -92,6 +94,7 @@ pub struct Service {
     mounts: Arc<Mounts>,
     files: Arc<FileDigests>,
     toolchains: Toolchains,
+    loaded: Loaded,
     units: Units,
     flights: Arc<Flights<ActionKey>>,
     recording: Recording,
@@ -120,6 +123,7 @@ impl Service {
         let files = Arc::new(FileDigests::new(Arc::clone(&storage)));
         let service = Arc::new_cyclic(|service| Self {
             toolchains: Toolchains::new(Arc::clone(&files)),
+            loaded: Loaded::default(),
             units: Units::new(Arc::clone(&storage)),
             flights: Arc::default(),
             recording: Recording::default(),
@@ -314,7 +318,10 @@ impl Service {
         let prepared = action.prepared;
         self.has_missed(action.build, &prepared.view);
         self.bring_externs(stream, prepared)?;
-        let run = run_of(prepared);
+        let run = Run {
+            libraries: Pulse::during(stream, || self.loaded_with(prepared))?,
+            ..run_of(prepared)
+        };
         let started: Timestamp = clock::now();
         let clock = Instant::now();
         self.units
@@ -373,6 +380,22 @@ impl Service {
         };
         self.builds.note(&asked, end, None);
         Ok(())
+    }
+
+    /// The libraries that the compiler is loaded with, where that is known.
+    fn loaded_with(&self, prepared: &Prepared) -> Vec<Vec<u8>> {
+        let caller = toolchain::Caller {
+            environment: &prepared.environment,
+            cwd: &prepared.cwd,
+            in_view: &|path| self.mounts.locate(path).is_some(),
+        };
+        let Some((program, digest)) = prepared.compiler() else {
+            return Vec::new();
+        };
+        let path = self.toolchains.told_by_content(program, &caller);
+        path.map_or_else(Vec::new, |path| {
+            self.loaded.libraries(&path, digest, &caller)
+        })
     }
 
     /// The directories a compiler writes to.
@@ -455,7 +478,7 @@ fn run_of(prepared: &Prepared) -> Run {
             .iter()
             .map(|(f, t)| ((*f).to_owned(), (*t).to_owned()))
             .collect(),
-        scope: prepared.scope.clone(),
+        ..Run::as_called(prepared.scope.clone())
     }
 }
 

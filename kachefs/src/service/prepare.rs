@@ -148,6 +148,11 @@ impl Prepared {
         }
     }
 
+    /// What is run, which may be a driver that is called with the compiler, and the digest of both.
+    pub fn compiler(&self) -> Option<(&Path, Digest)> {
+        Some((self.programs.first()?, self.tools.0))
+    }
+
     /// Where the action runs.
     pub fn site<'a>(&'a self, service: &'a Service) -> Site<'a> {
         Site {

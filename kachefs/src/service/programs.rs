@@ -106,28 +106,67 @@ fn is_executable(path: &Path) -> bool {
 /// The libraries the loader finds for a program in a request's environment (ld.so(8),
 /// `LD_TRACE_LOADED_OBJECTS`). Empty where the loader does not say: a static program, or musl's.
 pub fn loaded_libraries(program: &Path, environment: &Environment) -> io::Result<Vec<PathBuf>> {
+    let traced = trace(Command::new(program), environment)?;
+    Ok(traced
+        .into_iter()
+        .filter_map(|object| object.path)
+        .collect())
+}
+
+/// All that the loader finds, in its order, for a program that is started in a directory; `None` where
+/// something is not found, or only from there.
+pub fn all_loaded(
+    program: &Path,
+    environment: &Environment,
+    cwd: &Path,
+) -> io::Result<Option<Vec<PathBuf>>> {
     let mut command = Command::new(program);
+    command.current_dir(cwd);
+    let traced = trace(command, environment)?;
+    // The kernel's own part of the program has no file.
+    let traced = traced
+        .into_iter()
+        .filter(|object| !object.name.starts_with(b"linux-vdso."));
+    Ok(traced.map(|object| object.path).collect())
+}
+
+fn trace(mut command: Command, environment: &Environment) -> io::Result<Vec<Traced>> {
     // Should it be run after all, it does nothing more.
     command.arg("--version");
     let mut traced = environment.to_vec();
     traced.push((b"LD_TRACE_LOADED_OBJECTS".to_vec(), b"1".to_vec()));
-    Ok(traced_libraries(&said(command, &traced)?))
+    Ok(objects(&said(command, &traced)?))
 }
 
-/// Lines are `name => path (address)` or `path (address)`; a name without a path (the kernel's
-/// vDSO, a library not found) has no file.
-fn traced_libraries(trace: &[u8]) -> Vec<PathBuf> {
+/// What a program is loaded with.
+#[derive(Debug, PartialEq)]
+struct Traced {
+    /// As it is asked for.
+    name: Vec<u8>,
+    /// Where it was found, if that is said in full.
+    path: Option<PathBuf>,
+}
+
+/// Lines are `name => path (address)`, `name => not found` or `path (address)`; the kernel's vDSO has a name
+/// there.
+fn objects(trace: &[u8]) -> Vec<Traced> {
+    const ARROW: &[u8] = b" => ";
+    let find = |line: &[u8], part: &[u8]| line.windows(part.len()).position(|found| found == part);
+    let of_line = |line: &[u8]| {
+        let line = line.trim_ascii();
+        let end = line.windows(2).rposition(|part| part == b" (");
+        let arrow = find(line, ARROW);
+        let name = &line[..arrow.or(end)?];
+        let path = end.map(|end| &line[arrow.map_or(0, |at| at + ARROW.len())..end]);
+        let path = path.filter(|path| path.starts_with(b"/"));
+        Some(Traced {
+            name: name.to_vec(),
+            path: path.map(|path| PathBuf::from(OsStr::from_bytes(path))),
+        })
+    };
     trace
         .split(|byte| *byte == b'\n')
-        .filter_map(|line| {
-            let line = line.trim_ascii();
-            let end = line.windows(2).rposition(|part| part == b" (")?;
-            let line = &line[..end];
-            let arrow = line.windows(4).position(|part| part == b" => ");
-            let path = &line[arrow.map_or(0, |at| at + 4)..];
-            path.starts_with(b"/")
-                .then(|| PathBuf::from(OsStr::from_bytes(path)))
-        })
+        .filter_map(of_line)
         .collect()
 }
 
@@ -141,14 +180,23 @@ mod tests {
             \tlibrustc_driver-61.so => /opt/my rust/lib/librustc_driver-61.so (0x00007f1)\n\
             \tlibgone.so => not found\n\
             \t/lib64/ld-linux-x86-64.so.2 (0x00007f2)\n";
+        let object = |name: &str, path: Option<&str>| Traced {
+            name: name.as_bytes().to_vec(),
+            path: path.map(PathBuf::from),
+        };
+        let driver = "/opt/my rust/lib/librustc_driver-61.so";
+        let loader = "/lib64/ld-linux-x86-64.so.2";
         assert_eq!(
-            traced_libraries(trace),
+            objects(trace),
             [
-                Path::new("/opt/my rust/lib/librustc_driver-61.so"),
-                Path::new("/lib64/ld-linux-x86-64.so.2")
+                object("linux-vdso.so.1", None),
+                object("librustc_driver-61.so", Some(driver)),
+                object("libgone.so", None),
+                object(loader, Some(loader)),
             ]
         );
-        assert!(traced_libraries(b"rustc 1.95.0 (59807616e 2026-04-14)\n").is_empty());
+        let version = b"rustc 1.95.0 (59807616e 2026-04-14)\n";
+        assert!(objects(version).iter().all(|object| object.path.is_none()));
     }
 
     #[test]
@@ -157,5 +205,7 @@ mod tests {
         let libraries = loaded_libraries(&own, &[]).expect("traced");
         assert!(libraries.iter().all(|path| path.is_file()), "{libraries:?}");
         assert!(!libraries.is_empty());
+        let all = all_loaded(&own, &[], Path::new("/")).expect("traced");
+        assert_eq!(all, Some(libraries));
     }
 }

@@ -244,6 +244,11 @@ pub fn record(
     if outcome.stdout.contains(&0) || outcome.stderr.contains(&0) {
         return Err(NotStored::Nul);
     }
+    // What the loader says where it is given a library that has just gone (ld.so(8), "LD_PRELOAD").
+    let mut lines = outcome.stderr.split(|byte| *byte == b'\n');
+    if lines.any(|line| line.starts_with(b"ERROR: ld.so: object")) {
+        return Err(NotStored::Changed("a library of the compiler".into()));
+    }
     // First, while they are still there: their digests are from before the compiler ran.
     let again = dependencies_again(service, prepared).map_err(NotStored::Dependencies)?;
     if let Some(part) = prepared.dependencies.difference(&again) {

@@ -131,7 +131,7 @@ impl Caller<'_> {
     /// The directories of `LD_LIBRARY_PATH` (ld.so(8); ld(1), "-rpath-link"), but for those in
     /// views: cargo puts the directory it builds into there, where compilers find only each other's
     /// outputs.
-    fn loader_path(&self) -> impl Iterator<Item = PathBuf> {
+    pub fn loader_path(&self) -> impl Iterator<Item = PathBuf> {
         environment::value(self.environment, b"LD_LIBRARY_PATH")
             .filter(|value| !value.is_empty())
             .into_iter()

@@ -23,7 +23,7 @@ const LIBRARY_PATH: &[u8] = b"LD_LIBRARY_PATH";
 const SOME_UNIT: &[u8] = b"unit";
 
 /// Where the loader looks for libraries made for its processor (ld.so(8), "Hardware capabilities").
-const FOR_PROCESSORS: &[&str] = &[
+pub(super) const FOR_PROCESSORS: &[&str] = &[
     "glibc-hwcaps",
     "tls",
     "haswell",

@@ -129,6 +129,23 @@ pub fn is_possible() -> io::Result<()> {
     unseen.map_or(Ok(()), |unseen| Err(io::Error::other(unseen.name())))
 }
 
+/// A program to be watched.
+pub struct Program {
+    /// How it is started.
+    pub command: Command,
+    /// The libraries its loader is known to find for it, in this order. Given those by their paths it need not
+    /// look for them, and each look is handed over. Should it by now find others, it runs with those it would
+    /// find.
+    pub libraries: Vec<Vec<u8>>,
+}
+
+impl From<Command> for Program {
+    fn from(command: Command) -> Self {
+        let libraries = Vec::new();
+        Self { command, libraries }
+    }
+}
+
 /// A program being watched.
 pub struct Watch(Watcher);
 
@@ -138,11 +155,11 @@ impl Watch {
     ///
     /// Another process starts it: pipes it is to use must be made before, and its standard output and
     /// error must not be [`Stdio::piped`].
-    pub fn start(command: Command, scope: Scope) -> io::Result<Self> {
+    pub fn start(program: impl Into<Program>, scope: Scope) -> io::Result<Self> {
         if env::var_os(UNWATCHED).is_some() {
             return Err(io::Error::other(format!("{UNWATCHED} is set")));
         }
-        Watcher::start(command, scope, Shim::new).map(Self)
+        Watcher::start(program.into(), scope, Shim::new).map(Self)
     }
 
     /// Waits for the program's end. Processes it leaves behind are served on: a filter without a

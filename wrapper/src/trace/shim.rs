@@ -4,11 +4,12 @@
 //! to be found, kept and fit. Where it cannot be had, every call is handed over.
 
 use std::env;
-use std::ffi::{CStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 use std::ptr::NonNull;
@@ -20,6 +21,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::Program;
 use super::loader;
 use super::ring::{self, Ring, Said};
 use super::search;
@@ -104,8 +106,10 @@ impl Shim {
     }
 
     /// Has a program load it, unless that is to load others already: those are often there to change
-    /// what the C library's functions say, and the shim would not ask them.
-    pub(super) fn put_before(&mut self, command: &mut Command) {
+    /// what the C library's functions say, and the shim would not ask them. It is given the libraries it
+    /// is loaded with, if those are known, by their paths.
+    pub(super) fn put_before(&mut self, program: &mut Program) {
+        let Program { command, libraries } = program;
         let variable = |name: &str| {
             let set = command.get_envs().find(|(set, _)| *set == name);
             set.map_or_else(|| env::var_os(name), |(_, value)| value.map(OsString::from))
@@ -113,7 +117,12 @@ impl Shim {
         let (others, search) = (variable(PRELOAD), variable(search::VARIABLE));
         self.search = search.unwrap_or_default().into_encoded_bytes();
         if others.is_none_or(|others| others.is_empty()) && is_native(command) {
-            command.env(PRELOAD, path(&self.library));
+            let own = path(&self.library);
+            // The shim comes first, and takes all of it out of the environment. Should it not be loaded after
+            // all, what the program starts is given the libraries, too.
+            let all = [own.as_bytes()].into_iter();
+            let all: Vec<&[u8]> = all.chain(libraries.iter().map(Vec::as_slice)).collect();
+            command.env(PRELOAD, OsStr::from_bytes(&all.join(&b':')));
         }
     }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::listener::{End, Listener};
 use super::notes::Notes;
 use super::shim::Shim;
-use super::{Observed, Scope, Unseen, filter};
+use super::{Observed, Program, Scope, Unseen, filter};
 use crate::protocol::{self, ProtocolError};
 
 /// The program was started, or why not.
@@ -67,7 +67,7 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Starts a program under watch, with this shim.
     pub(super) fn start(
-        command: Command,
+        program: Program,
         scope: Scope,
         shim: fn() -> Option<Shim>,
     ) -> io::Result<Self> {
@@ -75,13 +75,13 @@ impl Watcher {
         // SAFETY: the wrapper and the launcher have one thread when they get here. Where there are
         // more (tests), the child needs no lock but the allocator's, which forks soundly (glibc).
         let watcher = match unsafe { nix::unistd::fork() }? {
-            ForkResult::Child => be_watcher(command, scope, shim, &theirs),
+            ForkResult::Child => be_watcher(program, scope, shim, &theirs),
             ForkResult::Parent { child } => Self {
                 pid: child,
                 stream: ours,
             },
         };
-        drop((command, theirs));
+        drop((program, theirs));
         let started: Result<Started, _> = protocol::receive(&watcher.stream);
         let result = started
             .map_err(lost)
@@ -118,28 +118,29 @@ fn lost(error: ProtocolError) -> io::Error {
 
 /// What the other process does, to its end.
 fn be_watcher(
-    command: Command,
+    program: Program,
     scope: Scope,
     shim: fn() -> Option<Shim>,
     stream: &UnixStream,
 ) -> ! {
     // Nobody is left to be told.
-    let _ = watch(command, scope, shim(), stream);
+    let _ = watch(program, scope, shim(), stream);
     // SAFETY: ends this process without running what its parent registered.
     unsafe { libc::_exit(0) }
 }
 
 /// Runs the program, tells how it went, and stays with those that outlive it.
 fn watch(
-    mut command: Command,
+    mut program: Program,
     scope: Scope,
     mut shim: Option<Shim>,
     stream: &UnixStream,
 ) -> Result<(), ProtocolError> {
     let (mut told, tell) = io::pipe()?;
     if let Some(shim) = &mut shim {
-        shim.put_before(&mut command);
+        shim.put_before(&mut program);
     }
+    let command = program.command;
     let keep = shim.as_ref().map(Shim::descriptors).into_iter().flatten();
     let mut keep: Vec<RawFd> = keep.chain([stream.as_raw_fd()]).collect();
     thread::scope(|threads| {

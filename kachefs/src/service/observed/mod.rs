@@ -26,12 +26,9 @@ pub(super) use self::look::find_in_view;
 use self::look::Found;
 use self::ways::Ways;
 use super::files::changed_at;
+use super::loaded::LOADER_CACHE;
 use super::prepare::Place;
 use super::swapped::Swapped;
-
-/// The loader's index of the system's libraries. It changes with every library that is installed;
-/// those it leads to count themselves.
-const LOADER_CACHE: &[u8] = b"/etc/ld.so.cache";
 
 /// Libraries of the system that every compiler runs with, whatever it makes.
 const RUNTIME_LIBRARIES: &[&str] = &[
@@ -109,7 +106,9 @@ pub fn inputs(
     let unit_dirs = site.unit_dirs();
     let scratch_space = run.scratch_space();
     for (path, uses) in &observed.paths {
-        if run.is_scratch(path, *uses)? || path == LOADER_CACHE {
+        // The loader's index changes with every library that is installed; those it leads to count
+        // themselves.
+        if run.is_scratch(path, *uses)? || path == LOADER_CACHE.as_bytes() {
             continue;
         }
         let path = Path::new(OsStr::from_bytes(path));

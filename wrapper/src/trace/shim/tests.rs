@@ -16,15 +16,23 @@ fn without() -> Option<Shim> {
     None
 }
 
-fn observe(command: Command, shim: fn() -> Option<Shim>) -> (ExitStatus, Observed, String) {
-    let mut command = command;
+fn observe(
+    program: impl Into<Program>,
+    shim: fn() -> Option<Shim>,
+) -> (ExitStatus, Observed, String) {
+    let mut program = program.into();
     let (mut stdout, theirs) = io::pipe().expect("pipe");
-    command.stdout(theirs);
-    let watcher = Watcher::start(command, Scope::default(), shim).expect("starts");
+    program.command.stdout(theirs);
+    let watcher = Watcher::start(program, Scope::default(), shim).expect("starts");
     let mut said = String::new();
     stdout.read_to_string(&mut said).expect("reads");
     let (status, observed) = watcher.finish().expect("ends");
     (status, observed, said)
+}
+
+fn uses(observed: &Observed, path: &Path) -> Uses {
+    let uses = observed.paths.get(path.as_os_str().as_bytes());
+    uses.copied().unwrap_or_default()
 }
 
 fn program(name: &str, arguments: &[&str], cwd: &Path) -> Command {

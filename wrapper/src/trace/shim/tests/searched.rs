@@ -154,3 +154,154 @@ fn who_is_not_the_systems_own_is_not_spared() {
     let (status, _, _) = observe(searching("./rust-objcopy", dir.path()), Shim::new);
     assert!(status.success());
 }
+
+/// A program that prints a number it has from a library, and what it and its child see of the environment.
+/// The library lies in `kept`.
+fn numbered(dir: &Path) -> Command {
+    let flags = ["-shared", "-fPIC", "-Wl,-soname,libnumber.so"];
+    for (place, number) in [("kept", 7), ("other", 8)] {
+        fs::create_dir_all(dir.join(place)).expect("mkdir");
+        let code = format!("int number(void) {{ return {number}; }}\n");
+        compiled(dir, &code, &format!("{place}/libnumber.so"), &flags);
+    }
+    let code = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+int number(void);
+int main(void) {
+    static char text[1 << 16];
+    FILE *file = fopen("/proc/self/environ", "r");
+    size_t length = fread(text, 1, sizeof text, file);
+    for (size_t at = 0; at < length; at += strlen(text + at) + 1)
+        if (strstr(text + at, "PRELOAD")) puts(text + at);
+    printf("%d %s\n", number(), getenv("LD_PRELOAD"));
+    fflush(stdout);
+    return system("export | grep PRELOAD; test -e seen-by-child");
+}
+"#;
+    compiled(dir, code, "numbered", &["kept/libnumber.so"]);
+    searching("unused", dir);
+    let mut command = program("./numbered", &[], dir);
+    let places = ["deps", "kept", "empty"].map(|name| dir.join(name));
+    let list = std::env::join_paths(places).expect("no colons");
+    command.env(search::VARIABLE, list);
+    command
+}
+
+/// What the loader finds for it.
+fn libraries(command: &mut Command) -> Vec<Vec<u8>> {
+    let traced = command.env("LD_TRACE_LOADED_OBJECTS", "1").output();
+    command.env_remove("LD_TRACE_LOADED_OBJECTS");
+    let said = String::from_utf8(traced.expect("runs").stdout).expect("text");
+    let paths = said.lines().filter_map(|line| {
+        let (_, path) = line.split_once(" => ")?;
+        Some(path.split(' ').next()?.as_bytes().to_vec())
+    });
+    paths.collect()
+}
+
+#[test]
+fn who_is_given_its_libraries_need_not_look_for_them() {
+    let dir = tree();
+    let make = || {
+        let mut command = numbered(dir.path());
+        let libraries = libraries(&mut command);
+        assert!(libraries.len() > 1, "{libraries:?}");
+        Program { command, libraries }
+    };
+    let [given, searched, without] = [
+        observe(make(), Shim::new),
+        observe(make().command, Shim::new),
+        observe(make(), without),
+    ];
+    assert_eq!(given.2, "7 (null)\n");
+    assert_eq!((given.0, &given.2), (searched.0, &searched.2));
+    assert_eq!((given.0, &given.2), (without.0, &without.2));
+    let (given, searched) = (given.1, searched.1);
+    assert_eq!(given.unseen, BTreeSet::new());
+    let at = |name: &str| dir.path().join(name);
+    let opened = uses(&given, &at("kept/libnumber.so")).accesses;
+    assert!(opened.contains(Access::Open));
+    let is_absent = |seen: &Observed, name: &str| {
+        let uses = uses(seen, &at(name));
+        assert!(uses.absent, "{name}: {uses:?}");
+    };
+    // It says what it would have looked for.
+    for name in ["deps/libnumber.so", "deps/libc.so.6", "kept/libc.so.6"] {
+        is_absent(&given, name);
+        is_absent(&searched, name);
+    }
+    for directory in ["deps", "kept", "empty"] {
+        is_absent(&given, &format!("{directory}/glibc-hwcaps"));
+    }
+    // And passes the shim on, which saves no call more.
+    is_absent(&given, "seen-by-child");
+    let looked = at("deps").join(FOR_ALL).join("libnumber.so");
+    let looked = looked.as_os_str().as_bytes();
+    assert!(searched.paths.contains_key(looked) && !given.paths.contains_key(looked));
+}
+
+#[test]
+fn who_is_given_others_than_it_would_find_runs_with_those_it_finds() {
+    let dir = tree();
+    let mut command = numbered(dir.path());
+    let libraries = libraries(&mut command);
+    fs::copy(
+        dir.path().join("other/libnumber.so"),
+        dir.path().join("deps/libnumber.so"),
+    )
+    .expect("copies");
+    let (_, seen, said) = observe(Program { command, libraries }, Shim::new);
+    assert_eq!(said, "8 (null)\n");
+    let opened = uses(&seen, &dir.path().join("deps/libnumber.so")).accesses;
+    assert!(opened.contains(Access::Open));
+}
+
+#[test]
+fn who_is_given_its_libraries_has_them_in_their_order() {
+    let dir = tree();
+    fs::create_dir(dir.path().join("kept")).expect("mkdir");
+    // Two say a number, and the last one needs what none of the others does.
+    for (name, number, needs) in [("last", 3, ""), ("first", 1, "-llast"), ("second", 2, "")] {
+        let code = format!("int number(void) {{ return {number}; }}\n");
+        let soname = format!("-Wl,-soname,lib{name}.so");
+        let flags = [
+            "-shared",
+            "-fPIC",
+            "-Lkept",
+            "-Wl,--no-as-needed",
+            &soname,
+            needs,
+        ];
+        let flags: Vec<&str> = flags.into_iter().filter(|flag| !flag.is_empty()).collect();
+        compiled(dir.path(), &code, &format!("kept/lib{name}.so"), &flags);
+    }
+    let code = "#define _GNU_SOURCE\n#include <link.h>\n#include <stdio.h>\n#include <string.h>\n\
+                int number(void);\n\
+                int show(struct dl_phdr_info *at, size_t size, void *data) {\n\
+                    if (at->dlpi_name[0] == '/' && !strstr(at->dlpi_name, \"/proc/\")) puts(at->dlpi_name);\n\
+                    return 0;\n\
+                }\n\
+                int main(void) { printf(\"%d\\n\", number()); return dl_iterate_phdr(show, 0); }\n";
+    let flags = ["-Lkept", "-Wl,--no-as-needed", "-lfirst", "-lsecond"];
+    compiled(dir.path(), code, "ordered", &flags);
+    let make = || {
+        let mut command = program("./ordered", &[], dir.path());
+        command.env(search::VARIABLE, dir.path().join("kept"));
+        let libraries = libraries(&mut command);
+        assert_eq!(libraries.len(), 4, "{libraries:?}");
+        Program { command, libraries }
+    };
+    // The loader itself comes last, or where it is asked for.
+    let said = |program: Program, shim| {
+        let (status, _, said) = observe(program, shim);
+        assert!(status.success());
+        let lines = said.lines().filter(|line| !line.contains("/ld-linux"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let given = said(make(), Shim::new);
+    assert_eq!(given[0], "1");
+    assert_eq!(given.len(), 5);
+    assert_eq!(given, said(make(), without));
+}
