@@ -293,3 +293,49 @@ fn a_path_that_some_text_writes_in_another_form_is_built_once() {
         seen.assert_no_miss();
     }
 }
+
+/// rustc lists the directory it searches, and so finds what no argument names.
+#[test]
+fn who_has_listed_a_directory_sees_there_what_a_hit_brings() {
+    let sandbox = Sandbox::new();
+    let compile = |checkout: &str| {
+        let project = Project::at(sandbox.path(checkout));
+        project.write("lib.rs", "pub fn one() -> u32 { 1 }\n");
+        project.write("Cargo.toml", "");
+        sandbox.mount(project.target());
+        let deps = project.target().join("debug/deps");
+        fs::create_dir_all(&deps).must("mkdir");
+        let state = || {
+            let names = fs::read_dir(&deps).must("list");
+            let mut names: Vec<_> = names.map(|name| name.must("a name").file_name()).collect();
+            names.sort();
+            (
+                names,
+                fs::metadata(&deps)
+                    .and_then(|meta| meta.modified())
+                    .must("a time"),
+            )
+        };
+        let before = state();
+        assert!(before.0.is_empty());
+        let rustc = "rustc --crate-name one --crate-type lib --emit=dep-info,metadata,link \
+                     --error-format=json --json=artifacts -Cmetadata=1 -Cextra-filename=-1";
+        let rustc = sandbox
+            .command(sandbox.wrapper())
+            .args(rustc.split_whitespace());
+        let rustc = rustc
+            .arg("--out-dir")
+            .arg(&deps)
+            .arg("lib.rs")
+            .in_dir(project.root());
+        let (seen, _) = sandbox.during(|| rustc.ok());
+        let after = state();
+        assert!(after.1 > before.1, "the directory has its old time");
+        (seen, after.0)
+    };
+    let (cold, made) = compile("one");
+    let (seen, brought) = compile("another");
+    assert_eq!((cold.misses, seen.hits), (1, 1), "{cold:?} {seen:?}");
+    assert_eq!(made, ["libone-1.rlib", "libone-1.rmeta", "one-1.d"]);
+    assert_eq!(brought, made);
+}

@@ -235,9 +235,7 @@ impl View {
                         ?ino,
                         "its bytes are lost: removed"
                     );
-                    if let Some(kernel) = self.invalidate.get() {
-                        kernel.entry(parent, &name);
-                    }
+                    self.renamed(parent, [name.as_slice()]);
                 }
                 Ok(false) => {}
                 Err(error) => {
@@ -301,9 +299,8 @@ impl View {
         for row in self.list(directory, 0, usize::MAX).unwrap_or_default() {
             if self.node(row.ino).is_ok_and(|node| node.kind == Kind::File)
                 && self.unlink(directory, &row.name).is_ok()
-                && let Some(kernel) = self.invalidate.get()
             {
-                kernel.entry(directory, &row.name);
+                self.renamed(directory, [&*row.name]);
             }
         }
     }

@@ -202,10 +202,8 @@ impl View {
         let names: Vec<Vec<u8>> = outputs.iter().map(|output| output.name.clone()).collect();
         self.wait_for_the_clock();
         let replaced = self.bind_names(directory, outputs, origin, caller, also)?;
+        self.renamed(directory, names.iter().map(Vec::as_slice));
         if let Some(invalidate) = self.invalidate.get() {
-            for name in &names {
-                invalidate.entry(directory, name);
-            }
             for node in &replaced {
                 invalidate.attributes(node.ino);
             }

@@ -89,9 +89,7 @@ impl View {
             } else {
                 self.unlink(ino, name)?;
             }
-            if let Some(invalidate) = self.invalidate.get() {
-                invalidate.entry(ino, name);
-            }
+            self.renamed(ino, [name]);
         }
         Ok(())
     }
@@ -112,12 +110,7 @@ impl View {
             .collect();
         self.wait_for_the_clock();
         self.grow_names(directory, tree, caller, also)?;
-        if let Some(invalidate) = self.invalidate.get() {
-            for name in &top {
-                invalidate.entry(directory, name);
-            }
-            invalidate.attributes(directory);
-        }
+        self.renamed(directory, top.iter().map(Vec::as_slice));
         Ok(())
     }
 
@@ -264,10 +257,7 @@ impl View {
             RenameMode::Exchange,
             no_request,
         )?;
-        if let Some(invalidate) = self.invalidate.get() {
-            invalidate.entry(directory, name);
-            invalidate.entry(directory, &aside);
-        }
+        self.renamed(directory, [name, &aside]);
         Ok(())
     }
 

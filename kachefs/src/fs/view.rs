@@ -151,6 +151,18 @@ impl View {
         }
     }
 
+    /// Tells the kernel that names of a directory are others than it was told, or were not there.
+    pub(super) fn renamed<'a>(&self, directory: Ino, names: impl IntoIterator<Item = &'a [u8]>) {
+        if let Some(kernel) = self.invalidate.get() {
+            for name in names {
+                kernel.entry(directory, name);
+            }
+            // Of a name that nobody has asked for the kernel knows nothing, but it may have a list of all
+            // names, which holds for as long as the directory's times do (fs/fuse/readdir.c).
+            kernel.attributes(directory);
+        }
+    }
+
     /// The node of a number the kernel or a directory gave us.
     pub fn node(&self, ino: Ino) -> FsResult<Arc<Node>> {
         self.nodes.read().get(ino).cloned().ok_or(Errno::ENOENT)
