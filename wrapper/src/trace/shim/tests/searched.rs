@@ -235,7 +235,7 @@ fn who_is_given_its_libraries_need_not_look_for_them() {
     for directory in ["deps", "kept", "empty"] {
         is_absent(&given, &format!("{directory}/glibc-hwcaps"));
     }
-    // And passes the shim on, which saves no call more.
+    // What its child does is seen as well.
     is_absent(&given, "seen-by-child");
     let looked = at("deps").join(FOR_ALL).join("libnumber.so");
     let looked = looked.as_os_str().as_bytes();
@@ -262,7 +262,7 @@ fn who_is_given_others_than_it_would_find_runs_with_those_it_finds() {
 fn who_is_given_its_libraries_has_them_in_their_order() {
     let dir = tree();
     fs::create_dir(dir.path().join("kept")).expect("mkdir");
-    // Two say a number, and the last one needs what none of the others does.
+    // All three say a number, and the first one needs the last.
     for (name, number, needs) in [("last", 3, ""), ("first", 1, "-llast"), ("second", 2, "")] {
         let code = format!("int number(void) {{ return {number}; }}\n");
         let soname = format!("-Wl,-soname,lib{name}.so");
