@@ -11,9 +11,10 @@ use store::{ActionResult, OutputContent};
 use wrapper::drivers;
 use wrapper::protocol::{CompileRequest, PlannedCompile, PlannedFile, PlannedUnit, Skipped};
 
+use super::compile::run_of;
 use super::lookup::Found;
 use super::prepare::{Prepared, prepare};
-use super::{Service, lookup, run_of};
+use super::{Service, lookup};
 use crate::fs::Caller;
 
 impl Service {
