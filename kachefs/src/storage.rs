@@ -134,22 +134,25 @@ impl Storage {
         self.open_files.lock().pop(&Backing::Blob(*digest));
     }
 
+    /// A number that no private backing file has had.
+    pub fn next_scratch(&self) -> io::Result<ScratchId> {
+        let mut ids = self.scratch.lock();
+        if ids.next == ids.claimed {
+            let mut batch = self.index.batch();
+            batch.put_next_scratch(ids.claimed + CLAIM);
+            batch.commit().map_err(|error| match error.errno() {
+                Some(errno) => errno.into(),
+                None => io::Error::other(error),
+            })?;
+            ids.claimed += CLAIM;
+        }
+        ids.next += 1;
+        Ok(ScratchId(ids.next - 1))
+    }
+
     /// Makes an empty private backing file, opened for reading and writing.
     pub fn new_scratch(&self) -> io::Result<(ScratchId, File)> {
-        let id = {
-            let mut ids = self.scratch.lock();
-            if ids.next == ids.claimed {
-                let mut batch = self.index.batch();
-                batch.put_next_scratch(ids.claimed + CLAIM);
-                batch.commit().map_err(|error| match error.errno() {
-                    Some(errno) => errno.into(),
-                    None => io::Error::other(error),
-                })?;
-                ids.claimed += CLAIM;
-            }
-            ids.next += 1;
-            ScratchId(ids.next - 1)
-        };
+        let id = self.next_scratch()?;
         let create = || {
             OpenOptions::new()
                 .read(true)

@@ -7,6 +7,7 @@
 //! daemon.log, daemon.log.old
 //! blobs/xx/<hex>  the CAS
 //! scratch/<id>    private backing files, on the same file system as the CAS
+//! aside/<name>/   where a compiler writes while it runs
 //! index/          RocksDB
 //! recompute/      where lost outputs are being made again
 //! index.mark      how far the index had come, see `mark.rs`
@@ -127,6 +128,11 @@ impl StoreDir {
     /// One private backing file.
     pub fn scratch_file(&self, id: ScratchId) -> PathBuf {
         self.scratch().join(format!("{:x}", id.0))
+    }
+
+    /// Where compilers write, each in a directory of its own.
+    pub fn aside(&self) -> PathBuf {
+        self.root.join("aside")
     }
 
     /// Where lost outputs are being made again; nothing in it outlives the daemon.

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use store::StoreDir;
 
 use crate::artifacts;
+use crate::aside::{self, Held};
 use crate::cc;
 use crate::drivers;
 use crate::environment;
@@ -26,8 +27,8 @@ use crate::launcher;
 use crate::managed;
 use crate::probe;
 use crate::protocol::{
-    self, CompileRequest, Decision, Outcome, ProtocolError, Request, Run, TOKEN_NAME, Token,
-    Verdict,
+    self, CompileRequest, Decision, Outcome, ProtocolError, Report, Request, Run, TOKEN_NAME,
+    Token, Verdict,
 };
 use crate::run;
 use crate::verdict::verdict;
@@ -72,7 +73,8 @@ pub fn main() -> ExitCode {
     if probe::is_probe(&argv) {
         return probe::answer(&argv).unwrap_or_else(|| become_compiler(&argv));
     }
-    let Some(token) = out_dir(&argv).and_then(|directory| read_token(&directory)) else {
+    let out_dir = aside::out_dir(&argv);
+    let Some(token) = out_dir.and_then(|(_, path)| read_token(Path::new(path))) else {
         return become_compiler(&argv);
     };
     let Ok(request) = request(&argv, &token) else {
@@ -84,18 +86,6 @@ pub fn main() -> ExitCode {
         run: &|run, stream| compile(&argv, run, stream),
     };
     call.make(&token)
-}
-
-/// The directory the compiler is told to write to.
-fn out_dir(argv: &[OsString]) -> Option<PathBuf> {
-    let at = argv
-        .iter()
-        .position(|arg| arg.as_bytes().starts_with(b"--out-dir"))?;
-    match argv[at].as_bytes().strip_prefix(b"--out-dir")? {
-        [] => argv.get(at + 1).map(PathBuf::from),
-        [b'=', path @ ..] => Some(PathBuf::from(OsStr::from_bytes(path))),
-        _ => None,
-    }
 }
 
 /// Asks the directory itself whether it belongs to a view, and to whose.
@@ -158,22 +148,22 @@ impl Call<'_> {
         stream.set_read_timeout(Some(SILENCE))?;
         stream.set_write_timeout(Some(SILENCE))?;
         protocol::send(&stream, &self.request)?;
-        loop {
-            match protocol::receive(&stream)? {
-                Decision::Wait => {}
-                Decision::Plain => return Ok((self.become_it)()),
-                Decision::Hit { stdout, stderr } => return Ok(replay(&stdout, &stderr)),
-                Decision::WatchedHit {
-                    looked,
-                    wrote,
-                    stdout,
-                    stderr,
-                } => {
-                    cc::act(&looked, &wrote);
-                    return Ok(replay(&stdout, &stderr));
-                }
-                Decision::Run(run) => return Ok((self.run)(&run, &stream)),
+        match protocol::decision(&stream)? {
+            Decision::Plain => Ok((self.become_it)()),
+            Decision::Hit { stdout, stderr } => Ok(replay(&stdout, &stderr)),
+            Decision::WatchedHit {
+                looked,
+                wrote,
+                stdout,
+                stderr,
+            } => {
+                cc::act(&looked, &wrote);
+                Ok(replay(&stdout, &stderr))
             }
+            Decision::Run(run) => Ok((self.run)(&run, &stream)),
+            Decision::Wait | Decision::Placed(_) | Decision::Over(_) => Err(
+                ProtocolError::Malformed("a decision on what was not reported".into()),
+            ),
         }
     }
 }
@@ -259,8 +249,10 @@ pub(crate) fn become_compiler(argv: &[OsString]) -> ExitCode {
 
 /// Runs the compiler, streaming what it says, and reports how it went.
 fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
+    let (programs, arguments) = argv.split_at(drivers::programs(argv));
+    let (mut held, told) = Held::of(run, arguments).unzip();
+    let arguments = told.as_deref().unwrap_or(arguments);
     let command = || {
-        let (programs, arguments) = argv.split_at(drivers::programs(argv));
         let mut command = Command::new(&programs[0]);
         command
             .args(&programs[1..])
@@ -271,7 +263,11 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
         }
         command
     };
-    let ended = match run::streamed(command, run) {
+    let hear = |said: &[u8]| {
+        let held = held.as_mut();
+        held.is_none_or(|held| held.hear(said, stream))
+    };
+    let ended = match run::streamed(command, run, hear) {
         Ok(ended) => ended,
         Err(run::Failed::Again) => return become_compiler(argv),
         Err(run::Failed::Lost(error)) => {
@@ -279,21 +275,42 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let success = ended.status.success();
+    // No wonder that it failed.
+    if !success && held.as_ref().is_some_and(Held::is_gone) {
+        return become_compiler(argv);
+    }
+    let unsettled = || artifacts::unsettled(&ended.stderr);
     let outcome = Outcome {
-        success: ended.status.success(),
-        unsettled: artifacts::unsettled(&ended.stderr),
+        success,
+        unsettled: held.is_none().then(unsettled).flatten(),
         stdout: ended.stdout,
         stderr: ended.stderr,
         observed: ended.observed,
     };
-    // The compile stands whether or not the daemon hears of it. It answers once it holds on to
-    // the output files, so that nothing cargo does next takes them away first.
-    let verdict = protocol::send(stream, &outcome).and_then(|()| protocol::receive(stream));
-    let verdict = verdict.unwrap_or_else(|_| own_verdict(&outcome, run));
-    match verdict {
+    match report(&outcome, run, held, stream) {
         Verdict::Redo => become_compiler(argv),
         Verdict::Stands => run::exit_like(ended.status),
     }
+}
+
+/// Tells the daemon how a compile ended. It answers once it holds on to the output files, so that nothing
+/// cargo does next takes them away first.
+fn report(outcome: &Outcome, run: &Run, held: Option<Held>, stream: &UnixStream) -> Verdict {
+    let report = Report::<&str, _>::Ended {
+        outcome,
+        aside: held.is_some(),
+    };
+    let heard = protocol::send(stream, &report);
+    if let Ok(Decision::Over(verdict)) = heard.and_then(|()| protocol::decision(stream)) {
+        return verdict;
+    }
+    // The compile stands whether or not the daemon hears of it.
+    let placed = held.map_or(Ok(()), |held| held.place_all(stream, &outcome.stderr));
+    if outcome.success && placed.is_err() {
+        return Verdict::Redo;
+    }
+    own_verdict(outcome, run)
 }
 
 /// What the daemon would have said, had it lived.
@@ -333,24 +350,4 @@ fn warn_once(run: &Path, text: &str) {
 pub(crate) fn say(text: &str) {
     // Nobody is left to be told when standard error is closed.
     let _ = writeln!(io::stderr(), "{text}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn finds_the_out_dir() {
-        let argv = |args: &[&str]| args.iter().map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(
-            out_dir(&argv(&["rustc", "--out-dir", "/t"])),
-            Some("/t".into())
-        );
-        assert_eq!(
-            out_dir(&argv(&["rustc", "--out-dir=/t", "x"])),
-            Some("/t".into())
-        );
-        assert_eq!(out_dir(&argv(&["rustc", "-vV"])), None);
-        assert_eq!(out_dir(&argv(&["rustc", "--out-dir"])), None);
-    }
 }

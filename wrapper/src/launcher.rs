@@ -18,7 +18,7 @@ use std::process::{Command, ExitCode};
 use crate::cc::WATCHED;
 use crate::client::{self, CANNOT_RUN, Call, DISABLE};
 use crate::environment;
-use crate::protocol::{self, Outcome, Request, Run, ScriptRequest, Token, Verdict};
+use crate::protocol::{self, Outcome, Request, Run, ScriptRequest, Token};
 use crate::run;
 use crate::trace::{Access, Observed};
 
@@ -141,7 +141,7 @@ impl Script {
             command.env(DISABLE, "1").env(WATCHED, "1");
             command
         };
-        let ended = match run::streamed(command, run) {
+        let ended = match run::streamed(command, run, |_| true) {
             Ok(ended) => ended,
             Err(run::Failed::Again) => return self.become_it(),
             Err(run::Failed::Lost(error)) => {
@@ -163,7 +163,7 @@ impl Script {
         // The run stands whether or not the daemon hears of it. It answers once it holds on to what
         // is in `OUT_DIR`.
         let heard = protocol::send(stream, &outcome);
-        let _: Result<Verdict, _> = heard.and_then(|()| protocol::receive(stream));
+        let _ = heard.and_then(|()| protocol::decision(stream));
         run::exit_like(ended.status)
     }
 }

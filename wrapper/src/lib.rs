@@ -7,6 +7,7 @@
 
 pub mod args;
 pub mod artifacts;
+pub mod aside;
 pub mod cc;
 pub mod client;
 pub mod depinfo;

@@ -1,9 +1,10 @@
 //! What clients and the daemon say to each other over the store's Unix socket.
 //!
 //! A frame is a length (`u32`, little-endian), a protocol version byte, and a postcard message.
-//! One connection carries one conversation: a compile (request, any number of `Wait`, decision,
-//! and after a miss the outcome) or one control command and its answer. Clients and daemons of
-//! different versions refuse each other with a clear error, and a compile then runs plainly.
+//! One connection carries one conversation: a run (request, any number of `Wait`, decision, and after
+//! a miss what becomes of it, which is decided on as well) or one control command and its answer. Clients
+//! and daemons of different versions refuse each other with a clear error, and a compile then runs
+//! plainly.
 
 use std::io::{self, Read, Write};
 
@@ -14,7 +15,7 @@ use store::Look;
 use crate::trace::{Observed, Scope};
 
 /// Version of every message below.
-pub const VERSION: u8 = 8;
+pub const VERSION: u8 = 9;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -109,7 +110,7 @@ pub struct CcRequest {
 /// What the daemon decides about a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Decision {
-    /// Another process runs the same; ask again by reading the next message.
+    /// It takes a while, perhaps because another process runs the same; the decision is yet to come.
     Wait,
     /// Not cached: run the program as it was called.
     Plain,
@@ -132,8 +133,12 @@ pub enum Decision {
         /// Standard error.
         stderr: Vec<u8>,
     },
-    /// Run the program, then send an [`Outcome`].
+    /// Run the program, then send an [`Outcome`]; of a compile, [`Report`]s.
     Run(Run),
+    /// Answers [`Report::Made`]: whether the file has its name in the view.
+    Placed(bool),
+    /// The last word on a run that has ended.
+    Over(Verdict),
 }
 
 /// How to run a program whose results are recorded.
@@ -147,6 +152,9 @@ pub struct Run {
     pub remaps: Vec<(String, String)>,
     /// What needs no watching.
     pub scope: Scope,
+    /// The directory a compiler is to be told to write to, and the one cargo named, for which it stands
+    /// ([`crate::aside`]).
+    pub aside: Option<(Vec<u8>, Vec<u8>)>,
     /// The libraries the program is loaded with, if they are known ([`crate::trace::Program`]).
     pub libraries: Vec<Vec<u8>>,
 }
@@ -159,9 +167,25 @@ impl Run {
             remove_environment: Vec::new(),
             remaps: Vec::new(),
             scope,
+            aside: None,
             libraries: Vec::new(),
         }
     }
+}
+
+/// What becomes of a compile. Lent by who sends it.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report<N = String, O = Outcome> {
+    /// The compiler has made a file of this name in [`Run::aside`], and says so. Whoever hears that is to
+    /// find it where cargo named it: the answer is [`Decision::Placed`].
+    Made(N),
+    /// It has ended. The answer is [`Decision::Over`].
+    Ended {
+        /// How.
+        outcome: O,
+        /// Whether it wrote to [`Run::aside`].
+        aside: bool,
+    },
 }
 
 /// How a run ended.
@@ -173,7 +197,8 @@ pub struct Outcome {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error, with real paths.
     pub stderr: Vec<u8>,
-    /// An output that some process still has open for writing, although the program is gone.
+    /// An output that some process still has open for writing, although the program is gone. Of what was
+    /// written aside, the daemon sees that itself.
     pub unsettled: Option<String>,
     /// What it was seen to do; `None` where it could not be watched.
     pub observed: Option<Observed>,
@@ -184,8 +209,8 @@ pub struct Outcome {
 pub enum Verdict {
     /// The outcome stands.
     Stands,
-    /// The compiler looked for a variable that had been taken away from it: run it again as it was
-    /// called.
+    /// It does not: the compiler looked for a variable that had been taken away from it, or what it made
+    /// could not be put where it belongs. Run it again as it was called.
     Redo,
 }
 
@@ -401,6 +426,16 @@ pub fn receive<T: DeserializeOwned>(mut stream: impl Read) -> Result<T, Protocol
     postcard::from_bytes(&frame[1..]).map_err(|error| ProtocolError::Malformed(error.to_string()))
 }
 
+/// Reads what the daemon decides, past all signs that it is alive.
+pub fn decision(stream: impl Read + Copy) -> Result<Decision, ProtocolError> {
+    loop {
+        match receive(stream)? {
+            Decision::Wait => {}
+            decision => return Ok(decision),
+        }
+    }
+}
+
 /// Tells a wrapper which daemon serves a directory, and which directory of which view it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
@@ -454,6 +489,37 @@ mod tests {
         .expect("sends");
         let message: Request = receive(&wire[..]).expect("receives");
         assert!(matches!(message, Request::Control(Control::Mount { path, .. }) if path == b"/t"));
+    }
+
+    #[test]
+    fn what_is_lent_is_received_and_signs_of_life_are_skipped() {
+        let outcome = Outcome {
+            success: true,
+            stdout: b"said".to_vec(),
+            stderr: Vec::new(),
+            unsettled: None,
+            observed: None,
+        };
+        let (one, other) = std::os::unix::net::UnixStream::pair().expect("connects");
+        let report = Report::<&str, _>::Ended {
+            outcome: &outcome,
+            aside: true,
+        };
+        send(&one, &report).expect("sends");
+        let received: Report = receive(&other).expect("receives");
+        assert!(
+            matches!(received, Report::Ended { outcome, aside: true } if outcome.stdout == b"said")
+        );
+
+        for decision in [
+            Decision::Wait,
+            Decision::Wait,
+            Decision::Over(Verdict::Redo),
+        ] {
+            send(&other, &decision).expect("sends");
+        }
+        let decision = decision(&one).expect("receives");
+        assert!(matches!(decision, Decision::Over(Verdict::Redo)));
     }
 
     #[test]

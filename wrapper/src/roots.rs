@@ -5,6 +5,8 @@
 //! and no argument can hold), puts the paths of another checkout back in, and says which
 //! `--remap-path-prefix` flags keep them out of the outputs. Pure text work: touches no disk.
 
+use std::path::Path;
+
 use memchr::memmem;
 use store::scan::RootNeedles;
 use store::{Root, RootSet};
@@ -156,6 +158,12 @@ impl Roots {
         RootNeedles::new(&self.paths)
     }
 
+    /// The same; whoever holds the path that `stood_in` for one in the view counts as holding that one.
+    pub fn needles_and(&self, stood_in: &Path) -> RootNeedles {
+        let stood_in = (Root::View, stood_in.to_string_lossy().into_owned());
+        RootNeedles::new(&[self.paths.as_slice(), &[stood_in]].concat())
+    }
+
     /// `(from, to)` pairs for `--remap-path-prefix`, shortest first: rustc lets the last matching
     /// one win, so the most specific does.
     pub fn remaps(&self) -> Vec<(&str, &'static str)> {
@@ -228,6 +236,11 @@ fn root_of(bytes: &[u8]) -> Option<Root> {
     Root::ALL
         .into_iter()
         .find(|root| bytes == placeholder(*root))
+}
+
+/// Whether neither make syntax, JSON nor a shell writes a path in another form.
+pub(crate) fn is_plain_path(path: &[u8]) -> bool {
+    path.iter().copied().all(is_plain)
 }
 
 /// Characters that neither make syntax, JSON nor a shell writes in another form.
@@ -388,6 +401,19 @@ mod tests {
             scanner.feed(&text);
             prop_assert_eq!(roots.held_in(&text), scanner.finish());
         }
+    }
+
+    #[test]
+    fn what_stood_in_for_the_view_counts_as_it() {
+        let needles = ann().needles_and(Path::new("/store/aside/x1"));
+        let found = |text: &[u8]| {
+            let mut scanner = needles.scanner();
+            scanner.feed(text);
+            scanner.finish()
+        };
+        assert!(found(b"in /store/aside/x1/libx.rlib").contains(Root::View));
+        assert!(found(b"in /store/aside/x2/libx.rlib").is_empty());
+        assert!(found(b"in /home/ann/ws/src").contains(Root::Cwd));
     }
 
     #[test]

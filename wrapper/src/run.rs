@@ -33,16 +33,25 @@ pub(crate) enum Failed {
 }
 
 /// Runs a program to its end, as the daemon wants it run. Its output goes to ours as it comes, with the
-/// real ones in place of remapped paths.
-pub(crate) fn streamed(command: impl Fn() -> Command, run: &Run) -> Result<Ended, Failed> {
-    let remaps = &run.remaps;
+/// real ones in place of remapped paths. `hear` gets the lines of its standard error first, and says whether
+/// they are to go on.
+pub(crate) fn streamed(
+    command: impl Fn() -> Command,
+    run: &Run,
+    mut hear: impl FnMut(&[u8]) -> bool,
+) -> Result<Ended, Failed> {
+    let mut edit = |text: &[u8]| {
+        let text = Roots::unremap(text, &run.remaps);
+        let goes_on = hear(&text);
+        (text, goes_on)
+    };
     let (pipes, piped) = Pipes::of(command()).map_err(|_| Failed::Again)?;
     let program = Program {
         command: piped,
         libraries: run.libraries.clone(),
     };
     if let Ok(watch) = Watch::start(program, run.scope.clone()) {
-        let (stdout, stderr) = pipes.pass_on(remaps).map_err(Failed::Lost)?;
+        let (stdout, stderr) = pipes.pass_on(&mut edit).map_err(Failed::Lost)?;
         let (status, observed) = watch.finish().map_err(|_| Failed::Again)?;
         return Ok(Ended {
             status,
@@ -54,7 +63,7 @@ pub(crate) fn streamed(command: impl Fn() -> Command, run: &Run) -> Result<Ended
     let (pipes, mut piped) = Pipes::of(command()).map_err(|_| Failed::Again)?;
     let mut child = piped.spawn().map_err(|_| Failed::Again)?;
     drop(piped);
-    let (stdout, stderr) = pipes.pass_on(remaps).map_err(Failed::Lost)?;
+    let (stdout, stderr) = pipes.pass_on(&mut edit).map_err(Failed::Lost)?;
     let status = child.wait().map_err(Failed::Lost)?;
     Ok(Ended {
         status,
@@ -86,12 +95,12 @@ impl Pipes {
         Ok((Self { stdout, stderr }, command))
     }
 
-    /// Passes on what comes, to the end, and returns it.
-    fn pass_on(self, remaps: &[(String, String)]) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    /// Passes on what comes, to the end, and returns it; standard error as [`tee`] edits it.
+    fn pass_on(self, edit: impl FnMut(&[u8]) -> (Vec<u8>, bool)) -> io::Result<(Vec<u8>, Vec<u8>)> {
         let Self { stdout, stderr } = self;
         thread::scope(|scope| {
-            let out = scope.spawn(|| tee(stdout, io::stdout(), None));
-            let err = tee(stderr, io::stderr(), Some(remaps));
+            let out = scope.spawn(|| tee(stdout, io::stdout(), |text| (text.to_vec(), true)));
+            let err = tee(stderr, io::stderr(), edit);
             let out = out
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("stdout reader died")));
@@ -101,11 +110,11 @@ impl Pipes {
 }
 
 /// Copies `from` to `to` line by line as lines arrive (cargo starts dependents on rustc's
-/// artifact notifications), undoing path remapping, and returns all that was written.
+/// artifact notifications), and returns it all. `edit` makes what goes on, and says whether it does.
 fn tee(
     mut from: impl Read,
     mut to: impl Write,
-    remaps: Option<&[(String, String)]>,
+    mut edit: impl FnMut(&[u8]) -> (Vec<u8>, bool),
 ) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
     let mut line = Vec::new();
@@ -127,12 +136,11 @@ fn tee(
         };
         if whole > 0 {
             let rest = line.split_off(whole);
-            let text = match remaps {
-                Some(remaps) => Roots::unremap(&line, remaps),
-                None => std::mem::take(&mut line),
-            };
-            // A reader that has gone away must not stop the compiler.
-            let _ = to.write_all(&text).and_then(|()| to.flush());
+            let (text, goes_on) = edit(&line);
+            if goes_on {
+                // A reader that has gone away must not stop the compiler.
+                let _ = to.write_all(&text).and_then(|()| to.flush());
+            }
             all.extend_from_slice(&text);
             line = rest;
         }
@@ -166,7 +174,7 @@ mod tests {
         let all = tee(
             &b"at /proc/self/cwd/x\nlast /proc/self/cwd"[..],
             &mut shown,
-            Some(&remaps),
+            |text| (Roots::unremap(text, &remaps), true),
         )
         .expect("copies");
         assert_eq!(shown, b"at /home/ann/ws/x\nlast /home/ann/ws");

@@ -79,7 +79,7 @@ impl Daemon {
         let service = Service::new(Arc::clone(&storage), Arc::clone(&mounts));
         let taken = mounts.take_over(inherited);
         mounts.remount_all(&taken);
-        service.lineage.open(&storage.dir);
+        service.open();
         save_now_and_then(&mounts)?;
         pace::make_now_and_then(&mounts)?;
         let written = service.builds.write_now_and_then();

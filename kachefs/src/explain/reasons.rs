@@ -65,6 +65,7 @@ fn of_runs(reason: &str) -> Option<&'static str> {
         "reads-terminal-variable" => {
             "it reads a variable of the terminal or the session, which is not in the key"
         }
+        "outputs-not-placed" => "what it made could not be given its names in the view",
         "writes-elsewhere" => "it changes something outside its output directory",
         "network" => "it talks to another process or machine",
         "process-left-behind" => "it leaves a process behind",

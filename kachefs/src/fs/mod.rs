@@ -14,6 +14,7 @@
 //! and waits for no other node while holding it. The node table and the lists of what is behind
 //! (dirty, forgotten, suspected) have innermost locks.
 
+pub mod adopt;
 pub mod again;
 pub mod check;
 pub mod clear;

@@ -26,7 +26,7 @@ pub struct Bound {
     pub name: Vec<u8>,
     /// Permission bits.
     pub perm: u16,
-    /// `Blob` or `Inline`.
+    /// `Blob`, `Inline` or `Private`.
     pub body: Body,
 }
 
@@ -271,6 +271,7 @@ impl View {
             );
             {
                 let state = node.state.lock();
+                self.stamp(&state);
                 self.put(&mut batch, &node, &state, &state.attributes)?;
             }
             batch.put_dentry(self.id, directory, &output.name, ino);

@@ -72,18 +72,22 @@ impl View {
         if state.attributes.nlink == 0 && !self.nodes.read().contains(node.ino) {
             return Ok(());
         }
-        if let Body::Private { id, .. } = &state.body {
-            // Tells a later load that nothing was written since (see `load::load_node`).
-            if let Err(error) = self.storage.stamp_scratch(*id, state.attributes.mtime) {
-                tracing::warn!(?id, %error, "cannot stamp a private file");
-            }
-        }
+        self.stamp(state);
         let record = self.record_of(node, state, &state.attributes)?;
         let mut batch = self.storage.index.batch();
         batch
             .put_inode(self.id, node.ino, &record)
             .map_err(|e| index_failed(&e))?;
         batch.commit().map_err(|e| index_failed(&e))
+    }
+
+    /// Tells a later load that nothing was written to a private file since (see `load::load_node`).
+    pub(super) fn stamp(&self, state: &State) {
+        if let Body::Private { id, .. } = &state.body
+            && let Err(error) = self.storage.stamp_scratch(*id, state.attributes.mtime)
+        {
+            tracing::warn!(?id, %error, "cannot stamp a private file");
+        }
     }
 
     /// Notes that the stored record of a locked node is behind.

@@ -7,17 +7,18 @@ use store::builds::LoggedEnd;
 use store::{ActionKey, Counter, Digest, Ino, InvocationDigest, Timestamp};
 use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
+use super::aside;
 use super::builds::Asked;
 use super::lookup::{self, Found};
 use super::parts::{self, Known};
 use super::prepare::{Place, Prepared, Refusal, prepare};
 use super::pulse::Pulse;
-use super::record::{self, NotStored, Recorded};
+use super::record::{self, NotStored, Ran, Recorded};
 use super::share::Build;
 use super::{Action, Decided, Flight, OnDrop, Replay, Service, millis, toolchain};
 use crate::clock;
-use crate::fs::Caller;
 use crate::fs::passthrough::Writer;
+use crate::fs::{Caller, FsResult};
 
 impl Service {
     /// Serves one compile from request to end.
@@ -60,10 +61,15 @@ impl Service {
         let prepared = action.prepared;
         self.has_missed(action.build, &prepared.view);
         self.bring_externs(stream, prepared)?;
-        let run = Run {
+        let mut run = Run {
             libraries: Pulse::during(stream, || self.loaded_with(prepared))?,
             ..run_of(prepared)
         };
+        let aside = self.aside.as_ref();
+        let mut aside = aside.and_then(|directories| directories.directory(prepared));
+        if let Some(aside) = &aside {
+            aside.tell(&mut run);
+        }
         let started: Timestamp = clock::now();
         let clock = Instant::now();
         self.units
@@ -75,32 +81,36 @@ impl Service {
         stream.set_read_timeout(None)?;
         asked.answered();
         protocol::send(stream, &Decision::Run(run))?;
-        let outcome: Outcome = protocol::receive(stream)?;
+        let (outcome, placed) = aside::until_ended(stream, aside.as_mut())?;
         let _recording = self.recording.begin();
-        let verdict = record::verdict(prepared, &outcome);
-        if verdict == Verdict::Redo {
-            self.refused(&Refusal::Named("reads-terminal-variable"), Some(&asked));
-            return protocol::send(stream, &verdict);
+        if let Some(why) = why_redo(prepared, &outcome, placed) {
+            self.refused(&Refusal::Named(why), Some(&asked));
+            return aside::conclude(stream, aside, Verdict::Redo);
         }
         let elapsed = clock.elapsed();
         let ran_ms = millis(elapsed);
         if !outcome.success {
             self.count(&[(Counter::Failed, 1)], None);
-            let sent = protocol::send(stream, &verdict);
+            let sent = aside::conclude(stream, aside, Verdict::Stands);
             self.builds.note(&asked, LoggedEnd::Failed { ran_ms }, None);
             return sent;
         }
+        let stood_in = aside.as_ref().map(|aside| aside.path().to_owned());
         let held = record::hold(prepared, &outcome, started);
         if held.is_ok()
             && let Err(error) = self.launchers.stand_in(prepared)
         {
             tracing::warn!(crate_name = prepared.invocation.crate_name, %error, "launcher");
         }
-        protocol::send(stream, &verdict)?;
+        aside::conclude(stream, aside, Verdict::Stands)?;
         // The compiler and all it started are gone, and cargo does not wait for the rest.
         drop(compiling);
-        let stored =
-            held.and_then(|held| record::record(self, prepared, &outcome, &held, started, elapsed));
+        let ran = Ran {
+            started,
+            elapsed,
+            stood_in,
+        };
+        let stored = held.and_then(|held| record::record(self, prepared, &outcome, &held, &ran));
         drop(flight);
         self.note_miss(action, &asked, ran_ms, stored);
         Ok(())
@@ -166,6 +176,18 @@ impl Service {
         });
         incremental.into_iter().chain([prepared.out_dir]).collect()
     }
+}
+
+/// Why the compiler must run again, as it was called; `placed` is whether what it made has its names.
+fn why_redo(prepared: &Prepared, outcome: &Outcome, placed: FsResult<()>) -> Option<&'static str> {
+    if let Err(error) = placed
+        && outcome.success
+    {
+        tracing::warn!(crate_name = prepared.invocation.crate_name, %error, "outputs");
+        return Some("outputs-not-placed");
+    }
+    let verdict = record::verdict(prepared, outcome);
+    (verdict == Verdict::Redo).then_some("reads-terminal-variable")
 }
 
 pub(super) fn run_of(prepared: &Prepared) -> Run {

@@ -1,9 +1,10 @@
 //! The action service: answers a wrapper, from request to bound outputs or recorded result.
 //!
 //! `prepare` turns a request into everything its key needs, `lookup` finds a result and binds it,
-//! `record` stores what a compiler made, `lineage` makes again what is lost of that. `files`, `toolchain` and `units` know digests and
-//! origins.
+//! `aside` has compilers write where they need no daemon, `record` stores what they made, `lineage` makes
+//! again what is lost of that. `files`, `toolchain` and `units` know digests and origins.
 
+mod aside;
 pub mod builds;
 pub mod cc;
 mod clippy;
@@ -89,6 +90,8 @@ pub struct Service {
     storage: Arc<Storage>,
     mounts: Arc<Mounts>,
     files: Arc<FileDigests>,
+    /// Where compilers may write.
+    aside: Option<aside::Directories>,
     toolchains: Toolchains,
     loaded: Loaded,
     units: Units,
@@ -117,7 +120,11 @@ impl Service {
     /// A service for the views in `mounts`.
     pub fn new(storage: Arc<Storage>, mounts: Arc<Mounts>) -> Arc<Self> {
         let files = Arc::new(FileDigests::new(Arc::clone(&storage)));
+        let aside = aside::Directories::open(&storage.dir);
+        let aside =
+            aside.inspect_err(|error| tracing::warn!(%error, "compilers write to the view"));
         let service = Arc::new_cyclic(|service| Self {
+            aside: aside.ok(),
             toolchains: Toolchains::new(Arc::clone(&files)),
             loaded: Loaded::default(),
             units: Units::new(Arc::clone(&storage)),
@@ -136,6 +143,14 @@ impl Service {
         });
         service.lineage.install(&service.storage.lazy);
         service
+    }
+
+    /// All views are mounted: takes away what an earlier daemon's compilers left, and makes what is asked for.
+    pub fn open(&self) {
+        if let Some(directories) = &self.aside {
+            directories.clear();
+        }
+        self.lineage.open(&self.storage.dir);
     }
 
     /// Reads the compiler and the linker that whoever has this environment and working directory most

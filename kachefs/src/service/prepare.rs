@@ -108,7 +108,7 @@ pub struct Prepared {
     /// What the compiler need not be watched at.
     pub scope: Scope,
     /// Whether the package's compile may run proc macros or an unknown compiler.
-    opaque: bool,
+    pub opaque: bool,
     /// Whether it is clippy that runs.
     pub is_clippy: bool,
     /// How far the result travels.

@@ -220,6 +220,16 @@ impl Held<'_> {
     }
 }
 
+/// How a compiler ran.
+pub struct Ran {
+    /// When it was started.
+    pub started: Timestamp,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// What it was told in place of the out-dir.
+    pub stood_in: Option<PathBuf>,
+}
+
 /// What was stored.
 pub struct Recorded {
     /// How it is found.
@@ -238,9 +248,9 @@ pub fn record(
     prepared: &Prepared,
     outcome: &Outcome,
     held: &Held<'_>,
-    started: Timestamp,
-    elapsed: Duration,
+    ran: &Ran,
 ) -> Result<Recorded, NotStored> {
+    let started = ran.started;
     if outcome.stdout.contains(&0) || outcome.stderr.contains(&0) {
         return Err(NotStored::Nul);
     }
@@ -286,7 +296,8 @@ pub fn record(
     };
     let (stdout, stderr) = (template(&outcome.stdout), template(&outcome.stderr));
     let dep_info = template(&text);
-    let needles = roots.needles();
+    let stood_in = ran.stood_in.as_deref();
+    let needles = stood_in.map_or_else(|| roots.needles(), |path| roots.needles_and(path));
     let taken = take_outputs(prepared, held, &needles, &dep_info)?;
     bound.extend(taken.roots);
     bound.extend(prepared.hidden_roots);
@@ -302,7 +313,7 @@ pub fn record(
         stdout,
         stderr,
         origin: prepared.origin.clone(),
-        compile_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        compile_ms: u64::try_from(ran.elapsed.as_millis()).unwrap_or(u64::MAX),
     };
     let entry = ActionEntry::Result(result);
     let stored_under = put_entry(&mut batch, &key, bound, roots, &entry)?;

@@ -30,7 +30,7 @@ use store::Look;
 use crate::artifacts::PATIENCE;
 use crate::client::{self, CANNOT_RUN, Call, DISABLE};
 use crate::lease;
-use crate::protocol::{self, CcRequest, Outcome, Request, Run, Token, Verdict};
+use crate::protocol::{self, CcRequest, Outcome, Request, Run, Token};
 use crate::run;
 use crate::trace::Part;
 
@@ -140,7 +140,7 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream, watched: bool) -> 
     };
     // Under another watch, ours fails to start.
     let part = if watched { Part::begin().ok() } else { None };
-    let ended = match run::streamed(command, run) {
+    let ended = match run::streamed(command, run, |_| true) {
         Ok(ended) => ended,
         Err(run::Failed::Again) => return become_compiler(argv),
         Err(run::Failed::Lost(error)) => {
@@ -161,7 +161,7 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream, watched: bool) -> 
     };
     // The object stands whether or not the daemon hears of it. It answers once it holds on to it.
     let heard = protocol::send(stream, &outcome);
-    let _: Result<Verdict, _> = heard.and_then(|()| protocol::receive(stream));
+    let _ = heard.and_then(|()| protocol::decision(stream));
     run::exit_like(ended.status)
 }
 

@@ -90,6 +90,11 @@ impl Accesses {
         self.0 |= 1 << access as u8;
     }
 
+    /// Whether it is the only one.
+    pub fn is_only(self, access: Access) -> bool {
+        self.0 == 1 << access as u8
+    }
+
     /// Whether it is among them.
     pub fn contains(self, access: Access) -> bool {
         self.0 & (1 << access as u8) != 0

@@ -86,10 +86,10 @@ impl Service {
         let _recording = self.recording.begin();
         if !outcome.success {
             self.count(&[(Counter::Failed, 1)], None);
-            return protocol::send(stream, &Verdict::Stands);
+            return protocol::send(stream, &Decision::Over(Verdict::Stands));
         }
         let held = record::hold(prepared, &outcome);
-        protocol::send(stream, &Verdict::Stands)?;
+        protocol::send(stream, &Decision::Over(Verdict::Stands))?;
         let stored =
             held.and_then(|held| record::record(self, prepared, &outcome, &held, started, elapsed));
         if let Err(reason) = stored {

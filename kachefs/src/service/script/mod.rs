@@ -94,7 +94,7 @@ impl Service {
         } else {
             None
         };
-        let sent = protocol::send(stream, &Verdict::Stands);
+        let sent = protocol::send(stream, &Decision::Over(Verdict::Stands));
         let ran_ms = millis(elapsed);
         let Some(held) = held else {
             self.count(&[(Counter::Failed, 1)], None);

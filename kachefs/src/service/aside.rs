@@ -1,0 +1,446 @@
+//! Where compilers write: into a directory of the store, aside from the view.
+//!
+//! Most of what a compiler makes on its way (objects, archives, directories for metadata) it takes away
+//! again itself, and in a view each of those is a handful of requests. So it is told another directory
+//! to write to, and what it has made there gets its names in the view as the outputs of a hit do: the
+//! metadata when the compiler says that it is there, all the rest when it has ended. What rustc makes for
+//! Linux does not hold the path of the directory it was told, but what it says and dep-info do; there the
+//! wrapper, and [`Aside`], write the one that cargo named.
+//!
+//! A compiler whose daemon dies goes on in its directory, which the next daemon leaves alone for as long
+//! as its wrapper holds a lock on it, and the wrapper copies what was made.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::geteuid;
+use parking_lot::Mutex;
+use store::StoreDir;
+use wrapper::args::{Invocation, SplitDebuginfo};
+use wrapper::artifacts::{self, PATIENCE};
+use wrapper::aside::{self, Told};
+use wrapper::lease;
+use wrapper::protocol::{self, Decision, Outcome, ProtocolError, Report, Run, Verdict};
+use wrapper::trace::Access;
+
+use super::prepare::Prepared;
+use super::pulse::Pulse;
+use crate::fs::adopt::Adopted;
+use crate::fs::{Errno, FsResult, errno};
+
+/// How often to try whether a wrapper that is gone has let go of its directory, and how long to wait between.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Where compilers may write.
+pub(super) struct Directories {
+    /// Its real path, for whoever asks where it is goes by all of it.
+    path: PathBuf,
+    /// Those that should be gone, but that a wrapper had then, or that could not be removed.
+    left: Mutex<Vec<PathBuf>>,
+}
+
+impl Directories {
+    /// An error where private files cannot be linked from there.
+    pub fn open(dir: &StoreDir) -> io::Result<Self> {
+        let path = dir.aside();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)?;
+        // All in it is ours, and will be removed.
+        let meta = fs::symlink_metadata(&path)?;
+        if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+            return Err(io::Error::other(format!(
+                "{} is not a directory of our own",
+                path.display()
+            )));
+        }
+        let path = fs::canonicalize(path)?;
+        let probe = tempfile::Builder::new().prefix(".").tempfile_in(&path)?;
+        let probe = probe.into_temp_path();
+        let linked = dir.scratch().join(probe.file_name().unwrap_or_default());
+        fs::hard_link(&probe, &linked)?;
+        fs::remove_file(linked)?;
+        let _unharmed = lease::Unharmed::start();
+        if !lease::wait_unwritten(&File::open(&probe)?, Instant::now() + PATIENCE) {
+            return Err(io::Error::other("leases do not tell who writes there"));
+        }
+        Ok(Self {
+            path,
+            left: Mutex::default(),
+        })
+    }
+
+    /// Takes away what compilers left that an earlier daemon gave a directory to, once no wrapper has it any
+    /// more. Nobody must have been given one since.
+    pub fn clear(&self) {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        self.left.lock().extend(entries.map(|entry| entry.path()));
+        self.clear_left();
+    }
+
+    fn clear_left(&self) {
+        let mut left = std::mem::take(&mut *self.left.lock());
+        left.retain(|path| clear(path).is_err());
+        self.left.lock().extend(left);
+    }
+
+    /// A directory for a compiler; `None` for one that must write where it is told.
+    pub fn directory<'a>(&'a self, prepared: &'a Prepared) -> Option<Aside<'a>> {
+        if !may_write_aside(&self.path, prepared) {
+            return None;
+        }
+        self.clear_left();
+        let made = tempfile::Builder::new().prefix("").tempdir_in(&self.path);
+        let made = made.inspect_err(|error| tracing::warn!(%error, "no directory for a compiler"));
+        Some(Aside {
+            directories: self,
+            prepared,
+            path: made.ok()?.keep(),
+            placed: HashSet::new(),
+            is_over: false,
+        })
+    }
+
+    /// Lets go of a directory that a wrapper may have.
+    fn leave(&self, path: &Path) {
+        for _ in 0..TRIES {
+            match clear(path) {
+                Ok(()) => return,
+                // Of a process that ends, the connection may end before its locks do.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "cannot remove what a compiler left");
+                    break;
+                }
+            }
+        }
+        self.left.lock().push(path.to_owned());
+    }
+}
+
+/// Takes a directory away. `WouldBlock` while a wrapper has it.
+fn clear(path: &Path) -> io::Result<()> {
+    let cleared = || {
+        if !path.symlink_metadata()?.is_dir() {
+            return fs::remove_file(path);
+        }
+        let directory = File::open(path)?;
+        let _lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
+        fs::remove_dir_all(path)
+    };
+    match cleared() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        cleared => cleared,
+    }
+}
+
+/// A directory for one compiler; gone with this, unless its wrapper goes on without us.
+pub(super) struct Aside<'a> {
+    directories: &'a Directories,
+    prepared: &'a Prepared,
+    path: PathBuf,
+    /// What has its name in the view.
+    placed: HashSet<OsString>,
+    /// Whether the wrapper has heard what becomes of it all.
+    is_over: bool,
+}
+
+impl Aside<'_> {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn told(&self) -> Told<'_> {
+        Told {
+            out_dir: &self.prepared.invocation.out_dir,
+            aside: &self.path,
+        }
+    }
+
+    /// Has the compiler told to write here. It is not told to remap: the wrapper alone puts back what it says.
+    pub fn tell(&self, run: &mut Run) {
+        let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+        let told = self.told();
+        run.aside = Some((bytes(told.aside), bytes(told.out_dir)));
+        run.remaps.push(told.remap());
+        run.scope.own.push(bytes(told.aside));
+    }
+
+    /// Gives a file its name in the view that the compiler says it has made.
+    fn place(&mut self, name: &str) -> FsResult<()> {
+        // It comes from another process.
+        if name.contains('/') || !self.prepared.invocation.is_output(name) {
+            return Err(Errno::EINVAL);
+        }
+        self.adopt(&[OsString::from(name)])
+    }
+
+    /// Gives all else that is there its names in the view, after which nothing may be missing of what the
+    /// compiler says it has made.
+    fn place_all(&mut self, outcome: &Outcome) -> FsResult<()> {
+        let made = || aside::made(&self.path);
+        let names = made().or_else(|error| self.prepared.view.storage.again(error, made));
+        let names = names.map_err(|error| errno(&error))?;
+        let others = names.into_iter().filter(|name| !self.placed.contains(name));
+        self.adopt(&others.collect::<Vec<_>>())?;
+        let is_placed = |path: &str| {
+            let name = Path::new(path).file_name();
+            name.is_some_and(|name| self.placed.contains(name))
+        };
+        let mut announced = artifacts::announced(&outcome.stderr);
+        let missing = announced.any(|output| !is_placed(&output.artifact));
+        if outcome.success && missing {
+            return Err(Errno::ENOENT);
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, names: &[OsString]) -> FsResult<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let told = self.told();
+        let edit = |text: &[u8]| told.edit(text);
+        let files = names.iter().map(|name| Adopted {
+            name: name.as_bytes().to_vec(),
+            path: self.path.join(name),
+            edit: Told::is_edited(name).then_some(&edit as _),
+        });
+        let files = files.collect::<Vec<_>>();
+        let Prepared {
+            view,
+            out_dir,
+            caller,
+            ..
+        } = self.prepared;
+        view.adopt(*out_dir, &files, Instant::now() + PATIENCE, *caller)?;
+        self.placed.extend(names.iter().cloned());
+        Ok(())
+    }
+
+    /// Takes out of what a compiler was seen to do how it looked where this is: it would have looked where
+    /// cargo's directory is, which is noted of nobody. None of it is a link, for it is a real path.
+    fn forget_way(&self, outcome: &mut Outcome) {
+        let Some(observed) = &mut outcome.observed else {
+            return;
+        };
+        let here = self.path.as_os_str().as_bytes();
+        observed.paths.retain(|path, uses| {
+            let is_above = here
+                .strip_prefix(path.as_slice())
+                .is_some_and(|rest| path.ends_with(b"/") || rest.starts_with(b"/"));
+            !is_above || uses.absent || !uses.accesses.is_only(Access::Link)
+        });
+    }
+}
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        if !self.is_over || fs::remove_dir_all(&self.path).is_err() {
+            self.directories.leave(&self.path);
+        }
+    }
+}
+
+/// Waits until a compile has ended, whose files meanwhile get their names: all of them, or none where it says
+/// why.
+pub(super) fn until_ended(
+    stream: &UnixStream,
+    mut aside: Option<&mut Aside<'_>>,
+) -> Result<(Outcome, FsResult<()>), ProtocolError> {
+    loop {
+        match protocol::receive(stream)? {
+            Report::<String, _>::Made(name) => {
+                let aside = aside.as_mut().ok_or_else(|| {
+                    ProtocolError::Malformed("a file of a compiler without a directory".into())
+                })?;
+                let placed = while_heard(stream, || aside.place(&name))?;
+                if let Err(error) = &placed {
+                    tracing::warn!(name, %error, "not placed");
+                }
+                protocol::send(stream, &Decision::Placed(placed.is_ok()))?;
+            }
+            Report::Ended {
+                mut outcome,
+                aside: wrote_aside,
+            } => {
+                let mut placed = Ok(());
+                if let Some(aside) = aside
+                    && wrote_aside
+                {
+                    aside.forget_way(&mut outcome);
+                    placed = while_heard(stream, || aside.place_all(&outcome))?;
+                }
+                return Ok((outcome, placed));
+            }
+        }
+    }
+}
+
+/// Does what takes its time, unless the wrapper has given us up already, and places its files itself.
+fn while_heard<R>(stream: &UnixStream, work: impl FnOnce() -> R) -> Result<R, ProtocolError> {
+    protocol::send(stream, &Decision::Wait)?;
+    Ok(Pulse::during(stream, work)?)
+}
+
+/// Tells the wrapper what becomes of a compile.
+pub(super) fn conclude(
+    stream: &UnixStream,
+    aside: Option<Aside<'_>>,
+    verdict: Verdict,
+) -> Result<(), ProtocolError> {
+    protocol::send(stream, &Decision::Over(verdict))?;
+    if let Some(mut aside) = aside {
+        aside.is_over = true;
+    }
+    Ok(())
+}
+
+fn may_write_aside(place: &Path, prepared: &Prepared) -> bool {
+    let invocation = &prepared.invocation;
+    // What another user makes is not ours to link.
+    let is_ours = prepared.caller.uid == geteuid().as_raw();
+    let are_plain = aside::is_plain(place) && aside::is_plain(&invocation.out_dir);
+    let remaps = prepared.remaps();
+    let users = invocation.user_remaps.iter();
+    let users = users.filter_map(|remap| Some(remap.rsplit_once('=')?.0));
+    let mut remapped = remaps.iter().map(|(from, _)| *from).chain(users);
+    let place = place.to_string_lossy();
+    // Proc macros see the compiler's arguments.
+    !prepared.opaque
+        && !must_write_there(invocation)
+        && is_ours
+        && are_plain
+        && !remapped.any(|from| place.starts_with(from))
+}
+
+/// Whether what a compiler makes may not be told where it is made, or may not be taken over from there.
+fn must_write_there(invocation: &Invocation) -> bool {
+    // Incremental state and outputs are linked to each other. What a linker starts may go on writing when it has
+    // ended.
+    invocation.incremental.is_some()
+        || invocation.is_linked()
+        || invocation.split_debuginfo != SplitDebuginfo::Off
+        || invocation
+            .target
+            .as_deref()
+            .is_some_and(|target| !is_linux(target))
+}
+
+/// Whether debug information for a target is DWARF by all that is known of it: other kinds (`CodeView`) may name the
+/// object that it was in, and with it the directory. A specification of one's own may say anything.
+fn is_linux(target: &str) -> bool {
+    let is_own = Path::new(target).extension().is_some() || target.contains('/');
+    !is_own && target.split('-').any(|part| part == "linux")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use wrapper::args;
+
+    #[test]
+    fn who_links_or_may_name_the_directory_writes_where_it_is_told() {
+        let must_write_there = |more: &str| {
+            let argv = format!(
+                "rustc --crate-name x --crate-type lib --emit=dep-info,metadata,link --out-dir /t/deps \
+                 -Cmetadata=1 -Cextra-filename=-1 --error-format=json --json=artifacts x.rs {more}"
+            );
+            let argv: Vec<_> = argv.split_whitespace().map(str::to_owned).collect();
+            let parsed = args::parse(&argv[1..], Path::new("/ws"));
+            must_write_there(&parsed.expect("parses"))
+        };
+        for more in [
+            "",
+            "-Cdebuginfo=2 -Copt-level=3",
+            "--target aarch64-unknown-linux-musl",
+        ] {
+            assert!(!must_write_there(more), "{more}");
+        }
+        for more in [
+            "-Cincremental=/t/incremental",
+            "--crate-type bin",
+            "--crate-type proc-macro",
+            "--crate-type cdylib",
+            "--crate-type staticlib",
+            "--test",
+            "-Csplit-debuginfo=packed",
+            "--target x86_64-pc-windows-gnu",
+            "--target x86_64-unknown-uefi",
+            "--target wasm32-unknown-unknown",
+            "--target targets/x86_64-unknown-linux-gnu.json",
+        ] {
+            assert!(must_write_there(more), "{more}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_cleared_once_nobody_has_it() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = StoreDir::new(dir.path().join("store"));
+        fs::create_dir_all(store.scratch()).expect("mkdir");
+        let place = Directories::open(&store).expect("opens");
+        let at = |name: &str| store.aside().join(name);
+        for name in ["held", "left"] {
+            fs::create_dir(at(name)).expect("mkdir");
+            fs::write(at(name).join("libx.rmeta"), "").expect("writes");
+        }
+        fs::write(at("stray"), "").expect("writes");
+        let hold = |name: &str| {
+            let held = File::open(at(name)).expect("opens");
+            Flock::lock(held, FlockArg::LockShared).expect("locks")
+        };
+        let held = hold("held");
+        place.clear();
+        assert!(at("held").join("libx.rmeta").exists());
+        assert!(!at("left").exists() && !at("stray").exists());
+        place.clear_left();
+        assert!(at("held").exists());
+        drop(held);
+        place.clear_left();
+        assert!(!at("held").exists() && place.left.lock().is_empty());
+
+        // A wrapper that ends while we look.
+        fs::create_dir(at("ending")).expect("mkdir");
+        let held = hold("ending");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(3 * PAUSE);
+                drop(held);
+            });
+            place.leave(&at("ending"));
+        });
+        assert!(!at("ending").exists() && place.left.lock().is_empty());
+    }
+
+    #[test]
+    fn only_a_directory_of_our_own_is_used() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = StoreDir::new(dir.path().join("store"));
+        fs::create_dir_all(store.scratch()).expect("mkdir");
+        let elsewhere = dir.path().join("elsewhere");
+        fs::create_dir(&elsewhere).expect("mkdir");
+        fs::write(elsewhere.join("precious"), "").expect("writes");
+        std::os::unix::fs::symlink(&elsewhere, store.aside()).expect("links");
+        assert!(Directories::open(&store).is_err());
+        fs::remove_file(store.aside()).expect("removes");
+        fs::create_dir(store.aside()).expect("mkdir");
+        let open_to_all = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(store.aside(), open_to_all).expect("chmod");
+        assert!(Directories::open(&store).is_err());
+        assert!(elsewhere.join("precious").exists());
+    }
+}

@@ -1,0 +1,362 @@
+//! Compilers write to a directory of the store, and what they have made gets its names in the view.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use harness::{Cmd, Must, Package, Project, Running, Sandbox, processes};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A program that needs a library, of which the compiler takes some seconds to think before there is
+/// metadata. The library alone is compiled aside: the program runs a linker.
+fn slow(sandbox: &Sandbox) -> Project {
+    let library = "#![allow(long_running_const_eval)]\n\
+         pub static STEPS: u64 = { let mut i = 0; while i < 10_000_000 { i += 1; } i };\n\
+         pub fn number() -> u64 { STEPS / 10_000_000 + 6 }\n";
+    program_with(sandbox, library)
+}
+
+/// The same, but it takes its time when metadata is there, which is too large for the index.
+fn slow_to_end(sandbox: &Sandbox) -> Project {
+    let functions = (0..8000).map(|n| {
+        format!(
+            "pub fn f{n}(x: u64) -> u64 {{ let mut v = vec![x; 3]; v.push({n}); v.iter().sum() }}\n"
+        )
+    });
+    let library: String = functions.collect();
+    program_with(sandbox, &(library + "pub fn number() -> u64 { f1(2) }\n"))
+}
+
+fn program_with(sandbox: &Sandbox, library: &str) -> Project {
+    let library = Package::new("slow").lib(library);
+    let app = Package::new("app").dep("slow");
+    let app = app.bin("fn main() { println!(\"{}\", slow::number()); }\n");
+    Project::new(sandbox.path("project"), &[library, app])
+}
+
+/// How many compilers have a directory.
+fn compilers(sandbox: &Sandbox) -> usize {
+    let directories = fs::read_dir(sandbox.store().join("aside"));
+    directories.map_or(0, Iterator::count)
+}
+
+/// Names in `deps` that begin so.
+fn outputs(project: &Project, beginning: &str) -> Vec<String> {
+    let mut names = sorted(&project.target());
+    names.retain(|name| name.starts_with(beginning));
+    names
+}
+
+/// With incremental state the library would be compiled where it belongs.
+fn cargo(sandbox: &Sandbox, project: &Project, words: &str) -> Cmd {
+    let cargo = sandbox.cargo(project, words);
+    cargo.env("CARGO_INCREMENTAL", "0")
+}
+
+/// Builds until the library is being compiled.
+fn begin(sandbox: &Sandbox, project: &Project) -> Running {
+    let build = cargo(sandbox, project, "build --message-format=json").spawn();
+    let begun = || compilers(sandbox) > 0;
+    assert!(
+        processes::wait_for(Duration::from_mins(1), begun),
+        "no compiler writes aside"
+    );
+    build
+}
+
+/// The compilers of the library that run now.
+fn running(sandbox: &Sandbox) -> impl Iterator<Item = Pid> {
+    let is_one = |pid: &Pid| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|byte| *byte == 0);
+        let is_compiler = arguments
+            .next()
+            .is_some_and(|name| name.ends_with(b"/rustc"));
+        is_compiler && arguments.any(|argument| argument == b"slow")
+    };
+    processes::naming(sandbox.root()).into_iter().filter(is_one)
+}
+
+/// Does something meanwhile, and says how many compilers of the library there were.
+fn counting<R>(sandbox: &Sandbox, work: impl FnOnce() -> R) -> (R, usize) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let compilers = scope.spawn(|| {
+            let mut compilers = BTreeSet::new();
+            while !over.load(Ordering::Relaxed) {
+                compilers.extend(running(sandbox));
+                thread::sleep(Duration::from_millis(20));
+            }
+            compilers.len()
+        });
+        let result = work();
+        over.store(true, Ordering::Relaxed);
+        (result, compilers.join().ok().must("the count"))
+    })
+}
+
+#[test]
+fn only_what_is_made_gets_into_the_view() {
+    let sandbox = Sandbox::new();
+    let project = slow(&sandbox);
+    sandbox.mount(project.target());
+    let build = begin(&sandbox, &project);
+    assert!(outputs(&project, "libslow-").is_empty());
+    let built = build.finish().success();
+    assert!(!built.stdout.contains("/aside/"), "{built}");
+    assert_eq!(compilers(&sandbox), 0);
+    assert_eq!(sandbox.output_of(project.program("app")), "7\n");
+    let made = outputs(&project, "libslow-");
+    let ends: Vec<_> = made.iter().map(|name| name.rsplit('.').next()).collect();
+    assert_eq!(ends, [Some("rlib"), Some("rmeta")], "{made:?}");
+    let info = outputs(&project, "slow-");
+    assert_eq!(info.len(), 1, "{info:?}");
+    let info = project.read(&format!("target/debug/deps/{}", info[0]));
+    let rule = format!("{}/debug/deps/{}: ", project.target().display(), made[0]);
+    assert!(info.contains(&rule) && !info.contains("/aside/"), "{info}");
+
+    sandbox.empty_view(project.target());
+    let again = cargo(&sandbox, &project, "build");
+    let (seen, _) = sandbox.during(|| again.ok());
+    seen.assert_no_miss();
+}
+
+#[test]
+fn a_compiler_whose_daemon_dies_ends_well() {
+    let sandbox = Sandbox::new();
+    let project = slow(&sandbox);
+    sandbox.mount(project.target());
+    let (_, compiled) = counting(&sandbox, || {
+        let build = begin(&sandbox, &project);
+        sandbox.kill_daemon();
+        build.finish().success()
+    });
+    assert_eq!(compiled, 1);
+    assert_eq!(sandbox.output_of(project.program("app")), "7\n");
+    // The next daemon left it to the compiler, and that took it away.
+    assert_eq!(compilers(&sandbox), 0);
+    let again = cargo(&sandbox, &project, "build");
+    assert!(!again.ok().stderr.contains("Compiling"));
+}
+
+/// Those who read it go on with the same.
+#[test]
+fn metadata_that_is_there_stays_as_it_is_when_the_daemon_dies() {
+    let sandbox = Sandbox::new();
+    let project = slow_to_end(&sandbox);
+    sandbox.mount(project.target());
+    let mut build = begin(&sandbox, &project);
+    let is_there = || outputs(&project, "libslow-").len() == 1;
+    assert!(processes::wait_for(Duration::from_mins(1), is_there));
+    let path = project
+        .target()
+        .join("debug/deps")
+        .join(&outputs(&project, "libslow-")[0]);
+    let state = || {
+        let meta = fs::metadata(&path).must("metadata");
+        (
+            meta.ino(),
+            meta.mode(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.len(),
+        )
+    };
+    let (before, bytes) = (state(), fs::read(&path).must("read"));
+    assert!(build.is_running(), "the compiler was too quick");
+    assert!(bytes.len() > 8 * 1024);
+    sandbox.kill_daemon();
+    let _ = build.finish().success();
+    assert_eq!(state(), before);
+    assert!(fs::read(&path).must("read") == bytes);
+    assert_eq!(sandbox.output_of(project.program("app")), "7\n");
+    let again = cargo(&sandbox, &project, "build");
+    assert!(!again.ok().stderr.contains("Compiling"));
+}
+
+/// It may have been given up while it slept, and must not touch what the wrapper has placed then.
+#[test]
+fn a_compiler_whose_daemon_is_silent_ends_well() {
+    let sandbox = Sandbox::new();
+    let project = slow(&sandbox);
+    sandbox.mount(project.target());
+    let (_, compiled) = counting(&sandbox, || {
+        let build = begin(&sandbox, &project);
+        let runs = || running(&sandbox).next().is_some();
+        assert!(processes::wait_for(Duration::from_mins(1), runs));
+        // It looks into the view before it thinks.
+        thread::sleep(Duration::from_millis(500));
+        let pid = sandbox.stop_daemon();
+        let _ = processes::wait_for(Duration::from_mins(1), || !runs());
+        // Longer than the wrapper waits for an answer.
+        thread::sleep(Duration::from_secs(33));
+        kill(pid, Signal::SIGCONT).must("SIGCONT");
+        build.finish().success()
+    });
+    assert_eq!(compiled, 1);
+    assert_eq!(sandbox.output_of(project.program("app")), "7\n");
+    let made = outputs(&project, "libslow-").len();
+    assert_eq!((made, outputs(&project, ".kachefs-").len()), (2, 0));
+    let again = cargo(&sandbox, &project, "build");
+    assert!(!again.ok().stderr.contains("Compiling"));
+    // Its directory was left to the wrapper.
+    assert_eq!(compilers(&sandbox), 0);
+}
+
+#[test]
+fn a_failing_compile_says_what_plain_cargo_says() {
+    let sandbox = Sandbox::new();
+    let project = program_with(&sandbox, "pub fn number() -> u64 { let x = 7; missing }\n");
+    let plain = sandbox.plain_cargo(&project, "build --target-dir elsewhere");
+    let plain = plain.env("CARGO_INCREMENTAL", "0").fails();
+    sandbox.mount(project.target());
+    let failed = cargo(&sandbox, &project, "build").fails();
+    assert_eq!(said(&failed), said(&plain));
+    assert_eq!(compilers(&sandbox), 0);
+}
+
+#[test]
+fn who_is_killed_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    let project = slow(&sandbox);
+    sandbox.mount(project.target());
+    let build = begin(&sandbox, &project);
+    let wrapper = sandbox.wrapper();
+    for pid in processes::naming(sandbox.root()) {
+        if processes::program(pid).is_some_and(|program| program == wrapper) {
+            kill(pid, Signal::SIGKILL).must(format!("killing {pid}"));
+        }
+    }
+    let _ = build.finish().failure();
+    let gone = || compilers(&sandbox) == 0;
+    assert!(processes::wait_for(Duration::from_secs(20), gone));
+    assert!(outputs(&project, "libslow-").is_empty());
+}
+
+#[test]
+fn without_such_a_directory_compilers_write_where_they_are_told() {
+    let sandbox = Sandbox::new();
+    let project = slow(&sandbox);
+    sandbox.mount(project.target());
+    sandbox.kachefs("daemon stop").ok();
+    let place = sandbox.store().join("aside");
+    fs::remove_dir(&place).must("remove");
+    fs::write(&place, "").must("write");
+    sandbox.mount(project.target());
+    let log = fs::read_to_string(sandbox.store().join("daemon.log")).must("log");
+    assert!(log.contains("compilers write to the view"), "{log}");
+    let build = || cargo(&sandbox, &project, "build");
+    build().ok();
+    assert_eq!(sandbox.output_of(project.program("app")), "7\n");
+    sandbox.empty_view(project.target());
+    let (seen, _) = sandbox.during(|| build().ok());
+    seen.assert_no_miss();
+}
+
+/// Not what cargo says of itself, such as how it called the compiler.
+fn said(failed: &harness::Outcome) -> Vec<&str> {
+    let lines = failed.stderr.lines();
+    lines
+        .filter(|line| !line.contains("--crate-name"))
+        .collect()
+}
+
+/// What cannot get its name fails where the compiler itself puts it.
+#[test]
+fn a_name_that_is_taken_by_a_directory() {
+    let sandbox = Sandbox::new();
+    let project = slow(&sandbox);
+    sandbox.mount(project.target());
+    let build = || cargo(&sandbox, &project, "build");
+    let _ = build().ok();
+    let mut made = outputs(&project, "libslow-").into_iter();
+    let is_rlib = |name: &String| Path::new(name).extension() == Some("rlib".as_ref());
+    let rlib = made.find(is_rlib).must("an rlib");
+    let rlib = project.target().join("debug/deps").join(rlib);
+
+    let library = "crates/slow/src/lib.rs";
+    project.write(library, &project.read(library).replace("+ 6", "+ 7"));
+    let (seen, failed) = sandbox.during(|| {
+        let running = begin(&sandbox, &project);
+        // Cargo has taken the old one away.
+        fs::create_dir(&rlib).must("mkdir");
+        running.finish().failure()
+    });
+    let shown = rlib.to_string_lossy();
+    assert!(failed.stdout.contains(&*shown), "{failed}");
+    assert_eq!(seen.reasons.get("outputs-not-placed"), Some(&1), "{seen:?}");
+    assert_eq!(compilers(&sandbox), 0);
+
+    fs::remove_dir(&rlib).must("rmdir");
+    let (seen, _) = sandbox.during(|| build().ok());
+    assert_eq!((seen.hits, seen.misses), (0, 2), "{seen:?}");
+    assert_eq!(sandbox.output_of(project.program("app")), "8\n");
+}
+
+fn sorted(target: &Path) -> Vec<String> {
+    let names = fs::read_dir(target.join("debug/deps")).must("list");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.must("a name").file_name();
+    let mut names: Vec<_> = names
+        .map(|entry| name(entry).to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_directory_named_from_where_the_compiler_runs() {
+    let sandbox = Sandbox::new();
+    let project = Project::at(sandbox.path("project"));
+    project.write("lib.rs", "pub fn one() -> u32 { 1 }\n");
+    project.write("Cargo.toml", "");
+    sandbox.mount(project.target());
+    fs::create_dir_all(project.target().join("debug/deps")).must("mkdir");
+    let rustc = "rustc --crate-name one --crate-type lib --emit=dep-info,metadata,link \
+                 --error-format=json --json=artifacts -Cmetadata=1 -Cextra-filename=-1 lib.rs \
+                 --out-dir target/debug/deps";
+    let compile = sandbox
+        .command(sandbox.wrapper())
+        .args(rustc.split_whitespace());
+    let compiled = compile.in_dir(project.root()).ok();
+    assert!(
+        compiled
+            .stderr
+            .contains("\"target/debug/deps/libone-1.rlib\""),
+        "{compiled}"
+    );
+    let made = sorted(&project.target());
+    assert_eq!(made, ["libone-1.rlib", "libone-1.rmeta", "one-1.d"]);
+    assert!(
+        !project
+            .read("target/debug/deps/one-1.d")
+            .contains("/aside/")
+    );
+}
+
+/// A proc macro sees how the compiler was called.
+#[test]
+fn a_proc_macro_sees_what_cargo_said() {
+    let sandbox = Sandbox::new();
+    let library = Package::new("called").proc_macro(
+        "use proc_macro::TokenStream;\n\
+         #[proc_macro] pub fn arguments(_: TokenStream) -> TokenStream {\n\
+         let all: Vec<_> = std::env::args().collect();\n\
+         format!(\"{:?}\", all.join(\" \")).parse().unwrap() }\n",
+    );
+    let user = Package::new("user").dep("called");
+    let user = user.lib("pub const ARGUMENTS: &str = called::arguments!();\n");
+    let app = Package::new("app").dep("user");
+    let app = app.bin("fn main() { println!(\"{}\", user::ARGUMENTS); }\n");
+    let project = Project::new(sandbox.path("project"), &[library, user, app]);
+    sandbox.mount(project.target());
+    let _ = cargo(&sandbox, &project, "build").ok();
+    let said = sandbox.output_of(project.program("app"));
+    let deps = project.target().join("debug/deps");
+    let named = format!("--out-dir {} ", deps.display());
+    assert!(said.contains(&named) && !said.contains("/aside/"), "{said}");
+}
