@@ -221,3 +221,46 @@ fn a_variable_of_the_terminal_asked_for_at_compile_time() {
         "another terminal",
     );
 }
+
+/// Cargo starts who reads a library's metadata when it hears of that, and may hear of it once.
+#[test]
+fn a_variable_of_the_terminal_asked_for_by_a_library() {
+    let low = Package::new("low").dep("looks").lib(
+        "pub const TTY: Option<&str> = option_env!(\"SSH_TTY\");\n\
+         pub fn looked() -> String { String::from(looks::look!()) }\n",
+    );
+    let middle = Package::new("middle").dep("low").lib(
+        "pub const TTY: Option<&str> = low::TTY;\n\
+         pub fn looked() -> String { low::looked() }\n",
+    );
+    let app = Package::new("app")
+        .dep("middle")
+        .bin("fn main() { println!(\"{} {:?}\", middle::looked(), middle::TTY); }\n");
+    let mut case = Case::new(&[macro_package("String::from(\"x\")"), low, middle, app]);
+    case.may_refuse = true;
+    case.build(
+        &State::printing("x Some(\"tty1\")").env("SSH_TTY", "tty1"),
+        true,
+        "as plain cargo has it",
+    );
+    case.build(
+        &State::printing("x Some(\"tty2\")").env("SSH_TTY", "tty2"),
+        true,
+        "another terminal",
+    );
+}
+
+#[test]
+fn a_variable_of_the_terminal_without_which_it_fails() {
+    let app = Package::new("app").dep("looks").bin(
+        "const TTY: &str = match option_env!(\"SSH_TTY\") { Some(tty) => tty, None => panic!() };\n\
+         fn main() { println!(\"{} {TTY}\", looks::look!()); }\n",
+    );
+    let mut case = Case::new(&[macro_package("String::from(\"x\")"), app]);
+    case.may_refuse = true;
+    for tty in ["tty1", "tty2"] {
+        let printed = format!("x {tty}");
+        let state = State::printing(&printed).env("SSH_TTY", tty);
+        case.build(&state, true, "as plain cargo has it");
+    }
+}

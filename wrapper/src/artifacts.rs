@@ -24,12 +24,23 @@ pub struct Artifact<'a> {
     pub emit: Cow<'a, str>,
 }
 
+/// How a notification begins.
+const BEGINNING: &[u8] = b"{\"$message_type\":\"artifact\"";
+/// And before Rust 1.76.
+const OLD_BEGINNING: &[u8] = b"{\"artifact\":";
+
 /// The notifications in what a compiler wrote to standard error.
 pub fn announced(stderr: &[u8]) -> impl Iterator<Item = Artifact<'_>> {
     stderr
         .split(|byte| *byte == b'\n')
-        .filter(|line| line.starts_with(b"{\"$message_type\":\"artifact\""))
+        .filter(|line| line.starts_with(BEGINNING) || line.starts_with(OLD_BEGINNING))
         .filter_map(|line| serde_json::from_slice(line).ok())
+}
+
+/// Whether a compiler announces in a way that was given up before any that is tested here.
+pub fn is_of_old(stderr: &[u8]) -> bool {
+    let mut lines = stderr.split(|byte| *byte == b'\n');
+    lines.any(|line| line.starts_with(OLD_BEGINNING))
 }
 
 /// The first announced output that some process has open for writing, or mapped for it. A file
@@ -69,6 +80,9 @@ mod tests {
             (&*found[0].artifact, &*found[0].emit),
             ("/t/a.d", "dep-info")
         );
+        let of_before = br#"{"artifact":"/t/liba.rmeta","emit":"metadata"}"#;
+        assert_eq!(announced(of_before).count(), 1);
+        assert!(is_of_old(of_before) && !is_of_old(stderr));
     }
 
     #[test]

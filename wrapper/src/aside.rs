@@ -141,22 +141,19 @@ impl Held {
         !self.aside.exists()
     }
 
-    /// Has metadata put into its place before others hear that it is there, for they go on to read it. Whether
+    /// Has an output put into its place before others hear that it is there, for they go on to read it. Whether
     /// they may hear.
-    pub(crate) fn hear(&mut self, said: &[u8], stream: &UnixStream) -> bool {
-        let mut announced = artifacts::announced(said).filter(|output| output.emit == "metadata");
-        announced.all(|output| {
-            let Some(name) = name_of(&output) else {
-                return true;
-            };
-            if !self.is_alone && is_placed(stream, name) {
-                self.placed.insert(name.to_owned());
-                return true;
-            }
-            self.part_with(stream);
-            // If that fails, all of it will at the end, and the compiler runs again.
-            self.place(name).is_ok()
-        })
+    pub(crate) fn hear(&mut self, output: &Artifact<'_>, stream: &UnixStream) -> bool {
+        let Some(name) = name_of(output) else {
+            return true;
+        };
+        if !self.is_alone && is_placed(stream, name) {
+            self.placed.insert(name.to_owned());
+            return true;
+        }
+        self.part_with(stream);
+        // If that fails, all of it will at the end, and the compiler runs again.
+        self.place(name).is_ok()
     }
 
     /// From here on the daemon places nothing: what it placed late would replace what others read by now.
@@ -307,6 +304,11 @@ mod tests {
             .into()
         }
 
+        fn hears(&mut self, said: &[u8]) -> bool {
+            let output = artifacts::announced(said).next().expect("an output");
+            self.held.hear(&output, &self.stream)
+        }
+
         fn read(&self, name: &str) -> String {
             fs::read_to_string(self.path("deps").join(name)).expect("reads")
         }
@@ -317,7 +319,7 @@ mod tests {
         let mut alone = Alone::new();
         alone.make("libx.rmeta", "metadata");
         let metadata = alone.said("metadata", "libx.rmeta");
-        assert!(alone.held.hear(&metadata, &alone.stream));
+        assert!(alone.hears(&metadata));
         assert_eq!(alone.read("libx.rmeta"), "metadata");
 
         fs::write(alone.path("deps/libx.rlib"), "of before").expect("writes");
@@ -364,7 +366,8 @@ mod tests {
         });
         alone.make("libx.rmeta", "metadata");
         let metadata = alone.said("metadata", "libx.rmeta");
-        assert!(alone.held.hear(&metadata, &stream));
+        alone.stream = stream;
+        assert!(alone.hears(&metadata));
         assert_eq!(alone.read("libx.rmeta"), "metadata");
         answers.join().expect("the daemon is no more asked");
     }
@@ -373,8 +376,7 @@ mod tests {
     fn what_nobody_could_place_is_not_announced() {
         let mut alone = Alone::new();
         let metadata = alone.said("metadata", "libx.rmeta");
-        assert!(!alone.held.hear(&metadata, &alone.stream));
-        assert!(alone.held.hear(b"warning: other\n", &alone.stream));
+        assert!(!alone.hears(&metadata));
     }
 
     #[test]

@@ -18,20 +18,16 @@ use std::time::{Duration, Instant};
 
 use store::StoreDir;
 
-use crate::artifacts;
-use crate::aside::{self, Held};
+use crate::aside;
 use crate::cc;
-use crate::drivers;
+use crate::compile::compile;
 use crate::environment;
 use crate::launcher;
 use crate::managed;
 use crate::probe;
 use crate::protocol::{
-    self, CompileRequest, Decision, Outcome, ProtocolError, Report, Request, Run, TOKEN_NAME,
-    Token, Verdict,
+    self, CompileRequest, Decision, ProtocolError, Request, Run, TOKEN_NAME, Token,
 };
-use crate::run;
-use crate::verdict::verdict;
 
 /// The daemon answers or sends `Wait` at least every second; silence for this long means that it
 /// is stuck, and the compiler runs without it.
@@ -245,84 +241,6 @@ pub(crate) fn become_compiler(argv: &[OsString]) -> ExitCode {
         argv[0].to_string_lossy()
     ));
     ExitCode::from(CANNOT_RUN)
-}
-
-/// Runs the compiler, streaming what it says, and reports how it went.
-fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> ExitCode {
-    let (programs, arguments) = argv.split_at(drivers::programs(argv));
-    let (mut held, told) = Held::of(run, arguments).unzip();
-    let arguments = told.as_deref().unwrap_or(arguments);
-    let command = || {
-        let mut command = Command::new(&programs[0]);
-        command
-            .args(&programs[1..])
-            .args(run.arguments.iter().map(|arg| OsStr::from_bytes(arg)))
-            .args(arguments);
-        for name in &run.remove_environment {
-            command.env_remove(OsStr::from_bytes(name));
-        }
-        command
-    };
-    let hear = |said: &[u8]| {
-        let held = held.as_mut();
-        held.is_none_or(|held| held.hear(said, stream))
-    };
-    let ended = match run::streamed(command, run, hear) {
-        Ok(ended) => ended,
-        Err(run::Failed::Again) => return become_compiler(argv),
-        Err(run::Failed::Lost(error)) => {
-            say(&format!("kachefs-rustc: lost the compiler: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    let success = ended.status.success();
-    // No wonder that it failed.
-    if !success && held.as_ref().is_some_and(Held::is_gone) {
-        return become_compiler(argv);
-    }
-    let unsettled = || artifacts::unsettled(&ended.stderr);
-    let outcome = Outcome {
-        success,
-        unsettled: held.is_none().then(unsettled).flatten(),
-        stdout: ended.stdout,
-        stderr: ended.stderr,
-        observed: ended.observed,
-    };
-    match report(&outcome, run, held, stream) {
-        Verdict::Redo => become_compiler(argv),
-        Verdict::Stands => run::exit_like(ended.status),
-    }
-}
-
-/// Tells the daemon how a compile ended. It answers once it holds on to the output files, so that nothing
-/// cargo does next takes them away first.
-fn report(outcome: &Outcome, run: &Run, held: Option<Held>, stream: &UnixStream) -> Verdict {
-    let report = Report::<&str, _>::Ended {
-        outcome,
-        aside: held.is_some(),
-    };
-    let heard = protocol::send(stream, &report);
-    if let Ok(Decision::Over(verdict)) = heard.and_then(|()| protocol::decision(stream)) {
-        return verdict;
-    }
-    // The compile stands whether or not the daemon hears of it.
-    let placed = held.map_or(Ok(()), |held| held.place_all(stream, &outcome.stderr));
-    if outcome.success && placed.is_err() {
-        return Verdict::Redo;
-    }
-    own_verdict(outcome, run)
-}
-
-/// What the daemon would have said, had it lived.
-fn own_verdict(outcome: &Outcome, run: &Run) -> Verdict {
-    let Outcome {
-        success, stderr, ..
-    } = outcome;
-    verdict(*success, stderr, &run.remove_environment, || {
-        let mut outputs = artifacts::announced(stderr);
-        let info = outputs.find(|output| output.emit == "dep-info")?;
-        std::fs::read(info.artifact.as_ref()).ok()
-    })
 }
 
 /// Tells the person once per build, which a mark in the run directory shows. Straight to cargo's own standard error: what a compiler

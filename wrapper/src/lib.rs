@@ -10,6 +10,7 @@ pub mod artifacts;
 pub mod aside;
 pub mod cc;
 pub mod client;
+mod compile;
 pub mod depinfo;
 pub mod drivers;
 pub mod environment;

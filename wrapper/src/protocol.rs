@@ -210,7 +210,7 @@ pub enum Verdict {
     /// The outcome stands.
     Stands,
     /// It does not: the compiler looked for a variable that had been taken away from it, or what it made
-    /// could not be put where it belongs. Run it again as it was called.
+    /// could not be put where it belongs. Run it again, as it was called unless somebody has read its metadata.
     Redo,
 }
 

@@ -3,7 +3,7 @@
 //! What the wrapper does with a compiler and the launcher with a build script. Holds no policy.
 
 use std::io::{self, PipeReader, Read, Write};
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::thread;
 
 use std::os::unix::process::ExitStatusExt;
@@ -26,25 +26,21 @@ pub(crate) struct Ended {
 
 /// Why a program did not come to its end under our eyes.
 pub(crate) enum Failed {
-    /// It never ran, or its watcher died and all its calls failed: to be run as it was called.
+    /// It never ran, or its watcher died and all its calls failed: to be run again.
     Again,
     /// It ran, but its end was not seen.
     Lost(io::Error),
 }
 
 /// Runs a program to its end, as the daemon wants it run. Its output goes to ours as it comes, with the
-/// real ones in place of remapped paths. `hear` gets the lines of its standard error first, and says whether
-/// they are to go on.
+/// real ones in place of remapped paths. `hear` gets each line of its standard error first, and says whether
+/// it is to go on.
 pub(crate) fn streamed(
     command: impl Fn() -> Command,
     run: &Run,
-    mut hear: impl FnMut(&[u8]) -> bool,
+    hear: impl FnMut(&[u8]) -> bool,
 ) -> Result<Ended, Failed> {
-    let mut edit = |text: &[u8]| {
-        let text = Roots::unremap(text, &run.remaps);
-        let goes_on = hear(&text);
-        (text, goes_on)
-    };
+    let mut edit = edits(run, hear);
     let (pipes, piped) = Pipes::of(command()).map_err(|_| Failed::Again)?;
     let program = Program {
         command: piped,
@@ -60,17 +56,54 @@ pub(crate) fn streamed(
             observed: Some(observed).filter(|observed| !is_blind(observed)),
         });
     }
-    let (pipes, mut piped) = Pipes::of(command()).map_err(|_| Failed::Again)?;
-    let mut child = piped.spawn().map_err(|_| Failed::Again)?;
-    drop(piped);
-    let (stdout, stderr) = pipes.pass_on(&mut edit).map_err(Failed::Lost)?;
-    let status = child.wait().map_err(Failed::Lost)?;
+    let started = Unwatched::start(command()).map_err(|_| Failed::Again)?;
+    let (status, stdout, stderr) = started.pass_on(edit).map_err(Failed::Lost)?;
     Ok(Ended {
         status,
         stdout,
         stderr,
         observed: None,
     })
+}
+
+/// The same, but nobody watches.
+pub(crate) fn unwatched(
+    command: Command,
+    run: &Run,
+    hear: impl FnMut(&[u8]) -> bool,
+) -> io::Result<ExitStatus> {
+    let (status, ..) = Unwatched::start(command)?.pass_on(edits(run, hear))?;
+    Ok(status)
+}
+
+fn edits(run: &Run, mut hear: impl FnMut(&[u8]) -> bool) -> impl FnMut(&[u8]) -> (Vec<u8>, bool) {
+    move |text| {
+        let text = Roots::unremap(text, &run.remaps);
+        let goes_on = hear(&text);
+        (text, goes_on)
+    }
+}
+
+/// A program that nobody watches.
+struct Unwatched {
+    child: Child,
+    pipes: Pipes,
+}
+
+impl Unwatched {
+    fn start(command: Command) -> io::Result<Self> {
+        let (pipes, mut piped) = Pipes::of(command)?;
+        let child = piped.spawn()?;
+        Ok(Self { child, pipes })
+    }
+
+    fn pass_on(
+        mut self,
+        edit: impl FnMut(&[u8]) -> (Vec<u8>, bool),
+    ) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+        let (stdout, stderr) = self.pipes.pass_on(edit)?;
+        Ok((self.child.wait()?, stdout, stderr))
+    }
 }
 
 /// Whether not even the program's start could be seen: where memory of other processes must not be
@@ -110,7 +143,7 @@ impl Pipes {
 }
 
 /// Copies `from` to `to` line by line as lines arrive (cargo starts dependents on rustc's
-/// artifact notifications), and returns it all. `edit` makes what goes on, and says whether it does.
+/// artifact notifications), and returns it all. `edit` makes of each line what goes on, and says whether it does.
 fn tee(
     mut from: impl Read,
     mut to: impl Write,
@@ -125,23 +158,26 @@ fn tee(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
+        let before = line.len();
         line.extend_from_slice(&buffer[..n]);
         // At the end everything goes out, with or without a newline.
         let whole = if n == 0 {
             line.len()
         } else {
-            line.iter()
-                .rposition(|byte| *byte == b'\n')
-                .map_or(0, |at| at + 1)
+            memchr::memrchr(b'\n', &buffer[..n]).map_or(0, |at| before + at + 1)
         };
         if whole > 0 {
             let rest = line.split_off(whole);
-            let (text, goes_on) = edit(&line);
-            if goes_on {
-                // A reader that has gone away must not stop the compiler.
-                let _ = to.write_all(&text).and_then(|()| to.flush());
+            let mut text = Vec::new();
+            for line in line.split_inclusive(|byte| *byte == b'\n') {
+                let (line, goes_on) = edit(line);
+                all.extend_from_slice(&line);
+                if goes_on {
+                    text.extend(line);
+                }
             }
-            all.extend_from_slice(&text);
+            // A reader that has gone away must not stop the compiler.
+            let _ = to.write_all(&text).and_then(|()| to.flush());
             line = rest;
         }
         if n == 0 {
@@ -179,5 +215,14 @@ mod tests {
         .expect("copies");
         assert_eq!(shown, b"at /home/ann/ws/x\nlast /home/ann/ws");
         assert_eq!(all, shown);
+    }
+
+    #[test]
+    fn only_what_is_to_go_on_does() {
+        let mut shown = Vec::new();
+        let said = &b"one\ntwo\nthree"[..];
+        let all = tee(said, &mut shown, |text| (text.to_vec(), text != b"two\n")).expect("copies");
+        assert_eq!(shown, b"one\nthree");
+        assert_eq!(all, said);
     }
 }

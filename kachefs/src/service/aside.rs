@@ -67,12 +67,17 @@ impl Directories {
         }
         let path = fs::canonicalize(path)?;
         let probe = tempfile::Builder::new().prefix(".").tempfile_in(&path)?;
-        let probe = probe.into_temp_path();
-        let linked = dir.scratch().join(probe.file_name().unwrap_or_default());
-        fs::hard_link(&probe, &linked)?;
+        let linked = dir
+            .scratch()
+            .join(probe.path().file_name().unwrap_or_default());
+        fs::hard_link(probe.path(), &linked)?;
         fs::remove_file(linked)?;
         let _unharmed = lease::Unharmed::start();
-        if !lease::wait_unwritten(&File::open(&probe)?, Instant::now() + PATIENCE) {
+        let read = File::open(probe.path())?;
+        let is_told = lease::is_written(&read);
+        // Closes it.
+        let _probe = probe.into_temp_path();
+        if !is_told || !lease::wait_unwritten(&read, Instant::now() + PATIENCE) {
             return Err(io::Error::other("leases do not tell who writes there"));
         }
         Ok(Self {
@@ -318,7 +323,8 @@ fn may_write_aside(place: &Path, prepared: &Prepared) -> bool {
     let users = users.filter_map(|remap| Some(remap.rsplit_once('=')?.0));
     let mut remapped = remaps.iter().map(|(from, _)| *from).chain(users);
     let place = place.to_string_lossy();
-    // Proc macros see the compiler's arguments.
+    // Proc macros see the compiler's arguments, and of others no variable is taken away, so that the wrapper
+    // need not look into dep-info before it is in its place.
     !prepared.opaque
         && !must_write_there(invocation)
         && is_ours

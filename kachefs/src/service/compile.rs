@@ -178,7 +178,7 @@ impl Service {
     }
 }
 
-/// Why the compiler must run again, as it was called; `placed` is whether what it made has its names.
+/// Why the compiler must run again; `placed` is whether what it made has its names.
 fn why_redo(prepared: &Prepared, outcome: &Outcome, placed: FsResult<()>) -> Option<&'static str> {
     if let Err(error) = placed
         && outcome.success

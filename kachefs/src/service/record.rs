@@ -49,6 +49,9 @@ pub enum NotStored {
     /// rustc announced a file that is not in its out-dir.
     #[error("output {0} is not in the out-dir")]
     OutputElsewhere(String),
+    /// A rustc from before 1.76.
+    #[error("the compiler is too old")]
+    OldCompiler,
     /// An announced file cannot be taken.
     #[error("output {name}: {errno}")]
     Output {
@@ -165,6 +168,9 @@ pub fn hold<'a>(
     };
     if let Some(path) = &outcome.unsettled {
         return Err(NotStored::Unsettled(path.clone()));
+    }
+    if artifacts::is_of_old(&outcome.stderr) {
+        return Err(NotStored::OldCompiler);
     }
     let mut linked = Vec::new();
     for note in artifacts::announced(&outcome.stderr) {
