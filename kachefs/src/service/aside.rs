@@ -50,7 +50,8 @@ pub(super) struct Directories {
 }
 
 impl Directories {
-    /// An error where private files cannot be linked from there.
+    /// An error where it is not ours alone, where private files cannot be linked from there, or where leases do
+    /// not tell who writes.
     pub fn open(dir: &StoreDir) -> io::Result<Self> {
         let path = dir.aside();
         DirBuilder::new()
@@ -89,8 +90,13 @@ impl Directories {
     /// Takes away what compilers left that an earlier daemon gave a directory to, once no wrapper has it any
     /// more. Nobody must have been given one since.
     pub fn clear(&self) {
-        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        self.left.lock().extend(entries.map(|entry| entry.path()));
+        let entries = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let entries = entries.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot tell what compilers left");
+            Vec::new()
+        });
+        let paths = entries.iter().map(fs::DirEntry::path);
+        self.left.lock().extend(paths);
         self.clear_left();
     }
 
