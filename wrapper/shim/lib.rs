@@ -23,6 +23,7 @@ mod ask;
 #[path = "../src/trace/loader.rs"]
 mod loader;
 mod loads;
+mod pages;
 mod real_path;
 mod search;
 mod start;

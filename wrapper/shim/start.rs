@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use crate::ask;
 use crate::loads::{self, Place};
+use crate::pages;
 use crate::ring;
 use crate::search::{self, Lists};
 use crate::system::{self, AT_FDCWD};
@@ -104,7 +105,10 @@ static START: extern "C" fn(c_int, List) = {
     extern "C" fn start(_count: c_int, arguments: List) {
         // SAFETY: at a program's start nobody else uses its environment, which is a list of texts that
         // the kernel has put into memory of this program's own.
-        let (spared, kept) = unsafe { (search::put_back(), hide()) };
+        let (spared, kept) = unsafe {
+            pages::start(*arguments);
+            (search::put_back(), hide())
+        };
         for function in [&SPAWN, &SPAWN_BY_NAME, &RUN_BY_NAME] {
             function.find();
         }
@@ -263,7 +267,7 @@ fn place_if_passed_on_to(program: &[u8]) -> Option<Place<'_>> {
 
 /// What a program is called, and what comes last in that, but for numbers: `gcc` of
 /// `x86_64-linux-gnu-gcc-12`.
-fn names(program: &[u8]) -> [&[u8]; 2] {
+pub fn names(program: &[u8]) -> [&[u8]; 2] {
     let name = program
         .rsplit(|byte| *byte == b'/')
         .next()

@@ -64,7 +64,7 @@ pub fn is_ready() -> bool {
 /// Everything is there: from now on this process speaks through the ring.
 pub fn make_ready() -> Option<()> {
     const WIPE_ON_FORK: usize = 18;
-    let page = map(0, PAGE, READ_WRITE, PRIVATE | ANONYMOUS, -1)?;
+    let page = map_own(0, PAGE, READ_WRITE, PRIVATE | ANONYMOUS, -1)?;
     if call(MADVISE, [page as usize, PAGE, WIPE_ON_FORK, 0, 0]) != 0 {
         return None;
     }
@@ -106,22 +106,35 @@ pub fn pass(number: isize, arguments: Arguments) -> isize {
     result
 }
 
-/// `mmap(2)`, with no offset.
-fn map(at: usize, length: usize, protection: usize, flags: usize, fd: isize) -> Option<*mut u8> {
-    let result: isize;
-    // SAFETY: maps memory where nothing is.
+/// `mmap(2)`.
+pub fn map(arguments: Arguments, offset: usize) -> isize {
+    let [first, second, third, fourth, fifth] = arguments;
+    let result;
+    // SAFETY: as that of a call; this one takes one argument more.
     unsafe {
-        asm!("syscall", inlateout("rax") MMAP => result, in("rdi") at, in("rsi") length,
-             in("rdx") protection, in("r10") flags, in("r8") fd, in("r9") 0,
+        asm!("syscall", inlateout("rax") MMAP => result, in("rdi") first, in("rsi") second,
+             in("rdx") third, in("r10") fourth, in("r8") fifth, in("r9") offset,
              lateout("rcx") _, lateout("r11") _, options(nostack));
     }
+    result
+}
+
+/// Maps memory of our own, where nothing is.
+fn map_own(
+    at: usize,
+    length: usize,
+    protection: usize,
+    flags: usize,
+    fd: isize,
+) -> Option<*mut u8> {
+    let result = map([at, length, protection, flags, fd as usize], 0);
     (result > 0).then_some(result as *mut u8)
 }
 
 /// Maps what is shared with the watcher.
 pub fn share(length: usize, fd: isize) -> Option<*mut u8> {
     const SHARED: usize = 0x01;
-    map(0, length, READ_WRITE, SHARED, fd)
+    map_own(0, length, READ_WRITE, SHARED, fd)
 }
 
 /// Makes the gate, where the address space is free.
@@ -130,7 +143,7 @@ pub fn make_gate() -> Option<()> {
     // Kernels before 4.17 take the address for a wish.
     const NOT_IN_PLACE_OF_ANOTHER: usize = 0x10_0000;
     let flags = PRIVATE | ANONYMOUS | NOT_IN_PLACE_OF_ANOTHER;
-    let memory = map(GATE, PAGE, READ_WRITE, flags, -1)?;
+    let memory = map_own(GATE, PAGE, READ_WRITE, flags, -1)?;
     if memory as usize != GATE {
         return None;
     }
