@@ -335,16 +335,6 @@ fn link(directory: c_int, path: *const c_char, buffer: *mut c_char, size: usize)
     system::returned(asked.ask())
 }
 
-/// Defines functions of the C library under several names.
-macro_rules! functions {
-    ($($names:ident),+ = $arguments:tt -> $result:ty $body:block) => {
-        $(
-            #[unsafe(no_mangle)]
-            pub unsafe extern "C" fn $names $arguments -> $result $body
-        )+
-    };
-}
-
 // The mode of open(2) is an argument that callers may leave out: it is then whatever its register
 // holds, as in the C library, and nobody looks at it.
 functions!(open, open64 = (path: *const c_char, flags: c_int, mode: u32) -> c_int {

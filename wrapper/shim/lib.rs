@@ -19,6 +19,16 @@ mod ring;
 #[path = "../src/trace/words.rs"]
 mod words;
 
+/// Defines functions of the C library under several names.
+macro_rules! functions {
+    ($($names:ident),+ = $arguments:tt -> $result:ty $body:block) => {
+        $(
+            #[unsafe(no_mangle)]
+            pub unsafe extern "C" fn $names $arguments -> $result $body
+        )+
+    };
+}
+
 mod ask;
 #[path = "../src/trace/loader.rs"]
 mod loader;

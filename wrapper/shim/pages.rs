@@ -60,14 +60,9 @@ fn is_to_be_large(length: usize, protection: c_int, flags: c_int) -> bool {
             .is_ok()
 }
 
-fn map(
-    address: *mut c_void,
-    length: usize,
-    protection: c_int,
-    flags: c_int,
-    fd: c_int,
-    offset: isize,
-) -> *mut c_void {
+functions!(mmap, mmap64 =
+    (address: *mut c_void, length: usize, protection: c_int, flags: c_int, fd: c_int, offset: isize)
+    -> *mut c_void {
     const HUGE_PAGE: usize = 14;
     let (first, second) = (protection as usize, flags as usize);
     let arguments = [address as usize, length, first, second, fd as usize];
@@ -77,38 +72,4 @@ fn map(
         system::call(system::MADVISE, [result as usize, length, HUGE_PAGE, 0, 0]);
     }
     result as *mut c_void
-}
-
-/// As mmap(2).
-///
-/// # Safety
-///
-/// As there.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mmap(
-    address: *mut c_void,
-    length: usize,
-    protection: c_int,
-    flags: c_int,
-    fd: c_int,
-    offset: isize,
-) -> *mut c_void {
-    map(address, length, protection, flags, fd, offset)
-}
-
-/// The same, under the name programs that ask for large files know.
-///
-/// # Safety
-///
-/// As there.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mmap64(
-    address: *mut c_void,
-    length: usize,
-    protection: c_int,
-    flags: c_int,
-    fd: c_int,
-    offset: isize,
-) -> *mut c_void {
-    map(address, length, protection, flags, fd, offset)
-}
+});

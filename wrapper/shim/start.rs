@@ -104,7 +104,7 @@ impl Next {
 static START: extern "C" fn(c_int, List) = {
     extern "C" fn start(_count: c_int, arguments: List) {
         // SAFETY: at a program's start nobody else uses its environment, which is a list of texts that
-        // the kernel has put into memory of this program's own.
+        // the kernel has put into memory of this program's own, as it has the arguments.
         let (spared, kept) = unsafe {
             pages::start(*arguments);
             (search::put_back(), hide())
