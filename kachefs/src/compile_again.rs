@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use wrapper::args::written::{self, Written};
+use wrapper::aside::INCREMENTAL;
 use wrapper::environment::is_jobserver;
 use wrapper::protocol::PlannedCompile;
 
@@ -27,41 +29,17 @@ pub fn command(compile: &PlannedCompile, scratch: &Path) -> Command {
 
 /// The arguments with every directory that is written to replaced.
 fn redirected(arguments: &[Vec<u8>], scratch: &Path) -> Vec<OsString> {
-    const OUT_DIR: &[u8] = b"--out-dir";
-    const INCREMENTAL: &[u8] = b"incremental=";
-    let incremental = scratch.join("incremental");
-    let mut last: &[u8] = b"";
-    let mut redirected = Vec::with_capacity(arguments.len());
-    for argument in arguments {
-        let is_value = last == b"-C" || last == b"--codegen";
-        let attached: [&[u8]; 2] = [b"-C", b"--codegen="];
-        let codegen = attached.iter().find(|start| argument.starts_with(start));
-        let new = if last == OUT_DIR {
-            scratch.as_os_str().to_owned()
-        } else if argument
-            .strip_prefix(OUT_DIR)
-            .is_some_and(|rest| rest.starts_with(b"="))
-        {
-            with(b"--out-dir=", scratch)
-        } else if is_value && argument.starts_with(INCREMENTAL) {
-            with(INCREMENTAL, &incremental)
-        } else if let Some(start) = codegen
-            && argument[start.len()..].starts_with(INCREMENTAL)
-        {
-            with(&[start, INCREMENTAL].concat(), &incremental)
-        } else {
-            OsStr::from_bytes(argument).to_owned()
-        };
-        redirected.push(new);
-        last = argument;
+    let incremental = scratch.join(INCREMENTAL);
+    let arguments = arguments.iter().map(|argument| OsStr::from_bytes(argument));
+    let mut redirected: Vec<_> = arguments.clone().map(OsStr::to_owned).collect();
+    for named in written::named_in(arguments) {
+        let (at, argument) = named.with(match named.written {
+            Written::Outputs => scratch,
+            Written::Incremental => &incremental,
+        });
+        redirected[at] = argument;
     }
     redirected
-}
-
-fn with(start: &[u8], path: &Path) -> OsString {
-    let mut text = OsStr::from_bytes(start).to_owned();
-    text.push(path);
-    text
 }
 
 #[cfg(test)]

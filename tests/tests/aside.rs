@@ -1,9 +1,9 @@
 //! Compilers write to a directory of the store, and what they have made gets its names in the view.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// A program that needs a library, of which the compiler takes some seconds to think before there is
-/// metadata. The library alone is compiled aside: the program runs a linker.
+/// metadata.
 fn slow(sandbox: &Sandbox) -> Project {
     let library = "#![allow(long_running_const_eval)]\n\
          pub static STEPS: u64 = { let mut i = 0; while i < 10_000_000 { i += 1; } i };\n\
@@ -62,7 +62,7 @@ fn outputs(project: &Project, beginning: &str) -> Vec<String> {
     names
 }
 
-/// With incremental state the library would be compiled where it belongs.
+/// Without incremental state.
 fn cargo(sandbox: &Sandbox, project: &Project, words: &str) -> Cmd {
     let cargo = sandbox.cargo(project, words);
     cargo.env("CARGO_INCREMENTAL", "0")
@@ -92,22 +92,32 @@ fn running(sandbox: &Sandbox) -> impl Iterator<Item = Pid> {
     processes::naming(sandbox.root()).into_iter().filter(is_one)
 }
 
-/// Does something meanwhile, and says how many compilers of the library there were.
-fn counting<R>(sandbox: &Sandbox, work: impl FnOnce() -> R) -> (R, usize) {
+/// Looks again and again while something is done.
+fn looking<R>(mut look: impl FnMut() + Send, work: impl FnOnce() -> R) -> R {
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let compilers = scope.spawn(|| {
-            let mut compilers = BTreeSet::new();
+        scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                compilers.extend(running(sandbox));
-                thread::sleep(Duration::from_millis(20));
+                look();
+                thread::sleep(Duration::from_millis(5));
             }
-            compilers.len()
         });
-        let result = work();
-        over.store(true, Ordering::Relaxed);
-        (result, compilers.join().ok().must("the count"))
+        let _over = Over(&over);
+        work()
     })
+}
+
+/// Does something meanwhile, and says how many compilers of the library there were.
+fn counting<R>(sandbox: &Sandbox, work: impl FnOnce() -> R) -> (R, usize) {
+    let mut compilers = BTreeSet::new();
+    let result = looking(|| compilers.extend(running(sandbox)), work);
+    (result, compilers.len())
 }
 
 #[test]
@@ -155,6 +165,34 @@ fn a_compiler_whose_daemon_dies_ends_well() {
 }
 
 /// Those who read it go on with the same.
+/// What takes the compiler some seconds to think.
+const SLOW: &str = "#![allow(long_running_const_eval)]\n\
+     static STEPS: u64 = { let mut i = 0; while i < 10_000_000 { i += 1; } i };\n\
+     fn main() { println!(\"{}\", STEPS / 10_000_000 + 6); }\n";
+
+/// Programs can be run also where the wrapper places them.
+#[test]
+fn a_program_whose_daemon_dies_can_be_run() {
+    let run = |package: Package, incremental: &str| {
+        let sandbox = Sandbox::new();
+        let project = Project::new(sandbox.path("project"), &[package]);
+        sandbox.mount(project.target());
+        let build = sandbox
+            .cargo(&project, "build")
+            .env("CARGO_INCREMENTAL", incremental);
+        let build = build.spawn();
+        let begun = || compilers(&sandbox) > 0;
+        assert!(processes::wait_for(Duration::from_mins(1), begun));
+        sandbox.kill_daemon();
+        let _ = build.finish().success();
+        sandbox.output_of(project.program("slow"))
+    };
+    assert_eq!(run(Package::new("slow").bin(SLOW), "0"), "7\n");
+    assert_eq!(run(Package::new("slow").bin(SLOW), "1"), "7\n");
+    let script = Package::new("slow").bin("fn main() { println!(\"8\"); }\n");
+    assert_eq!(run(script.build_script(SLOW), "0"), "8\n");
+}
+
 #[test]
 fn metadata_that_is_there_stays_as_it_is_when_the_daemon_dies() {
     let sandbox = Sandbox::new();
@@ -397,4 +435,215 @@ fn a_proc_macro_sees_what_cargo_said() {
     let deps = project.target().join("debug/deps");
     let named = format!("--out-dir {} ", deps.display());
     assert!(said.contains(&named) && !said.contains("/aside/"), "{said}");
+}
+
+/// Many functions in modules of their own, and a program that is edited.
+fn edited(sandbox: &Sandbox) -> Project {
+    let modules = (0..12).map(|n| {
+        format!("pub mod m{n} {{ pub fn f(x: u64) -> String {{ format!(\"{{x}}-{n}\") }} }}\n")
+    });
+    // Beside what is edited, for its object to be too large for the index.
+    let beside = (0..100).map(|n| {
+        format!("pub fn g{n}(x: &[u64]) -> Vec<String> {{ x.iter().map(|x| format!(\"{{x}}:{n}\")).collect() }}\n")
+    });
+    let library: String = modules.chain(beside).collect();
+    let library = Package::new("parts").lib(&(library + "pub fn number() -> u64 { 1 }\n"));
+    let app = Package::new("app").dep("parts");
+    let app = app.bin("fn main() { println!(\"{} {}\", parts::number(), parts::m3::f(2)); }\n");
+    Project::new(sandbox.path("project"), &[library, app])
+}
+
+fn edit(project: &Project, number: u32) {
+    let text = project.read("crates/parts/src/lib.rs");
+    let (modules, _) = text.split_once("pub fn number").must("the function");
+    let text = format!("{modules}pub fn number() -> u64 {{ {number} }}\n");
+    project.write("crates/parts/src/lib.rs", &text);
+}
+
+/// The objects of the sessions of a crate, by session: name and inode.
+fn sessions(project: &Project, of: &str) -> Vec<BTreeSet<(String, u64)>> {
+    let mut sessions = Vec::new();
+    let crates = fs::read_dir(project.target().join("debug/incremental")).must("list");
+    for entry in crates.map(|entry| entry.must("a crate")) {
+        if !entry.file_name().to_string_lossy().starts_with(of) {
+            continue;
+        }
+        let mut rows: Vec<_> = fs::read_dir(entry.path())
+            .must("list")
+            .map(|row| row.must("a session").path())
+            .filter(|path| path.is_dir())
+            .collect();
+        rows.sort();
+        for session in rows {
+            let files = fs::read_dir(session).must("list");
+            let object = |entry: std::io::Result<fs::DirEntry>| {
+                let entry = entry.must("a file");
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let inode = fs::metadata(entry.path()).must("stat").ino();
+                let is_object = Path::new(&name).extension().is_some_and(|kind| kind == "o");
+                is_object.then_some((name, inode))
+            };
+            sessions.push(files.filter_map(object).collect());
+        }
+    }
+    sessions
+}
+
+/// Builds after an edit, and says how many objects of the library were taken over from the compile before.
+#[track_caller]
+fn rebuild(sandbox: &Sandbox, project: &Project, number: u32) -> usize {
+    edit(project, number);
+    let _ = sandbox.cargo(project, "build").ok();
+    let said = sandbox.output_of(project.program("app"));
+    assert_eq!(said, format!("{number} 2-3\n"));
+    assert_none_left(sandbox);
+    let _ = sandbox.counters();
+    let mut sessions = sessions(project, "parts-");
+    let (last, before) = (sessions.pop().must("a session"), sessions.pop());
+    assert!(sessions.is_empty(), "no session before the last but one");
+    last.intersection(&before.unwrap_or_default()).count()
+}
+
+#[test]
+fn an_edit_is_compiled_from_what_was_there() {
+    let sandbox = Sandbox::new();
+    let project = edited(&sandbox);
+    sandbox.mount(project.target());
+    let mut most = 0;
+    let look = || most = most.max(compilers(&sandbox));
+    assert_eq!(looking(look, || rebuild(&sandbox, &project, 1)), 0);
+    assert!(most > 0, "written aside");
+    assert!(rebuild(&sandbox, &project, 2) > 0);
+    let reused = rebuild(&sandbox, &project, 3);
+    assert!(reused > 0);
+    // A daemon that knows nothing of it finds what the one before has left.
+    sandbox.kill_daemon();
+    assert_eq!(rebuild(&sandbox, &project, 4), reused);
+    assert_eq!(rebuild(&sandbox, &project, 5), reused);
+
+    // What fails leaves the last one as it is.
+    let before = sessions(&project, "parts-");
+    project.write(
+        "crates/parts/src/lib.rs",
+        "pub fn number() -> u64 { \"\" }\n",
+    );
+    let _ = sandbox.cargo(&project, "build").fails();
+    assert_eq!(sessions(&project, "parts-"), before);
+}
+
+/// The files of all sessions of a crate, with what they hold.
+fn held(project: &Project, of: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let crates = fs::read_dir(project.target().join("debug/incremental")).must("list");
+    let crates = crates.map(|entry| entry.must("a crate").path());
+    let is_its = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(of))
+    };
+    for path in crates.filter(is_its) {
+        for session in fs::read_dir(path).must("list") {
+            let session = session.must("a session").path();
+            if session.is_dir() {
+                for file in fs::read_dir(session).must("list") {
+                    let path = file.must("a file").path();
+                    files.insert(path.clone(), fs::read(path).must("read"));
+                }
+            }
+        }
+    }
+    files
+}
+
+/// With optimisation rustc keeps what LTO was given, and writes to it in place: not through to the session
+/// it went on from.
+#[test]
+fn what_a_compiler_writes_to_in_place_is_its_own() {
+    let sandbox = Sandbox::new();
+    let project = edited(&sandbox);
+    sandbox.mount(project.target());
+    let build = |number| {
+        edit(&project, number);
+        let cargo = sandbox.cargo(&project, "build");
+        let _ = cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1").ok();
+        let said = sandbox.output_of(project.program("app"));
+        assert_eq!(said, format!("{number} 2-3\n"));
+        assert_none_left(&sandbox);
+    };
+    build(1);
+    let before = held(&project, "parts-");
+    let kept = |path: &&PathBuf| path.to_string_lossy().ends_with(".pre-lto.bc");
+    assert!(
+        before.keys().filter(kept).count() > 0,
+        "{:?}",
+        before.keys()
+    );
+    build(2);
+    // Nothing of it from what the kernel remembers.
+    sandbox.unmount(project.target());
+    sandbox.mount(project.target());
+    let after = held(&project, "parts-");
+    for (path, bytes) in &before {
+        assert!(after.get(path) == Some(bytes), "{}", path.display());
+    }
+    assert!(after.len() > before.len());
+    build(3);
+}
+
+/// A state that somebody has touched is no way into what the store holds.
+#[test]
+fn who_writes_into_incremental_state_changes_no_output() {
+    let sandbox = Sandbox::new();
+    let project = edited(&sandbox);
+    sandbox.mount(project.target());
+    rebuild(&sandbox, &project, 1);
+    rebuild(&sandbox, &project, 2);
+    let mut pending = vec![project.target().join("debug/incremental")];
+    let mut written = 0;
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(directory).must("list") {
+            let path = entry.must("a name").path();
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                // In place, as nothing that knows what it does would.
+                let file = fs::OpenOptions::new().write(true).open(&path);
+                let written_to =
+                    std::os::unix::fs::FileExt::write_all_at(&file.must("open"), b"overwritten", 0);
+                written_to.must("write");
+                written += 1;
+            }
+        }
+    }
+    assert!(written > 10, "{written}");
+    sandbox.empty_view(project.target());
+    let (seen, _) = sandbox.during(|| sandbox.cargo(&project, "build").ok());
+    seen.assert_no_miss();
+    assert_eq!(sandbox.output_of(project.program("app")), "2 2-3\n");
+}
+
+/// Programs and proc macros are linked aside, and are what plain cargo makes.
+#[test]
+fn what_is_linked_is_what_plain_cargo_makes() {
+    let sandbox = Sandbox::new();
+    let macros = Package::new("macros").proc_macro(
+        "#[proc_macro] pub fn seven(_: proc_macro::TokenStream) -> proc_macro::TokenStream \
+         { \"7\".parse().unwrap() }\n",
+    );
+    let plain = Package::new("plain").bin("fn main() { println!(\"plain\"); }\n");
+    let app = Package::new("app").dep("macros");
+    let app = app.bin("fn main() { println!(\"{}\", macros::seven!()); }\n");
+    let project = Project::new(sandbox.path("project"), &[macros, plain, app]);
+    let exact = |cargo: Cmd| cargo.env("KACHEFS_MODE", "exact");
+    let _ = sandbox
+        .plain_cargo(&project, "build")
+        .env("CARGO_INCREMENTAL", "0")
+        .ok();
+    let read = |name: &str| fs::read(project.program(name)).must("read");
+    let expected = ["plain", "app"].map(read);
+    fs::remove_dir_all(project.target()).must("empty");
+    sandbox.mount(project.target());
+    let _ = exact(cargo(&sandbox, &project, "build")).ok();
+    assert!(["plain", "app"].map(read) == expected, "byte for byte");
+    assert_none_left(&sandbox);
+    assert_eq!(sandbox.output_of(project.program("app")), "7\n");
 }

@@ -9,23 +9,29 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 
+use crate::args::written::{self, Named, Written};
 use crate::artifacts::{self, Artifact};
-use crate::protocol::{self, Decision, Outcome, Report, Run};
+use crate::protocol::{self, Aside, Decision, Outcome, Report, Run};
 use crate::roots::{Roots, is_plain_path};
 
-/// Both directories.
+/// Where incremental state goes, within the directory that a compiler is told.
+pub const INCREMENTAL: &str = "incremental";
+
+/// What cargo named, and what the compiler is told.
 #[derive(Clone, Copy)]
 pub struct Told<'a> {
-    /// The one cargo named.
+    /// The directory cargo named for outputs.
     pub out_dir: &'a Path,
+    /// The one it named for incremental state.
+    pub incremental: Option<&'a Path>,
     /// The one the compiler is told.
     pub aside: &'a Path,
 }
@@ -51,10 +57,20 @@ pub fn made(directory: &Path) -> io::Result<Vec<OsString>> {
 }
 
 impl Told<'_> {
-    /// The path cargo named, and the one that stands in its place: what diagnostics show again.
-    pub fn remap(&self) -> (String, String) {
+    /// The paths cargo named, each with the one that stands in its place: what diagnostics show again.
+    pub fn remaps(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        (text(self.out_dir), text(self.aside))
+        let incremental = self
+            .incremental
+            .map(|path| (path, self.incremental_aside()));
+        let remaps = incremental.map(|(named, told)| (text(named), text(&told)));
+        let out_dir = (text(self.out_dir), text(self.aside));
+        remaps.into_iter().chain([out_dir]).collect()
+    }
+
+    /// Where incremental state goes.
+    pub fn incremental_aside(&self) -> PathBuf {
+        self.aside.join(INCREMENTAL)
     }
 
     /// Whether a file of this name names the outputs by their paths, as dep-info does.
@@ -64,13 +80,14 @@ impl Told<'_> {
 
     /// What such a file should hold.
     pub fn edit(&self, text: &[u8]) -> Vec<u8> {
-        Roots::unremap(text, &[self.remap()])
+        Roots::unremap(text, &self.remaps())
     }
 }
 
 /// A directory that is ours for as long as this lives, whatever becomes of the daemon.
 pub(crate) struct Held {
     out_dir: PathBuf,
+    incremental: Option<PathBuf>,
     aside: PathBuf,
     /// What others may read in its place by now. Nobody must touch it again.
     placed: HashSet<OsString>,
@@ -83,28 +100,30 @@ impl Held {
     /// Takes hold of the directory that a run names, with the compiler's arguments for it. `None` where the
     /// compiler writes where it is told, also because nothing can be written there.
     pub(crate) fn of(run: &Run, arguments: &[OsString]) -> Option<(Self, Vec<OsString>)> {
-        let (aside, out_dir) = run.aside.as_ref()?;
-        let held = Self::take(aside, out_dir).ok()?;
+        let held = Self::take(run.aside.as_ref()?).ok()?;
         let arguments = held.arguments(arguments)?;
         Some((held, arguments))
     }
 
-    fn take(aside: &[u8], out_dir: &[u8]) -> io::Result<Self> {
-        let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
-        let (aside, out_dir) = (path(aside), path(out_dir));
+    fn take(named: &Aside) -> io::Result<Self> {
+        let path = |bytes: &Vec<u8>| PathBuf::from(OsStr::from_bytes(bytes));
+        let aside = path(&named.path);
         let lock =
             Flock::lock(File::open(&aside)?, FlockArg::LockSharedNonblock).map_err(|(_, e)| e)?;
         // It may have been cleared before it was locked.
         if lock.metadata()?.nlink() == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
+        // The compiler and whatever it runs have it as well: they write there when the wrapper is gone, too.
+        fcntl(&*lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
         // In a container it may be there, and not for us.
         OpenOptions::new()
             .write(true)
             .create_new(true)
             .open(aside.join(".held"))?;
         Ok(Self {
-            out_dir,
+            out_dir: path(&named.out_dir),
+            incremental: named.incremental.as_ref().map(path),
             aside,
             placed: HashSet::new(),
             is_alone: false,
@@ -115,25 +134,30 @@ impl Held {
     fn told(&self) -> Told<'_> {
         Told {
             out_dir: &self.out_dir,
+            incremental: self.incremental.as_deref(),
             aside: &self.aside,
         }
     }
 
-    /// The arguments with this directory in them; `None` when they name another than it stands for.
+    /// The arguments with this directory in them; `None` unless they name, once each, what it stands for.
     fn arguments(&self, arguments: &[OsString]) -> Option<Vec<OsString>> {
-        let mut arguments = arguments.to_vec();
-        let (at, named) = out_dir(&arguments)?;
-        if named != self.out_dir.as_os_str() {
+        let told = self.told();
+        let incremental_aside = told.incremental_aside();
+        let named = written::named_in(arguments.iter().map(OsString::as_os_str));
+        if named.len() != 1 + usize::from(self.incremental.is_some()) {
             return None;
         }
-        let whole = arguments[at].len() == named.len();
-        let aside = self.aside.as_os_str().as_bytes();
-        arguments[at] = if whole {
-            self.aside.clone().into_os_string()
-        } else {
-            OsString::from_vec([OUT_DIR, b"=", aside].concat())
-        };
-        Some(arguments)
+        let mut replaced = arguments.to_vec();
+        for (wanted, meant, path) in [
+            (Written::Outputs, Some(told.out_dir), told.aside),
+            (Written::Incremental, told.incremental, &incremental_aside),
+        ] {
+            let Some(meant) = meant else { continue };
+            let is_it = |named: &&Named| named.written == wanted && named.path == meant.as_os_str();
+            let (at, argument) = named.iter().find(is_it)?.with(path);
+            replaced[at] = argument;
+        }
+        Some(replaced)
     }
 
     /// Whether somebody has taken it away.
@@ -188,9 +212,11 @@ impl Held {
         let unfinished = self.out_dir.join(unfinished_name());
         let copied = || {
             // With the mode that a compiler's files get.
+            let runnable = fs::metadata(&from)?.mode() & 0o111;
             let mut to = OpenOptions::new()
                 .write(true)
                 .create_new(true)
+                .mode(0o666 | runnable)
                 .open(&unfinished)?;
             if Told::is_edited(name) {
                 to.write_all(&self.told().edit(&fs::read(&from)?))?;
@@ -226,20 +252,6 @@ fn is_placed(stream: &UnixStream, name: &OsStr) -> bool {
     matches!(decision, Ok(Decision::Placed(true)))
 }
 
-/// The option that names the directory to write to.
-const OUT_DIR: &[u8] = b"--out-dir";
-
-/// The directory that a compiler is told to write to, and which argument says so.
-pub(crate) fn out_dir(arguments: &[OsString]) -> Option<(usize, &OsStr)> {
-    let is_it = |argument: &OsString| argument.as_bytes().starts_with(OUT_DIR);
-    let at = arguments.iter().position(is_it)?;
-    match arguments[at].as_bytes().strip_prefix(OUT_DIR)? {
-        [] => Some((at + 1, arguments.get(at + 1)?)),
-        [b'=', path @ ..] => Some((at, OsStr::from_bytes(path))),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,18 +261,13 @@ mod tests {
         words.iter().map(OsString::from).collect()
     }
 
-    #[test]
-    fn finds_the_out_dir() {
-        let found = |arguments: &[&str]| {
-            let arguments = words(arguments);
-            let found = out_dir(&arguments);
-            found.map(|(at, path)| (at, path.to_owned()))
-        };
-        assert_eq!(found(&["rustc", "--out-dir", "/t"]), Some((2, "/t".into())));
-        let one = found(&["rustc", "--out-dir=/t", "x"]);
-        assert_eq!(one, Some((1, "/t".into())));
-        assert_eq!(found(&["rustc", "-vV"]), None);
-        assert_eq!(found(&["rustc", "--out-dir"]), None);
+    fn named(aside: &Path, out_dir: &Path, incremental: Option<&Path>) -> Aside {
+        let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+        Aside {
+            path: bytes(aside),
+            out_dir: bytes(out_dir),
+            incremental: incremental.map(bytes),
+        }
     }
 
     /// A directory held for another, of which a daemon was to know that is gone.
@@ -277,7 +284,7 @@ mod tests {
                 fs::create_dir(dir.path().join(name)).expect("mkdir");
             }
             let [aside, deps] = ["aside", "deps"].map(|name| dir.path().join(name));
-            let held = Held::take(aside.as_os_str().as_bytes(), deps.as_os_str().as_bytes());
+            let held = Held::take(&named(&aside, &deps, None));
             let (stream, _) = UnixStream::pair().expect("connects");
             Self {
                 held: held.expect("takes"),
@@ -400,8 +407,35 @@ mod tests {
             .held
             .arguments(&words(&[&format!("--out-dir={deps}")]));
         assert_eq!(told, Some(words(&[&format!("--out-dir={aside}")])));
-        assert_eq!(alone.held.arguments(&words(&["--out-dir", "deps"])), None);
-        assert_eq!(alone.held.arguments(&words(&["x.rs"])), None);
+        for others in [
+            &["--out-dir", "deps"][..],
+            &["x.rs"],
+            &["--out-dir", &deps, "-Cincremental=/t/i"],
+            &["--out-dir", &deps, "--out-dir", &deps],
+        ] {
+            assert_eq!(alone.held.arguments(&words(others)), None, "{others:?}");
+        }
+    }
+
+    #[test]
+    fn incremental_state_goes_into_a_directory_within() {
+        let Alone { dir, held, .. } = Alone::new();
+        drop(held);
+        let [aside, deps] = ["aside", "deps"].map(|name| dir.path().join(name));
+        fs::remove_file(aside.join(".held")).expect("removes");
+        let held = Held::take(&named(&aside, &deps, Some(Path::new("/t/i")))).expect("takes");
+        let deps = deps.to_string_lossy();
+        let arguments = |incremental| words(&["--out-dir", &deps, "-C", incremental]);
+        let told = held.arguments(&arguments("incremental=/t/i"));
+        let aside = aside.to_string_lossy();
+        let within = format!("incremental={aside}/incremental");
+        let expected = words(&["--out-dir", &aside, "-C", &within]);
+        assert_eq!(told, Some(expected));
+        assert_eq!(held.arguments(&arguments("incremental=/t/j")), None);
+        assert_eq!(held.arguments(&arguments("opt-level=1")), None);
+        let said = format!("in {aside}/incremental/x-1, {aside}/libx.rlib");
+        let shown = Roots::unremap(said.as_bytes(), &held.told().remaps());
+        assert_eq!(shown, format!("in /t/i/x-1, {deps}/libx.rlib").into_bytes());
     }
 
     #[test]
@@ -409,7 +443,7 @@ mod tests {
         let alone = Alone::new();
         let take = || {
             let aside = alone.path("aside");
-            Held::take(aside.as_os_str().as_bytes(), b"/t/deps")
+            Held::take(&named(&aside, Path::new("/t/deps"), None))
         };
         assert!(take().is_err(), "nothing can be made there");
         fs::remove_dir_all(alone.path("aside")).expect("removes");

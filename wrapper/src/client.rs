@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use store::StoreDir;
 
-use crate::aside;
+use crate::args::written;
 use crate::cc;
 use crate::compile::compile;
 use crate::environment;
@@ -69,8 +69,7 @@ pub fn main() -> ExitCode {
     if probe::is_probe(&argv) {
         return probe::answer(&argv).unwrap_or_else(|| become_compiler(&argv));
     }
-    let out_dir = aside::out_dir(&argv);
-    let Some(token) = out_dir.and_then(|(_, path)| read_token(Path::new(path))) else {
+    let Some(token) = written::out_dir(&argv).and_then(read_token) else {
         return become_compiler(&argv);
     };
     let Ok(request) = request(&argv, &token) else {

@@ -15,7 +15,7 @@ use store::Look;
 use crate::trace::{Observed, Scope};
 
 /// Version of every message below.
-pub const VERSION: u8 = 9;
+pub const VERSION: u8 = 10;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -152,9 +152,8 @@ pub struct Run {
     pub remaps: Vec<(String, String)>,
     /// What needs no watching.
     pub scope: Scope,
-    /// The directory a compiler is to be told to write to, and the one cargo named, for which it stands
-    /// ([`crate::aside`]).
-    pub aside: Option<(Vec<u8>, Vec<u8>)>,
+    /// Where a compiler is to be told to write, if not where cargo said ([`crate::aside`]).
+    pub aside: Option<Aside>,
     /// The libraries the program is loaded with, if they are known ([`crate::trace::Program`]).
     pub libraries: Vec<Vec<u8>>,
 }
@@ -171,6 +170,17 @@ impl Run {
             libraries: Vec::new(),
         }
     }
+}
+
+/// A directory for a compiler to write to, and what it stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aside {
+    /// The directory. Incremental state goes into one within it ([`crate::aside::INCREMENTAL`]).
+    pub path: Vec<u8>,
+    /// The one cargo named for outputs.
+    pub out_dir: Vec<u8>,
+    /// The one cargo named for incremental state.
+    pub incremental: Option<Vec<u8>>,
 }
 
 /// What becomes of a compile. Lent by who sends it.

@@ -2,17 +2,19 @@
 //!
 //! They get their names in a view as the outputs of a hit do, all in one commit, and are private files
 //! from then on as if they had been written there. Where they were they stay, as other names of the same
-//! bytes: whoever dies on the way has taken nothing from anybody.
+//! bytes: whoever dies on the way has taken nothing from anybody. What has yet other names is copied, for
+//! what a private file holds may be written to, or sealed.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use store::{Ino, ScratchId};
 use wrapper::lease;
 
+use super::data::copy_all;
 use super::node::Body;
 use super::outputs::Bound;
 use super::view::{Caller, View, is_sparse};
@@ -42,20 +44,17 @@ impl View {
         deadline: Instant,
         caller: Caller,
     ) -> FsResult<()> {
-        let mut linked = Linked {
-            storage: &self.storage,
-            ids: Vec::new(),
-        };
+        let mut linked = Linked::new(&self.storage);
         let outputs = files
             .iter()
             .map(|file| self.link_in(file, deadline, &mut linked))
             .collect::<FsResult<Vec<Bound>>>()?;
         self.bind(directory, outputs, None, caller, |_| ())?;
-        linked.ids.clear();
+        linked.keep();
         Ok(())
     }
 
-    fn link_in(
+    pub(super) fn link_in(
         &self,
         file: &Adopted<'_>,
         deadline: Instant,
@@ -78,8 +77,9 @@ impl View {
             return Err(Errno::EBUSY);
         }
         let meta = opened.metadata().map_err(failed)?;
+        let size = meta.len();
         let mut text = None;
-        if file.edit.is_some() || meta.len() <= INLINE_MAX as u64 {
+        if file.edit.is_some() || size <= INLINE_MAX as u64 {
             let mut bytes = Vec::new();
             opened.read_to_end(&mut bytes).map_err(failed)?;
             text = Some(match file.edit {
@@ -89,17 +89,19 @@ impl View {
         }
         let body = match text {
             Some(text) if text.len() <= INLINE_MAX => Body::Inline(text),
-            Some(text) => private(
-                linked.write(&text).map_err(failed)?,
-                text.len() as u64,
-                false,
-            ),
+            Some(text) => {
+                let id = linked.write(&text).map_err(failed)?;
+                private(id, text.len() as u64, false)
+            }
+            None if meta.nlink() > 1 => {
+                private(linked.copy(&opened, size).map_err(failed)?, size, false)
+            }
             None => {
                 let id = linked.link(&file.path).map_err(failed)?;
-                // One that nobody may write looks sealed.
-                let own = Permissions::from_mode(0o600);
+                // One that nobody may write looks sealed. The rest is for whoever places it in our stead.
+                let own = Permissions::from_mode(meta.mode() & 0o777 | 0o600);
                 opened.set_permissions(own).map_err(failed)?;
-                private(id, meta.len(), is_sparse(&meta))
+                private(id, size, is_sparse(&meta))
             }
         };
         let perm = meta.permissions().mode() & 0o7777;
@@ -122,16 +124,35 @@ fn private(id: ScratchId, size: u64, sparse: bool) -> Body {
 }
 
 /// Private files that nothing names yet; they go with this.
-struct Linked<'a> {
+pub(super) struct Linked<'a> {
     storage: &'a Storage,
     ids: Vec<ScratchId>,
 }
 
-impl Linked<'_> {
+impl<'a> Linked<'a> {
+    pub(super) fn new(storage: &'a Storage) -> Self {
+        Self {
+            storage,
+            ids: Vec::new(),
+        }
+    }
+
+    /// They have names now.
+    pub(super) fn keep(mut self) {
+        self.ids.clear();
+    }
+
     fn write(&mut self, text: &[u8]) -> io::Result<ScratchId> {
         let (id, mut file) = self.storage.new_scratch()?;
         self.ids.push(id);
         file.write_all(text)?;
+        Ok(id)
+    }
+
+    fn copy(&mut self, from: &File, size: u64) -> io::Result<ScratchId> {
+        let (id, file) = self.storage.new_scratch()?;
+        self.ids.push(id);
+        copy_all(from, &file, size)?;
         Ok(id)
     }
 

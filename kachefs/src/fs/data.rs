@@ -86,7 +86,7 @@ fn stamp(file: &File, mtime: Timestamp) -> io::Result<()> {
 }
 
 /// Makes `to` hold the bytes of `from`, sharing them where the disk can.
-fn copy_all(from: &File, to: &File, size: u64) -> io::Result<()> {
+pub(super) fn copy_all(from: &File, to: &File, size: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let source = u64::try_from(from.as_raw_fd()).map_err(io::Error::other)?;
     // SAFETY: both descriptors are open for the call; FICLONE takes the source descriptor by

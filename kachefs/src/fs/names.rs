@@ -88,7 +88,7 @@ fn check_name(name: &[u8]) -> FsResult<()> {
 }
 
 /// A directory that may take new names.
-fn live_directory(state: &State) -> FsResult<&Directory> {
+pub(super) fn live_directory(state: &State) -> FsResult<&Directory> {
     let directory = state.directory().ok_or(Errno::ENOTDIR)?;
     if state.attributes.nlink == 0 {
         Err(Errno::ENOENT)
@@ -98,7 +98,7 @@ fn live_directory(state: &State) -> FsResult<&Directory> {
 }
 
 /// The attributes of a directory after its names changed.
-fn renamed_in(state: &State, now: Timestamp, subdirectories: i32) -> Attributes {
+pub(super) fn renamed_in(state: &State, now: Timestamp, subdirectories: i32) -> Attributes {
     let mut attributes = state.attributes.clone();
     attributes.mtime = now;
     attributes.ctime = now;

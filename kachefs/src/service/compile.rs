@@ -65,8 +65,8 @@ impl Service {
             libraries: Pulse::during(stream, || self.loaded_with(prepared))?,
             ..run_of(prepared)
         };
-        let aside = self.aside.as_ref();
-        let mut aside = aside.and_then(|directories| directories.directory(prepared));
+        let directory = || self.aside.as_ref()?.directory(prepared);
+        let mut aside = Pulse::during(stream, directory)?;
         if let Some(aside) = &aside {
             aside.tell(&mut run);
         }

@@ -11,6 +11,7 @@ mod link;
 mod parser;
 mod query;
 mod uncacheable;
+pub mod written;
 
 #[cfg(test)]
 mod properties;

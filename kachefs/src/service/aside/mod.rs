@@ -10,8 +10,10 @@
 //! A compiler whose daemon dies goes on in its directory, which the next daemon leaves alone for as long
 //! as its wrapper holds a lock on it, and the wrapper copies what was made.
 
+mod incremental;
+
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -47,6 +49,9 @@ pub(super) struct Directories {
     path: PathBuf,
     /// Those that should be gone, but that a wrapper had then, or that could not be removed.
     left: Mutex<Vec<PathBuf>>,
+    /// Those in use that have their names of what they stand for.
+    named: Mutex<HashSet<PathBuf>>,
+    sessions: incremental::Names,
 }
 
 impl Directories {
@@ -84,6 +89,8 @@ impl Directories {
         Ok(Self {
             path,
             left: Mutex::default(),
+            named: Mutex::default(),
+            sessions: incremental::Names::default(),
         })
     }
 
@@ -102,7 +109,8 @@ impl Directories {
 
     fn clear_left(&self) {
         let mut left = std::mem::take(&mut *self.left.lock());
-        left.retain(|path| clear(path).is_err());
+        let is_used = |path: &PathBuf| self.named.lock().contains(path);
+        left.retain(|path| !is_used(path) && clear(path).is_err());
         self.left.lock().extend(left);
     }
 
@@ -112,15 +120,55 @@ impl Directories {
             return None;
         }
         self.clear_left();
-        let made = tempfile::Builder::new().prefix("").tempdir_in(&self.path);
+        let incremental = prepared.invocation.incremental.as_deref();
+        let place = match incremental {
+            Some(named) => Some(incremental::Place::of(prepared, named)?),
+            None => None,
+        };
+        let made = match &place {
+            Some(place) => self.make(&place.name()),
+            None => tempfile::Builder::new()
+                .prefix("")
+                .tempdir_in(&self.path)
+                .map(|made| Some(made.keep())),
+        };
         let made = made.inspect_err(|error| tracing::warn!(%error, "no directory for a compiler"));
-        Some(Aside {
+        let mut aside = Aside {
             directories: self,
             prepared,
-            path: made.ok()?.keep(),
+            path: made.ok()??,
+            state: None,
             placed: HashSet::new(),
-            is_over: false,
-        })
+            // Until a wrapper hears of it.
+            is_over: true,
+        };
+        if let Some(place) = place {
+            aside.state = Some(aside.put_state(place)?);
+        }
+        aside.is_over = false;
+        Some(aside)
+    }
+
+    /// Makes the directory of a name; `None` while somebody has it.
+    fn make(&self, name: &str) -> io::Result<Option<PathBuf>> {
+        let path = self.path.join(name);
+        if !self.named.lock().insert(path.clone()) {
+            return Ok(None);
+        }
+        let make = || {
+            clear(&path)?;
+            self.left.lock().retain(|left| *left != path);
+            DirBuilder::new().mode(0o700).create(&path)
+        };
+        let made = make().inspect_err(|_| {
+            self.named.lock().remove(&path);
+        });
+        match made {
+            Ok(()) => Ok(Some(path)),
+            // Of a daemon that died.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lets go of a directory that a wrapper may have.
@@ -143,11 +191,17 @@ impl Directories {
 /// Takes a directory away. `WouldBlock` while a wrapper has it.
 fn clear(path: &Path) -> io::Result<()> {
     let cleared = || {
-        if !path.symlink_metadata()?.is_dir() {
+        let meta = path.symlink_metadata()?;
+        if !meta.is_dir() {
             return fs::remove_file(path);
         }
         let directory = File::open(path)?;
-        let _lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
+        let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
+        // Another may have its name by now.
+        let locked = lock.metadata()?;
+        if (locked.dev(), locked.ino()) != (meta.dev(), meta.ino()) || locked.nlink() == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         fs::remove_dir_all(path)
     };
     match cleared() {
@@ -161,13 +215,26 @@ pub(super) struct Aside<'a> {
     directories: &'a Directories,
     prepared: &'a Prepared,
     path: PathBuf,
+    /// What the compiler goes on from, if it does.
+    state: Option<incremental::State<'a>>,
     /// What has its name in the view.
     placed: HashSet<OsString>,
     /// Whether the wrapper has heard what becomes of it all.
     is_over: bool,
 }
 
-impl Aside<'_> {
+impl<'a> Aside<'a> {
+    fn put_state(&self, place: incremental::Place) -> Option<incremental::State<'a>> {
+        let Prepared {
+            view, invocation, ..
+        } = self.prepared;
+        let to = self.told().incremental_aside();
+        let names = &self.directories.sessions;
+        let put = incremental::State::put(names, view, place, &invocation.crate_name, &to);
+        put.inspect_err(|error| tracing::warn!(%error, "no incremental state for a compiler"))
+            .ok()
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -176,6 +243,7 @@ impl Aside<'_> {
     fn told(&self) -> Told<'_> {
         Told {
             out_dir: &self.prepared.invocation.out_dir,
+            incremental: self.prepared.invocation.incremental.as_deref(),
             aside: &self.path,
         }
     }
@@ -184,8 +252,12 @@ impl Aside<'_> {
     pub fn tell(&self, run: &mut Run) {
         let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
         let told = self.told();
-        run.aside = Some((bytes(told.aside), bytes(told.out_dir)));
-        run.remaps.push(told.remap());
+        run.aside = Some(protocol::Aside {
+            path: bytes(told.aside),
+            out_dir: bytes(told.out_dir),
+            incremental: told.incremental.map(bytes),
+        });
+        run.remaps.extend(told.remaps());
         run.scope.own.push(bytes(told.aside));
     }
 
@@ -215,7 +287,21 @@ impl Aside<'_> {
         if outcome.success && missing {
             return Err(Errno::ENOENT);
         }
+        self.take_state();
         Ok(())
+    }
+
+    /// Without it the next compile takes longer, and no more.
+    fn take_state(&self) {
+        let from = self.told().incremental_aside();
+        let taken = self
+            .state
+            .as_ref()
+            .map(|state| state.take(&from, self.prepared.caller));
+        if let Some(Err(error)) = taken {
+            let crate_name = &self.prepared.invocation.crate_name;
+            tracing::warn!(crate_name, %error, "incremental state is left behind");
+        }
     }
 
     fn adopt(&mut self, names: &[OsString]) -> FsResult<()> {
@@ -262,6 +348,7 @@ impl Drop for Aside<'_> {
         if !self.is_over || fs::remove_dir_all(&self.path).is_err() {
             self.directories.leave(&self.path);
         }
+        self.directories.named.lock().remove(&self.path);
     }
 }
 
@@ -323,7 +410,9 @@ fn may_write_aside(place: &Path, prepared: &Prepared) -> bool {
     let invocation = &prepared.invocation;
     // What another user makes is not ours to link.
     let is_ours = prepared.caller.uid == geteuid().as_raw();
-    let are_plain = aside::is_plain(place) && aside::is_plain(&invocation.out_dir);
+    let named = [Some(&invocation.out_dir), invocation.incremental.as_ref()];
+    let mut named = named.into_iter().flatten();
+    let are_plain = aside::is_plain(place) && named.all(|path| aside::is_plain(path));
     let remaps = prepared.remaps();
     let users = invocation.user_remaps.iter();
     let users = users.filter_map(|remap| Some(remap.rsplit_once('=')?.0));
@@ -340,15 +429,35 @@ fn may_write_aside(place: &Path, prepared: &Prepared) -> bool {
 
 /// Whether what a compiler makes may not be told where it is made, or may not be taken over from there.
 fn must_write_there(invocation: &Invocation) -> bool {
-    // Incremental state and outputs are linked to each other. What a linker starts may go on writing when it has
-    // ended.
-    invocation.incremental.is_some()
-        || invocation.is_linked()
+    !is_usual_linker(invocation)
         || invocation.split_debuginfo != SplitDebuginfo::Off
         || invocation
             .target
             .as_deref()
             .is_some_and(|target| !is_linux(target))
+}
+
+/// Whether no program links that might make more of where it writes than compilers' drivers and well-known linkers
+/// do.
+fn is_usual_linker(invocation: &Invocation) -> bool {
+    const DRIVERS: [&str; 3] = ["cc", "gcc", "clang"];
+    const LINKERS: [&str; 6] = ["ld", "bfd", "gold", "lld", "mold", "wild"];
+    if !invocation.runs_linker() {
+        return true;
+    }
+    let is_driver = invocation.linker.as_ref().is_none_or(|linker| {
+        let name = linker.file_name().and_then(OsStr::to_str);
+        // `clang-19`, `aarch64-linux-gnu-gcc`.
+        let is_version = |c: char| c.is_ascii_digit() || c == '-' || c == '.';
+        let name = name.map(|name| name.trim_end_matches(is_version));
+        let own = name.and_then(|name| name.rsplit('-').next());
+        own.is_some_and(|own| DRIVERS.contains(&own))
+    });
+    let is_linker = invocation.fuse_ld().is_none_or(|ld| LINKERS.contains(&ld));
+    let mut arguments = invocation.link_args.iter();
+    is_driver
+        && is_linker
+        && !arguments.any(|argument| argument.starts_with("-B") || argument.contains("--ld-path"))
 }
 
 /// Whether debug information for a target is DWARF by all that is known of it: other kinds (`CodeView`) may name the
@@ -365,7 +474,7 @@ mod tests {
     use wrapper::args;
 
     #[test]
-    fn who_links_or_may_name_the_directory_writes_where_it_is_told() {
+    fn who_may_name_the_directory_writes_where_it_is_told() {
         let must_write_there = |more: &str| {
             let argv = format!(
                 "rustc --crate-name x --crate-type lib --emit=dep-info,metadata,link --out-dir /t/deps \
@@ -379,16 +488,25 @@ mod tests {
             "",
             "-Cdebuginfo=2 -Copt-level=3",
             "--target aarch64-unknown-linux-musl",
-        ] {
-            assert!(!must_write_there(more), "{more}");
-        }
-        for more in [
             "-Cincremental=/t/incremental",
             "--crate-type bin",
             "--crate-type proc-macro",
             "--crate-type cdylib",
             "--crate-type staticlib",
             "--test",
+            "--test -Clinker=clang-19 -Clink-arg=-fuse-ld=mold",
+            "--crate-type bin -Clinker=/opt/bin/aarch64-linux-gnu-gcc",
+            "-Clinker=flip-link",
+            "--crate-type bin -Clink-arg=-Wl,-O1 -Clink-arg=-fuse-ld=lld",
+        ] {
+            assert!(!must_write_there(more), "{more}");
+        }
+        for more in [
+            "--crate-type bin -Clinker=flip-link",
+            "--test -Clinker=/ws/link.sh",
+            "--test -Clink-arg=-fuse-ld=/ws/link.sh",
+            "--test -Clink-arg=--ld-path=/ws/link.sh",
+            "--test -Clink-args=-B/ws",
             "-Csplit-debuginfo=packed",
             "--target x86_64-pc-windows-gnu",
             "--target x86_64-unknown-uefi",
