@@ -240,8 +240,8 @@ fn build_from_nothing(sandbox: &Sandbox, project: &Project, mut build: impl FnMu
     let _ = sandbox.kachefs("daemon stop").ok();
     fs::remove_dir_all(sandbox.store()).must("remove the store");
     let [compiled, hit] = trees;
-    // What a daemon that was killed could not store is compiled again.
-    [compiled, hit.without_incremental()].map(Tree::without_build_scripts)
+    // What a daemon that was killed could not store is compiled again, and from which state, it may not know.
+    [compiled, hit].map(|tree| tree.without_incremental().without_build_scripts())
 }
 
 /// How often the daemon is to be killed.

@@ -114,7 +114,8 @@ impl Held {
         if lock.metadata()?.nlink() == 0 {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // The compiler and whatever it runs have it as well: they write there when the wrapper is gone, too.
+        // The compiler and whatever it runs have it as well, for they may write there when the wrapper is killed. Where
+        // it ends in peace it unlocks it for all of them (flock(2)).
         fcntl(&*lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
         // In a container it may be there, and not for us.
         OpenOptions::new()

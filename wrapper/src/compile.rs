@@ -42,15 +42,19 @@ pub(crate) fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> Exit
         Err(run::Failed::Again) => {}
         Err(run::Failed::Lost(error)) => {
             say(&format!("kachefs-rustc: lost the compiler: {error}"));
+            // It may still write to its directory, and has the lock for as long as nobody gives it up.
+            std::mem::forget(compile);
             return ExitCode::FAILURE;
         }
     }
-    if !compile.has_announced {
+    let has_announced = compile.has_announced;
+    // Gives up its directory: what has run there has ended.
+    drop(compile);
+    if !has_announced {
         return become_compiler(argv);
     }
     // Who has read the metadata must find the same again, of which paths and variables are a part; and cargo
     // fails when it hears of it a second time.
-    drop(compile);
     // Gone already is as good.
     let _ = stream.shutdown(Shutdown::Both);
     match run::unwatched(command(arguments), run, |line| !is_of_metadata(line)) {

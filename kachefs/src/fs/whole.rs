@@ -6,9 +6,9 @@
 //! that of the view. All others, and blobs, are copied.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -65,33 +65,38 @@ impl View {
     /// EBUSY for a file that a compiler may be writing to, and EINVAL for what is none.
     pub fn take_out(&self, node: &Node, to: &Path, linked: bool) -> FsResult<Option<FileId>> {
         let failed = |error: io::Error| errno(&error);
-        let (from, size) = {
+        let (from, size, mode) = {
             let state = node.state.lock();
+            // What a compiler makes an output of has its mode from here.
+            let mode = u32::from(state.attributes.perm) & 0o777 | 0o600;
             match &state.body {
                 Body::Private {
                     passthrough: true, ..
                 } => return Err(Errno::EBUSY),
                 Body::Private { id, .. } if linked => {
                     fs::hard_link(self.storage.dir.scratch_file(*id), to).map_err(failed)?;
+                    fs::set_permissions(to, Permissions::from_mode(mode)).map_err(failed)?;
                     let meta = fs::symlink_metadata(to).map_err(failed)?;
                     return Ok(Some(FileId::from(&meta)));
                 }
                 Body::Private { id, size, .. } => {
-                    (self.storage.open_scratch(*id).map_err(failed)?, *size)
+                    (self.storage.open_scratch(*id).map_err(failed)?, *size, mode)
                 }
                 Body::Blob { digest, size } => {
                     // One that only a bucket has is not worth waiting for.
                     let blob = self.storage.cas.open(digest);
                     let failed =
                         |error: CasError| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-                    (blob.map_err(failed)?, *size)
+                    (blob.map_err(failed)?, *size, mode)
                 }
-                Body::Inline(bytes) => return write(to, bytes).map_err(failed),
-                Body::Stored { .. } => return write(to, &self.stored_bytes(node)?).map_err(failed),
+                Body::Inline(bytes) => return write(to, mode, bytes).map_err(failed),
+                Body::Stored { .. } => {
+                    return write(to, mode, &self.stored_bytes(node)?).map_err(failed);
+                }
                 _ => return Err(Errno::EINVAL),
             }
         };
-        let copied = made(to).and_then(|file| copy_all(&from, &file, size));
+        let copied = made(to, mode).and_then(|file| copy_all(&from, &file, size));
         copied.map_err(failed)?;
         Ok(None)
     }
@@ -252,16 +257,15 @@ fn insert(state: &mut State, name: &[u8], ino: Ino) {
     }
 }
 
-fn write<T>(path: &Path, bytes: &[u8]) -> io::Result<Option<T>> {
-    made(path)?.write_all(bytes)?;
+fn write<T>(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<Option<T>> {
+    made(path, mode)?.write_all(bytes)?;
     Ok(None)
 }
 
 /// A file that was not there.
-fn made(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
+fn made(path: &Path, mode: u32) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    // Whatever the mask.
+    file.set_permissions(Permissions::from_mode(mode))?;
+    Ok(file)
 }

@@ -110,7 +110,7 @@ impl Directories {
     fn clear_left(&self) {
         let mut left = std::mem::take(&mut *self.left.lock());
         let is_used = |path: &PathBuf| self.named.lock().contains(path);
-        left.retain(|path| !is_used(path) && clear(path).is_err());
+        left.retain(|path| is_used(path) || clear(path).is_err());
         self.left.lock().extend(left);
     }
 
@@ -455,9 +455,16 @@ fn is_usual_linker(invocation: &Invocation) -> bool {
     });
     let is_linker = invocation.fuse_ld().is_none_or(|ld| LINKERS.contains(&ld));
     let mut arguments = invocation.link_args.iter();
-    is_driver
-        && is_linker
-        && !arguments.any(|argument| argument.starts_with("-B") || argument.contains("--ld-path"))
+    is_driver && is_linker && !arguments.any(|argument| is_detour(argument))
+}
+
+/// Whether an argument of a compiler's driver has it run other programs than its own.
+fn is_detour(argument: &str) -> bool {
+    let has = |option: &&str| argument.starts_with(option);
+    ["-B", "-wrapper", "-specs", "--specs", "-fplugin"]
+        .iter()
+        .any(has)
+        || argument.contains("--ld-path")
 }
 
 /// Whether debug information for a target is DWARF by all that is known of it: other kinds (`CodeView`) may name the
@@ -507,6 +514,7 @@ mod tests {
             "--test -Clink-arg=-fuse-ld=/ws/link.sh",
             "--test -Clink-arg=--ld-path=/ws/link.sh",
             "--test -Clink-args=-B/ws",
+            "--test -Clink-arg=-specs=/ws/specs",
             "-Csplit-debuginfo=packed",
             "--target x86_64-pc-windows-gnu",
             "--target x86_64-unknown-uefi",
