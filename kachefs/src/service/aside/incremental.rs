@@ -612,9 +612,17 @@ mod tests {
             fs::create_dir_all(&session).expect("mkdir");
             fs::write(to.join("x-0hash/s-h1-aa.lock"), "").expect("writes");
             fs::write(&output, vec![1; 50_000]).expect("writes");
+            fs::set_permissions(&output, Permissions::from_mode(0o644)).expect("chmod");
             fs::hard_link(&output, session.join("metadata.rmeta")).expect("links");
         });
         made.expect("takes");
+        // What a compiler makes an output of again has the mode it had.
+        let again = fixture.compile(|to| {
+            let path = to.join("x-0hash").join(FIRST).join("metadata.rmeta");
+            let mode = fs::metadata(path).expect("stat").mode();
+            assert_eq!(mode & 0o777, 0o644);
+        });
+        again.expect("takes nothing");
         fs::write(&output, vec![3; 50_000]).expect("writes");
         assert_eq!(fixture.file(FIRST, "metadata.rmeta").2, vec![1; 50_000]);
     }
