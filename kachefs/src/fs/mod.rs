@@ -5,9 +5,10 @@
 //! `names` changes names, `directory` holds them, `again` changes them for requests sent twice, `data`
 //! changes bytes, `outputs` is what the action service asks of a view (digests, ingest, bind),
 //! `passthrough` lets compilers write past the daemon, `small` leaves bytes to the index, `import`
-//! takes over an existing directory, `adopt` and `whole` take over what compilers made elsewhere, `clear` ends
-//! everything in a view, `check` gives up files whose bytes are not in the store any more. What a power cut may take back is the business of `durability`
-//! (how it is kept small) and `recovery` (what is dropped after one).
+//! takes over an existing directory, `adopt` and `whole` take over what compilers made elsewhere, `clear`
+//! ends everything in a view, `check` gives up files whose bytes are not in the store any more. What a
+//! power cut may take back is the business of `durability` (how it is kept small) and `recovery` (what is
+//! dropped after one).
 //!
 //! Locks: the view's `structure` lock orders changes of names; each node has one lock for its
 //! state. Whoever holds `structure` may hold several node locks; everybody else holds at most one

@@ -65,11 +65,11 @@ impl View {
     /// EBUSY for a file that a compiler may be writing to, and EINVAL for what is none.
     pub fn take_out(&self, node: &Node, to: &Path, linked: bool) -> FsResult<Option<FileId>> {
         let failed = |error: io::Error| errno(&error);
-        let (from, size, mode) = {
+        let (source, mode) = {
             let state = node.state.lock();
             // What a compiler makes an output of has its mode from here.
             let mode = u32::from(state.attributes.perm) & 0o777 | 0o600;
-            match &state.body {
+            let source = match &state.body {
                 Body::Private {
                     passthrough: true, ..
                 } => return Err(Errno::EBUSY),
@@ -80,22 +80,24 @@ impl View {
                     return Ok(Some(FileId::from(&meta)));
                 }
                 Body::Private { id, size, .. } => {
-                    (self.storage.open_scratch(*id).map_err(failed)?, *size, mode)
+                    (self.storage.open_scratch(*id).map_err(failed)?, *size)
                 }
                 Body::Blob { digest, size } => {
                     // One that only a bucket has is not worth waiting for.
                     let blob = self.storage.cas.open(digest);
                     let failed =
                         |error: CasError| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-                    (blob.map_err(failed)?, *size, mode)
+                    (blob.map_err(failed)?, *size)
                 }
                 Body::Inline(bytes) => return write(to, mode, bytes).map_err(failed),
                 Body::Stored { .. } => {
                     return write(to, mode, &self.stored_bytes(node)?).map_err(failed);
                 }
                 _ => return Err(Errno::EINVAL),
-            }
+            };
+            (source, mode)
         };
+        let (from, size) = source;
         let copied = made(to, mode).and_then(|file| copy_all(&from, &file, size));
         copied.map_err(failed)?;
         Ok(None)
