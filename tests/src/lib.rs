@@ -9,6 +9,7 @@
 //! the store directory, as any script of a user may.
 
 mod archive;
+pub mod aside;
 pub mod chance;
 pub mod command;
 pub mod counters;
