@@ -161,6 +161,13 @@ impl Held {
         Some(replaced)
     }
 
+    /// Where a file is until it has the path that the compiler says it has.
+    pub(crate) fn made(&self, said: &Path) -> Option<PathBuf> {
+        let is_ours = said.parent() == Some(&self.out_dir);
+        let name = said.file_name().filter(|_| is_ours)?;
+        Some(self.aside.join(name))
+    }
+
     /// Whether somebody has taken it away.
     pub(crate) fn is_gone(&self) -> bool {
         !self.aside.exists()

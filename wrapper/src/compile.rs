@@ -5,7 +5,9 @@ use std::fs;
 use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
 use crate::artifacts;
 use crate::aside::Held;
@@ -13,6 +15,7 @@ use crate::client::{CANNOT_RUN, become_compiler, say};
 use crate::drivers;
 use crate::protocol::{self, Decision, Outcome, Report, Run, Verdict};
 use crate::run::{self, Ended};
+use crate::trace::Asked;
 use crate::verdict::verdict;
 
 /// Runs the compiler, streaming what it says, and reports how it went.
@@ -31,8 +34,14 @@ pub(crate) fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> Exit
     };
     let (held, told) = Held::of(run, arguments).unzip();
     let told = told.as_deref().unwrap_or(arguments);
-    let mut compile = Compile::new(run, stream, held);
-    match run::streamed(|| command(told), run, |line| compile.hear(line)) {
+    let is_told_otherwise = held.is_some() && run.scope.arguments;
+    let asked = match is_told_otherwise.then(Asked::new).transpose() {
+        Ok(asked) => asked.map(Arc::new),
+        Err(_) => return become_compiler(argv),
+    };
+    let mut compile = Compile::new(run, stream, held, asked.clone());
+    let hear = |line: &[u8]| compile.hear(line);
+    match run::streamed(|| command(told), run, asked.as_ref(), hear) {
         Ok(ended) => {
             let status = ended.status;
             if compile.end(ended) == Verdict::Stands {
@@ -79,6 +88,8 @@ struct Compile<'a> {
     stream: &'a UnixStream,
     /// Where it writes, if not where cargo said.
     held: Option<Held>,
+    /// Whether something may have asked for its arguments, where those are not cargo's.
+    asked: Option<Arc<Asked>>,
     /// The path of its dep-info, once that is there.
     dep_info: Option<String>,
     /// Whether cargo has heard that there is metadata.
@@ -86,13 +97,17 @@ struct Compile<'a> {
 }
 
 impl<'a> Compile<'a> {
-    fn new(run: &'a Run, stream: &'a UnixStream, held: Option<Held>) -> Self {
-        // Else dep-info would not yet be where cargo is told it is.
-        debug_assert!(held.is_none() || run.remove_environment.is_empty());
+    fn new(
+        run: &'a Run,
+        stream: &'a UnixStream,
+        held: Option<Held>,
+        asked: Option<Arc<Asked>>,
+    ) -> Self {
         Self {
             run,
             stream,
             held,
+            asked,
             dep_info: None,
             has_announced: false,
         }
@@ -110,8 +125,8 @@ impl<'a> Compile<'a> {
             }
             "metadata" => {
                 // Nobody is to read that of a compile which will not stand. Dep-info is there: rustc writes it
-                // before it analyses anything.
-                let stands = self.looked_for_nothing_removed();
+                // before it analyses anything; and macros have run.
+                let stands = !self.may_have_asked() && self.looked_for_nothing_removed();
                 let held = self.held.as_mut();
                 let is_ready = stands && held.is_none_or(|held| held.hear(&output, self.stream));
                 self.has_announced |= is_ready;
@@ -143,6 +158,11 @@ impl<'a> Compile<'a> {
         }
     }
 
+    /// Whether something may have found that it was called otherwise than cargo said.
+    fn may_have_asked(&self) -> bool {
+        self.asked.as_ref().is_some_and(|asked| asked.is_set())
+    }
+
     /// Whether, by its dep-info, the compiler looked for no variable that was taken away from it.
     fn looked_for_nothing_removed(&self) -> bool {
         self.own_verdict(true, &[]) == Verdict::Stands
@@ -160,7 +180,12 @@ impl<'a> Compile<'a> {
         if let Ok(Decision::Over(verdict)) = heard.and_then(|()| protocol::decision(self.stream)) {
             return verdict;
         }
-        // The compile stands whether or not the daemon hears of it.
+        if self.may_have_asked() {
+            // One that is only silent must not place anything later. Gone already is as good.
+            let _ = self.stream.shutdown(Shutdown::Both);
+            return Verdict::Redo;
+        }
+        // Else the compile stands whether or not the daemon hears of it.
         let placed = held.map_or(Ok(()), |held| held.place_all(self.stream, &outcome.stderr));
         if outcome.success && placed.is_err() {
             return Verdict::Redo;
@@ -170,7 +195,11 @@ impl<'a> Compile<'a> {
 
     /// What the daemon would say.
     fn own_verdict(&self, success: bool, stderr: &[u8]) -> Verdict {
-        let dep_info = || fs::read(self.dep_info.as_ref()?).ok();
+        let dep_info = || {
+            let path = Path::new(self.dep_info.as_ref()?);
+            let aside = self.held.as_ref().and_then(|held| held.made(path));
+            fs::read(aside.as_deref().unwrap_or(path)).ok()
+        };
         verdict(success, stderr, &self.run.remove_environment, dep_info)
     }
 }

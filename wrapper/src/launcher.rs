@@ -141,7 +141,7 @@ impl Script {
             command.env(DISABLE, "1").env(WATCHED, "1");
             command
         };
-        let ended = match run::streamed(command, run, |_| true) {
+        let ended = match run::streamed(command, run, None, |_| true) {
             Ok(ended) => ended,
             Err(run::Failed::Again) => return self.become_it(),
             Err(run::Failed::Lost(error)) => {

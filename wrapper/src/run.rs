@@ -4,13 +4,14 @@
 
 use std::io::{self, PipeReader, Read, Write};
 use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::Arc;
 use std::thread;
 
 use std::os::unix::process::ExitStatusExt;
 
 use crate::protocol::Run;
 use crate::roots::Roots;
-use crate::trace::{Observed, Program, Unseen, Watch};
+use crate::trace::{Asked, Observed, Program, Scope, Unseen, Watch};
 
 /// How a program ended.
 pub(crate) struct Ended {
@@ -34,10 +35,11 @@ pub(crate) enum Failed {
 
 /// Runs a program to its end, as the daemon wants it run. Its output goes to ours as it comes, with the
 /// real ones in place of remapped paths. `hear` gets each line of its standard error first, and says whether
-/// it is to go on.
+/// it is to go on. Where arguments are not the caller's, `asked` is set when something may have asked for them.
 pub(crate) fn streamed(
     command: impl Fn() -> Command,
     run: &Run,
+    asked: Option<&Arc<Asked>>,
     hear: impl FnMut(&[u8]) -> bool,
 ) -> Result<Ended, Failed> {
     let mut edit = edits(run, hear);
@@ -45,8 +47,13 @@ pub(crate) fn streamed(
     let program = Program {
         command: piped,
         libraries: run.libraries.clone(),
+        asked: asked.cloned(),
     };
-    if let Ok(watch) = Watch::start(program, run.scope.clone()) {
+    let scope = Scope {
+        arguments: asked.is_some(),
+        ..run.scope.clone()
+    };
+    if let Ok(watch) = Watch::start(program, scope) {
         let (stdout, stderr) = pipes.pass_on(&mut edit).map_err(Failed::Lost)?;
         let (status, observed) = watch.finish().map_err(|_| Failed::Again)?;
         return Ok(Ended {
@@ -56,6 +63,8 @@ pub(crate) fn streamed(
             observed: Some(observed).filter(|observed| !is_blind(observed)),
         });
     }
+    // Nobody will know.
+    asked.inspect(|asked| asked.set());
     let started = Unwatched::start(command()).map_err(|_| Failed::Again)?;
     let (status, stdout, stderr) = started.pass_on(edit).map_err(Failed::Lost)?;
     Ok(Ended {

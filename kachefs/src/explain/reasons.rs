@@ -66,6 +66,8 @@ fn of_runs(reason: &str) -> Option<&'static str> {
             "it reads a variable of the terminal or the session, which is not in the key"
         }
         "outputs-not-placed" => "what it made could not be given its names in the view",
+        "reads-arguments" => "it may have asked the kernel how the compiler was called",
+        "not-watched" => "its proc macros could not be watched",
         "writes-elsewhere" => "it changes something outside its output directory",
         "network" => "it talks to another process or machine",
         "process-left-behind" => "it leaves a process behind",

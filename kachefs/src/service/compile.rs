@@ -65,7 +65,7 @@ impl Service {
             libraries: Pulse::during(stream, || self.loaded_with(prepared))?,
             ..run_of(prepared)
         };
-        let directory = || self.aside.as_ref()?.directory(prepared);
+        let directory = || self.aside.as_ref()?.directory(self, prepared);
         let mut aside = Pulse::during(stream, directory)?;
         if let Some(aside) = &aside {
             aside.tell(&mut run);
@@ -83,7 +83,14 @@ impl Service {
         protocol::send(stream, &Decision::Run(run))?;
         let (outcome, placed) = aside::until_ended(stream, aside.as_mut())?;
         let _recording = self.recording.begin();
-        if let Some(why) = why_redo(prepared, &outcome, placed) {
+        if let Some(directories) = &self.aside {
+            directories.note_watched(&outcome);
+        }
+        let asks = aside.as_ref().and_then(|aside| {
+            let why = aside.why_redo(&outcome);
+            why.inspect(|_| aside.forgo(self))
+        });
+        if let Some(why) = asks.or_else(|| why_redo(prepared, &outcome, placed)) {
             self.refused(&Refusal::Named(why), Some(&asked));
             return aside::conclude(stream, aside, Verdict::Redo);
         }

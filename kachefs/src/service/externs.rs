@@ -1,6 +1,7 @@
 //! The externs of an action, and the crates behind them that no argument names.
 
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -106,6 +107,56 @@ fn origin_in_view(service: &Service, view: &View, path: &[u8], node: &Node) -> O
         let stem = crate_stem(path)?;
         service.units.of_output(&(view.id, stem))
     })
+}
+
+/// A library that rustc may load and run.
+pub(super) struct Library {
+    /// Where it is.
+    pub view: Arc<View>,
+    /// Its file.
+    pub node: Arc<Node>,
+}
+
+/// The libraries of proc macros behind a compile, and others that are called like them. `None` where it may load
+/// some that nobody names, or that are in no view.
+pub(super) fn libraries(service: &Service, prepared: &Prepared) -> Option<Vec<Library>> {
+    let mut libraries = Vec::new();
+    let mut add = |view: Arc<View>, node: Option<Arc<Node>>| {
+        libraries.extend(node.map(|node| Library { view, node }));
+    };
+    let externs = prepared.invocation.externs.iter();
+    for path in externs.filter_map(|extern_| extern_.path.as_ref()) {
+        if path.extension() == Some(OsStr::new("so")) {
+            let Place::View(view, rest) = prepared.locate(service, path) else {
+                return None;
+            };
+            let node = view.resolve(&rest).ok()?;
+            add(view, Some(node));
+        }
+    }
+    for search in &prepared.invocation.searches {
+        let place = prepared.locate(service, &search.path);
+        match (search.kind, place) {
+            (SearchKind::Dependency, Place::View(view, path)) => {
+                // One that is not there may come.
+                let directory = view.resolve(&path).ok()?;
+                for (stem, _) in &prepared.dependencies.closure {
+                    let name = format!("lib{stem}.so");
+                    let node = view.child(directory.ino, name.as_bytes());
+                    add(Arc::clone(&view), node.ok());
+                }
+            }
+            (SearchKind::Dependency, Place::Disk(_)) => return None,
+            (SearchKind::All | SearchKind::Crate, place) => {
+                let is_system = matches!(&place, Place::Disk(path) if is_system(path));
+                if !is_system && !crates_in(&place).is_empty() {
+                    return None;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(libraries)
 }
 
 /// The stems of the crates in the closure that others in it depend on: rustc looks for these by name. `None` where

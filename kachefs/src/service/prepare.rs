@@ -109,6 +109,8 @@ pub struct Prepared {
     pub scope: Scope,
     /// Whether the package's compile may run proc macros or an unknown compiler.
     pub opaque: bool,
+    /// Whether what runs is not known for what it is: a compiler behind a shim, a linker that is a script, clippy.
+    pub runs_unknown: bool,
     /// Whether it is clippy that runs.
     pub is_clippy: bool,
     /// How far the result travels.
@@ -303,10 +305,10 @@ pub fn prepare(
     };
 
     let externs = Externs::collect(service, &invocation, &view, &roots, &cwd)?;
-    let opaque = externs.proc_macro
-        || is_clippy
+    let runs_unknown = is_clippy
         || tools.compiler.behind_shim
         || tools.linker.as_ref().is_some_and(|linker| linker.is_script);
+    let opaque = externs.proc_macro || runs_unknown;
     let scrubbed = if opaque {
         environment::scrubbed(&request.environment)
     } else {
@@ -374,6 +376,7 @@ pub fn prepare(
         under_way,
         hidden_roots,
         opaque,
+        runs_unknown,
         programs,
         is_clippy,
         mode,

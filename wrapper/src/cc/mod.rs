@@ -140,7 +140,7 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream, watched: bool) -> 
     };
     // Under another watch, ours fails to start.
     let part = if watched { Part::begin().ok() } else { None };
-    let ended = match run::streamed(command, run, |_| true) {
+    let ended = match run::streamed(command, run, None, |_| true) {
         Ok(ended) => ended,
         Err(run::Failed::Again) => return become_compiler(argv),
         Err(run::Failed::Lost(error)) => {

@@ -6,6 +6,7 @@
 //! [`Watch::start`] says so and the program runs unwatched. `run` calls it; what an access means for a
 //! key is the daemon's business.
 
+mod asked;
 mod calls;
 mod filter;
 mod listener;
@@ -26,9 +27,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::io;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::asked::Asked;
 pub(crate) use self::part::Part;
 pub use self::scope::Scope;
 
@@ -65,6 +68,8 @@ pub enum Unseen {
     Calls,
     /// The memory of one of its processes could not be read.
     Memory,
+    /// It asked the kernel for a process's arguments, where they are not its caller's ([`Scope::arguments`]).
+    Arguments,
 }
 
 impl Unseen {
@@ -76,6 +81,15 @@ impl Unseen {
             Self::Mounts => "changes-mounts",
             Self::Calls => "unwatchable-calls",
             Self::Memory => "unreadable-process",
+            Self::Arguments => "reads-arguments",
+        }
+    }
+
+    /// Whether somebody may have learnt how the program was called, for all that was seen.
+    pub fn may_tell_arguments(self) -> bool {
+        match self {
+            Self::Arguments | Self::Calls | Self::Memory | Self::Mounts => true,
+            Self::Network | Self::ProcessLeft => false,
         }
     }
 }
@@ -123,7 +137,7 @@ pub struct Observed {
 }
 
 /// When set, nothing is watched: as where the kernel or a container forbids it.
-const UNWATCHED: &str = "KACHEFS_UNWATCHED";
+pub const UNWATCHED: &str = "KACHEFS_UNWATCHED";
 
 /// Whether programs can be watched here; an error says why not.
 pub fn is_possible() -> io::Result<()> {
@@ -142,12 +156,17 @@ pub struct Program {
     /// look for them, and each look is handed over. Should it by now find others, it runs with those it would
     /// find.
     pub libraries: Vec<Vec<u8>>,
+    /// Who is to know at once that something may have asked for its arguments, where that is noted.
+    pub asked: Option<Arc<Asked>>,
 }
 
 impl From<Command> for Program {
     fn from(command: Command) -> Self {
-        let libraries = Vec::new();
-        Self { command, libraries }
+        Self {
+            command,
+            libraries: Vec::new(),
+            asked: None,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::unistd::Pid;
 
@@ -14,7 +15,7 @@ use super::part::Parts;
 use super::ring::Found;
 use super::shim::Shim;
 use super::words;
-use super::{Access, Observed, Scope, Unseen, Uses, memory};
+use super::{Access, Asked, Observed, Scope, Unseen, Uses, memory};
 
 /// What lies there is the kernel's or the machine's, not an input.
 const NO_FILES: [&[u8]; 3] = [b"/proc/", b"/sys/", b"/dev/"];
@@ -27,6 +28,7 @@ const WORKING_DIRECTORY: &[u8] = b"/proc/self/cwd/";
 pub(super) struct Notes {
     scope: Scope,
     shim: Option<Shim>,
+    asked: Option<Arc<Asked>>,
     paths: HashMap<Vec<u8>, Uses>,
     libraries: HashSet<Vec<u8>>,
     unseen: BTreeSet<Unseen>,
@@ -45,10 +47,11 @@ struct Working {
 
 impl Notes {
     /// Nothing yet. The shim is what the program was started with.
-    pub(super) fn within(scope: Scope, shim: Option<Shim>) -> Self {
+    pub(super) fn within(scope: Scope, shim: Option<Shim>, asked: Option<Arc<Asked>>) -> Self {
         Self {
             scope,
             shim,
+            asked,
             paths: HashMap::new(),
             libraries: HashSet::new(),
             unseen: BTreeSet::new(),
@@ -113,13 +116,23 @@ impl Notes {
     }
 
     fn unseen(&mut self, unseen: Unseen) {
-        self.unseen.insert(unseen);
+        self.insert_unseen(unseen);
         self.parts.unseen(unseen);
+    }
+
+    fn insert_unseen(&mut self, unseen: Unseen) {
+        self.unseen.insert(unseen);
+        if self.scope.arguments
+            && unseen.may_tell_arguments()
+            && let Some(asked) = &self.asked
+        {
+            asked.set();
+        }
     }
 
     /// Notes that something is not seen, whosever it may be.
     fn unseen_by_all(&mut self, unseen: Unseen) {
-        self.unseen.insert(unseen);
+        self.insert_unseen(unseen);
         self.parts.unseen_by_all(unseen);
     }
 
@@ -234,6 +247,9 @@ impl Notes {
     /// Notes that something was done with a whole path, if it is that of a file. Where it is not known
     /// whether anything was `found` there, this is asked now.
     fn named(&mut self, does: Does, path: Vec<u8>, found: Option<Found>) {
+        if self.scope.arguments && tells_arguments(&path) {
+            self.unseen(Unseen::Arguments);
+        }
         if leads_through_process(&path) {
             self.unseen(Unseen::Calls);
         } else if !is_no_file(&path) {
@@ -349,6 +365,12 @@ fn leads_through_process(path: &[u8]) -> bool {
             || is_below_descriptor(path))
 }
 
+/// Whether a path may be where the kernel tells how a process was called (proc(5)), wherever that is mounted. Not how
+/// the kernel itself was.
+fn tells_arguments(path: &[u8]) -> bool {
+    path.ends_with(b"/cmdline") && path != b"/proc/cmdline"
+}
+
 /// `/proc/self/fd/3/name`, but not `/proc/self/fd/3`.
 fn is_below_descriptor(path: &[u8]) -> bool {
     let mut parts = path.split(|byte| *byte == b'/');
@@ -394,6 +416,21 @@ fn exists_now(path: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arguments_are_where_the_kernel_tells_them() {
+        for path in [
+            "/proc/self/cmdline",
+            "//proc/7/task/8/cmdline",
+            "/usr/../proc/self/cmdline",
+            "/elsewhere/self/cmdline",
+        ] {
+            assert!(tells_arguments(path.as_bytes()), "{path}");
+        }
+        for path in ["/proc/cmdline", "/proc/self/cmdlines", "/proc/self/environ"] {
+            assert!(!tells_arguments(path.as_bytes()), "{path}");
+        }
+    }
 
     #[test]
     fn ways_through_processes_are_no_dead_ends() {

@@ -13,6 +13,8 @@ pub struct Scope {
     pub own: Vec<Vec<u8>>,
     /// Names of sockets: what is said there is nobody's input.
     pub unnoted: Vec<Vec<u8>>,
+    /// The program's arguments are not its caller's: that somebody reads them (proc(5), `/proc/pid/cmdline`) is noted.
+    pub arguments: bool,
 }
 
 impl Scope {

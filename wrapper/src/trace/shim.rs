@@ -109,7 +109,9 @@ impl Shim {
     /// what the C library's functions say, and the shim would not ask them. It is given the libraries it
     /// is loaded with, if those are known, by their paths.
     pub(super) fn put_before(&mut self, program: &mut Program) {
-        let Program { command, libraries } = program;
+        let Program {
+            command, libraries, ..
+        } = program;
         let variable = |name: &str| {
             let set = command.get_envs().find(|(set, _)| *set == name);
             set.map_or_else(|| env::var_os(name), |(_, value)| value.map(OsString::from))

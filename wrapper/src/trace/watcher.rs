@@ -140,7 +140,7 @@ fn watch(
     if let Some(shim) = &mut shim {
         shim.put_before(&mut program);
     }
-    let command = program.command;
+    let Program { command, asked, .. } = program;
     let keep = shim.as_ref().map(Shim::descriptors).into_iter().flatten();
     let mut keep: Vec<RawFd> = keep.chain([stream.as_raw_fd()]).collect();
     thread::scope(|threads| {
@@ -167,7 +167,7 @@ fn watch(
                 return Err(io::Error::other("no listener").into());
             }
         };
-        let (mut observed, listener) = listener.watch(end, Notes::within(scope, shim));
+        let (mut observed, listener) = listener.watch(end, Notes::within(scope, shim, asked));
         let died = |_| io::Error::other("the thread that starts programs died");
         let status = program.join().map_err(died)??;
         if !listener.is_over() {

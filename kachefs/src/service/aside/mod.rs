@@ -11,18 +11,22 @@
 //! as its wrapper holds a lock on it, and the wrapper copies what was made.
 
 mod incremental;
+mod macros;
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lru::LruCache;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 use parking_lot::Mutex;
@@ -30,18 +34,24 @@ use store::StoreDir;
 use wrapper::args::{Invocation, SplitDebuginfo};
 use wrapper::artifacts::{self, PATIENCE};
 use wrapper::aside::{self, Told};
+use wrapper::environment;
 use wrapper::lease;
 use wrapper::protocol::{self, Decision, Outcome, ProtocolError, Report, Run, Verdict};
-use wrapper::trace::Access;
+use wrapper::trace::{Access, UNWATCHED, Unseen};
 
+use super::Service;
 use super::prepare::Prepared;
 use super::pulse::Pulse;
+use super::units::UnderWay;
 use crate::fs::adopt::Adopted;
 use crate::fs::{Errno, FsResult, errno};
 
 /// How often to try whether a wrapper that is gone has let go of its directory, and how long to wait between.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Crates compiled twice that are remembered.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
 /// Where compilers may write.
 pub(super) struct Directories {
@@ -52,6 +62,11 @@ pub(super) struct Directories {
     /// Those in use that have their names of what they stand for.
     named: Mutex<HashSet<PathBuf>>,
     sessions: incremental::Names,
+    macros: macros::Macros,
+    /// Crates that were compiled twice because of what their proc macros may have asked.
+    twice: Mutex<LruCache<UnderWay, ()>>,
+    /// Whether the last compiler could not be watched.
+    is_unwatched: AtomicBool,
 }
 
 impl Directories {
@@ -91,6 +106,9 @@ impl Directories {
             left: Mutex::default(),
             named: Mutex::default(),
             sessions: incremental::Names::default(),
+            macros: macros::Macros::default(),
+            twice: Mutex::new(LruCache::new(REMEMBERED)),
+            is_unwatched: AtomicBool::new(false),
         })
     }
 
@@ -115,8 +133,8 @@ impl Directories {
     }
 
     /// A directory for a compiler; `None` for one that must write where it is told.
-    pub fn directory<'a>(&'a self, prepared: &'a Prepared) -> Option<Aside<'a>> {
-        if !may_write_aside(&self.path, prepared) {
+    pub fn directory<'a>(&'a self, service: &Service, prepared: &'a Prepared) -> Option<Aside<'a>> {
+        if !may_write_aside(&self.path, prepared) || self.may_ask(service, prepared) {
             return None;
         }
         self.clear_left();
@@ -139,6 +157,7 @@ impl Directories {
             path: made.ok()??,
             state: None,
             placed: HashSet::new(),
+            is_used: false,
             // Until a wrapper hears of it.
             is_over: true,
         };
@@ -147,6 +166,24 @@ impl Directories {
         }
         aside.is_over = false;
         Some(aside)
+    }
+
+    /// Whether a proc macro may ask how the compiler was called.
+    fn may_ask(&self, service: &Service, prepared: &Prepared) -> bool {
+        let is_unwatched = || {
+            self.is_unwatched.load(Ordering::Relaxed)
+                || environment::value(&prepared.environment, UNWATCHED.as_bytes()).is_some()
+        };
+        prepared.opaque
+            && (is_unwatched()
+                || self.twice.lock().contains(&prepared.under_way)
+                || !self.macros.are_blind(service, prepared))
+    }
+
+    /// Takes note of whether a compiler could be watched.
+    pub fn note_watched(&self, outcome: &Outcome) {
+        let is_unwatched = outcome.observed.is_none();
+        self.is_unwatched.store(is_unwatched, Ordering::Relaxed);
     }
 
     /// Makes the directory of a name; `None` while somebody has it.
@@ -219,6 +256,8 @@ pub(super) struct Aside<'a> {
     state: Option<incremental::State<'a>>,
     /// What has its name in the view.
     placed: HashSet<OsString>,
+    /// Whether a compiler wrote there.
+    is_used: bool,
     /// Whether the wrapper has heard what becomes of it all.
     is_over: bool,
 }
@@ -259,6 +298,28 @@ impl<'a> Aside<'a> {
         });
         run.remaps.extend(told.remaps());
         run.scope.own.push(bytes(told.aside));
+        run.scope.arguments = self.prepared.opaque;
+    }
+
+    /// Why the compiler must run again where cargo told it to write: a proc macro may have made something of how it
+    /// was called.
+    pub fn why_redo(&self, outcome: &Outcome) -> Option<&'static str> {
+        if !self.is_used || !self.prepared.opaque {
+            return None;
+        }
+        let Some(observed) = &outcome.observed else {
+            return Some("not-watched");
+        };
+        let mut unseen = observed.unseen.iter();
+        let may_tell = unseen.any(|unseen| unseen.may_tell_arguments());
+        may_tell.then_some(Unseen::Arguments.name())
+    }
+
+    /// Has this crate, and those behind the same proc macros, written where cargo tells it from now on.
+    pub fn forgo(&self, service: &Service) {
+        let crates = &self.directories.twice;
+        crates.lock().put(self.prepared.under_way.clone(), ());
+        self.directories.macros.suspect(service, self.prepared);
     }
 
     /// Gives a file its name in the view that the compiler says it has made.
@@ -378,8 +439,11 @@ pub(super) fn until_ended(
                 if let Some(aside) = aside
                     && wrote_aside
                 {
+                    aside.is_used = true;
                     aside.forget_way(&mut outcome);
-                    placed = while_heard(stream, || aside.place_all(&outcome))?;
+                    if aside.why_redo(&outcome).is_none() {
+                        placed = while_heard(stream, || aside.place_all(&outcome))?;
+                    }
                 }
                 return Ok((outcome, placed));
             }
@@ -418,9 +482,7 @@ fn may_write_aside(place: &Path, prepared: &Prepared) -> bool {
     let users = users.filter_map(|remap| Some(remap.rsplit_once('=')?.0));
     let mut remapped = remaps.iter().map(|(from, _)| *from).chain(users);
     let place = place.to_string_lossy();
-    // Proc macros see the compiler's arguments, and of others no variable is taken away, so that the wrapper
-    // need not look into dep-info before it is in its place.
-    !prepared.opaque
+    !prepared.runs_unknown
         && !must_write_there(invocation)
         && is_ours
         && are_plain

@@ -208,7 +208,11 @@ fn who_is_given_its_libraries_need_not_look_for_them() {
         let mut command = numbered(dir.path());
         let libraries = libraries(&mut command);
         assert!(libraries.len() > 1, "{libraries:?}");
-        Program { command, libraries }
+        Program {
+            command,
+            libraries,
+            asked: None,
+        }
     };
     let [given, searched, without] = [
         observe(make(), Shim::new),
@@ -252,7 +256,14 @@ fn who_is_given_others_than_it_would_find_runs_with_those_it_finds() {
         dir.path().join("deps/libnumber.so"),
     )
     .expect("copies");
-    let (_, seen, said) = observe(Program { command, libraries }, Shim::new);
+    let (_, seen, said) = observe(
+        Program {
+            command,
+            libraries,
+            asked: None,
+        },
+        Shim::new,
+    );
     assert_eq!(said, "8 (null)\n");
     let opened = uses(&seen, &dir.path().join("deps/libnumber.so")).accesses;
     assert!(opened.contains(Access::Open));
@@ -291,7 +302,11 @@ fn who_is_given_its_libraries_has_them_in_their_order() {
         command.env(search::VARIABLE, dir.path().join("kept"));
         let libraries = libraries(&mut command);
         assert_eq!(libraries.len(), 4, "{libraries:?}");
-        Program { command, libraries }
+        Program {
+            command,
+            libraries,
+            asked: None,
+        }
     };
     // The loader itself comes last, or where it is asked for.
     let said = |program: Program, shim| {
