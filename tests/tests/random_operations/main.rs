@@ -88,7 +88,8 @@ impl Tally {
 
     /// Every operation went well at times, and failed at times.
     fn assert_varied(&self) {
-        let poor = |[well, badly]: &[u32; 2]| *well < 10 || *badly < 10;
+        // The rarest of them comes to some thirty, give or take what chance does.
+        let poor = |[well, badly]: &[u32; 2]| *well < 5 || *badly < 5;
         let poor: Vec<_> = self.0.iter().filter(|(_, counts)| poor(counts)).collect();
         assert!(poor.is_empty(), "hardly tested (ok, failed): {poor:?}");
     }
