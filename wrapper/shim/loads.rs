@@ -70,13 +70,15 @@ fn is_there(directory: &[u8], name: &[u8]) -> bool {
 // What is looked at here, the kernel looks at when it runs the program, and that is handed over.
 fn is_native(directory: &[u8], name: &[u8]) -> bool {
     const CLOSE_ON_EXEC: usize = 0o2_000_000;
+    // What is called like a program may be a pipe that nobody writes to.
+    const NON_BLOCKING: usize = 0o4_000;
     let Some(path) = join::<MOST_PATH>(directory, name) else {
         return false;
     };
     let arguments = [
         AT_FDCWD as usize,
         path.as_ptr() as usize,
-        CLOSE_ON_EXEC,
+        CLOSE_ON_EXEC | NON_BLOCKING,
         0,
         0,
     ];

@@ -106,6 +106,17 @@ fn it_is_there_and_calls_are_not_handed_over() {
 }
 
 #[test]
+fn what_is_called_like_a_program_may_be_a_pipe() {
+    let dir = tree();
+    let text = "import os\nos.mkfifo('env', 0o755)\n\
+                os.environ['PATH'] = os.getcwd() + ':/usr/bin:/bin'\n\
+                pid = os.posix_spawnp('env', ['env', 'echo', 'ran'], os.environ)\n\
+                print(os.waitpid(pid, 0)[1])";
+    let (_, _, said) = observe(python(text, dir.path()), Shim::new);
+    assert_eq!(said, "ran\n0\n");
+}
+
+#[test]
 fn tells_the_same_as_handing_over() {
     let dir = tree();
     let text = r"
