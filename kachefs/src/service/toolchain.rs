@@ -68,9 +68,11 @@ const DRIVERS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 /// Which driver was asked, and under which circumstances.
 type Asked = (PathBuf, Digest, Vec<Option<Vec<u8>>>);
 
+const PATH: &[u8] = b"PATH";
+
 /// Variables that change what a gcc-like driver answers (gcc(1), "ENVIRONMENT").
 const ASKED_UNDER: &[&[u8]] = &[
-    b"PATH",
+    PATH,
     b"LIBRARY_PATH",
     b"COMPILER_PATH",
     b"GCC_EXEC_PREFIX",
@@ -436,10 +438,14 @@ impl Toolchains {
         digest: Digest,
         environment: &Environment,
     ) -> io::Result<Arc<Driver>> {
-        let under = ASKED_UNDER
-            .iter()
-            .map(|name| environment::value(environment, name).map(<[u8]>::to_vec))
-            .collect();
+        let under = ASKED_UNDER.iter().map(|name| {
+            let value = environment::value(environment, name)?;
+            Some(match *name {
+                PATH => that_are_there(value),
+                _ => value.to_vec(),
+            })
+        });
+        let under = under.collect();
         let key: Asked = (driver.to_owned(), digest, under);
         if let Some(known) = self.drivers.lock().get(&key) {
             return Ok(Arc::clone(known));
@@ -475,6 +481,20 @@ impl Toolchains {
         self.drivers.lock().put(key, Arc::clone(&says));
         Ok(says)
     }
+}
+
+/// The directories of a list that are there, or may be: rustup puts one before the others that need not be, and
+/// programs are asked thirty questions where the list is another.
+fn that_are_there(list: &[u8]) -> Vec<u8> {
+    let directories = list.split(|byte| *byte == b':');
+    let may_be_there = |directory: &&[u8]| {
+        let path = Path::new(OsStr::from_bytes(directory));
+        let missing =
+            fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        path.is_relative() || !missing
+    };
+    let there: Vec<&[u8]> = directories.filter(may_be_there).collect();
+    there.join(&b':')
 }
 
 /// What the digest holds of a toolchain. Of one that the system's packages put below `/usr`, only what
@@ -558,4 +578,33 @@ fn search_path(driver: &Path, environment: &Environment) -> io::Result<Vec<PathB
         return Err(io::Error::other("a relative directory is searched"));
     }
     Ok(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_that_are_not_there_make_no_other_path() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let [bin, missing] = ["bin", "missing"].map(|name| dir.path().join(name));
+        fs::create_dir(&bin).expect("mkdir");
+        let list = |paths: &[&Path]| {
+            let paths: Vec<&[u8]> = paths
+                .iter()
+                .map(|path| path.as_os_str().as_bytes())
+                .collect();
+            paths.join(&b':')
+        };
+        let [bin, missing]: [&Path; 2] = [&bin, &missing];
+        let there = |paths: &[&Path]| that_are_there(&list(paths));
+        assert_eq!(
+            there(&[missing, bin, Path::new("/usr/bin")]),
+            list(&[bin, Path::new("/usr/bin")])
+        );
+        let relative = [Path::new("missing"), Path::new(""), bin];
+        assert_eq!(there(&relative), list(&relative));
+        fs::create_dir(missing).expect("mkdir");
+        assert_eq!(there(&[missing, bin]), list(&[missing, bin]));
+    }
 }
