@@ -116,7 +116,7 @@ pub unsafe fn put_back() -> Option<Spared> {
             name.is_some_and(|name| name.starts_with(VARIABLE))
         };
         system::entry(is_hidden)?;
-        let searched = system::take(VARIABLE);
+        let searched = system::take(|text| text.starts_with(VARIABLE));
         let place = system::entry(is_hidden)?;
         // `/proc/self/environ` shows a gap.
         (*place).write_bytes(0, HIDDEN.len());

@@ -15,7 +15,7 @@ use crate::pages;
 use crate::ring;
 use crate::search::{self, Lists};
 use crate::system::{self, AT_FDCWD};
-use crate::words::ATTACH;
+use crate::words::{ALLOCATOR, ALLOCATOR_IS_TOLD, ATTACH};
 
 /// A list of texts that ends in none.
 pub type List = *const *const c_char;
@@ -107,6 +107,7 @@ static START: extern "C" fn(c_int, List) = {
         // the kernel has put into memory of this program's own, as it has the arguments.
         let (spared, kept) = unsafe {
             pages::start(*arguments);
+            hide_allocator();
             (search::put_back(), hide())
         };
         for function in [&SPAWN, &SPAWN_BY_NAME, &RUN_BY_NAME] {
@@ -160,8 +161,28 @@ unsafe fn hide() -> Option<Kept> {
         }
     };
     // SAFETY: the caller's. What was in it is kept.
-    unsafe { system::wipe(system::take(VARIABLE)?) };
+    unsafe { system::wipe(system::take(|text| text.starts_with(VARIABLE))?) };
     Some(kept)
+}
+
+/// Takes what the allocator was told out of the environment: it has read it, for libraries that allocate are
+/// initialised before this one.
+///
+/// # Safety
+///
+/// As [`system::take`].
+unsafe fn hide_allocator() {
+    let is_told = |text: &[u8]| {
+        let value = text.strip_prefix(ALLOCATOR.as_bytes());
+        let value = value.and_then(|value| value.strip_prefix(b"="));
+        value.is_some_and(|value| value.starts_with(ALLOCATOR_IS_TOLD.as_bytes()))
+    };
+    // SAFETY: the caller's. It has no other user any more.
+    unsafe {
+        if let Some(told) = system::take(is_told) {
+            system::wipe(told);
+        }
+    }
 }
 
 /// Makes the gate and gets the memory to write to.

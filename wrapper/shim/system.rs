@@ -227,15 +227,15 @@ pub unsafe fn entry(is: impl Fn(&[u8]) -> bool) -> Option<*mut *mut c_char> {
     }
 }
 
-/// Takes a variable, whose name comes with its `=`, out of the environment.
+/// Takes the first entry of this kind out of the environment.
 ///
 /// # Safety
 ///
 /// Nobody else uses the environment, which the kernel has put into memory of this program's own.
-pub unsafe fn take(name: &[u8]) -> Option<*mut c_char> {
+pub unsafe fn take(is: impl Fn(&[u8]) -> bool) -> Option<*mut c_char> {
     // SAFETY: the caller's.
     unsafe {
-        let mut place = entry(|text| text.starts_with(name))?;
+        let mut place = entry(is)?;
         let taken = *place;
         while !(*place).is_null() {
             *place = *place.add(1);

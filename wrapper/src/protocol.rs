@@ -15,7 +15,7 @@ use store::Look;
 use crate::trace::{Observed, Scope};
 
 /// Version of every message below.
-pub const VERSION: u8 = 11;
+pub const VERSION: u8 = 12;
 
 /// Longest frame either side accepts: the output of a compiler that prints a great deal.
 const MAX_FRAME: u32 = 256 << 20;
@@ -156,6 +156,8 @@ pub struct Run {
     pub aside: Option<Aside>,
     /// The libraries the program is loaded with, if they are known ([`crate::trace::Program`]).
     pub libraries: Vec<Vec<u8>>,
+    /// What the program's allocator is told, if anything ([`crate::trace::Program`]).
+    pub allocator: Vec<u8>,
 }
 
 impl Run {
@@ -168,6 +170,7 @@ impl Run {
             scope,
             aside: None,
             libraries: Vec::new(),
+            allocator: Vec::new(),
         }
     }
 }

@@ -47,6 +47,7 @@ pub(crate) fn streamed(
     let program = Program {
         command: piped,
         libraries: run.libraries.clone(),
+        allocator: run.allocator.clone(),
         asked: asked.cloned(),
     };
     let scope = Scope {

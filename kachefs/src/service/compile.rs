@@ -7,6 +7,7 @@ use store::builds::LoggedEnd;
 use store::{ActionKey, Counter, Digest, Ino, InvocationDigest, Timestamp};
 use wrapper::protocol::{self, CompileRequest, Decision, Outcome, ProtocolError, Run, Verdict};
 
+use super::allocator;
 use super::aside;
 use super::builds::Asked;
 use super::lookup::{self, Found};
@@ -209,6 +210,7 @@ pub(super) fn run_of(prepared: &Prepared) -> Run {
             .iter()
             .map(|(f, t)| ((*f).to_owned(), (*t).to_owned()))
             .collect(),
+        allocator: allocator::told(),
         ..Run::as_called(prepared.scope.clone())
     }
 }

@@ -4,6 +4,7 @@
 //! `aside` has compilers write where they need no daemon, `record` stores what they made, `lineage` makes
 //! again what is lost of that. `files`, `toolchain` and `units` know digests and origins.
 
+mod allocator;
 mod aside;
 pub mod builds;
 pub mod cc;

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use self::asked::Asked;
 pub(crate) use self::part::Part;
 pub use self::scope::Scope;
+pub use self::words::ALLOCATOR_IS_TOLD;
 
 use self::shim::Shim;
 use self::watcher::Watcher;
@@ -156,6 +157,9 @@ pub struct Program {
     /// look for them, and each look is handed over. Should it by now find others, it runs with those it would
     /// find.
     pub libraries: Vec<Vec<u8>>,
+    /// What its allocator is told, if that is jemalloc (jemalloc(3), "TUNING"), where the user has told it nothing
+    /// and neither it nor what it starts gets to know ([`ALLOCATOR_IS_TOLD`]). Empty for nothing.
+    pub allocator: Vec<u8>,
     /// Who is to know at once that something may have asked for its arguments, where that is noted.
     pub asked: Option<Arc<Asked>>,
 }
@@ -165,6 +169,7 @@ impl From<Command> for Program {
         Self {
             command,
             libraries: Vec::new(),
+            allocator: Vec::new(),
             asked: None,
         }
     }

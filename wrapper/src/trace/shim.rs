@@ -25,6 +25,7 @@ use super::Program;
 use super::loader;
 use super::ring::{self, Ring, Said};
 use super::search;
+use super::words;
 
 #[cfg(test)]
 mod tests;
@@ -110,13 +111,17 @@ impl Shim {
     /// is loaded with, if those are known, by their paths.
     pub(super) fn put_before(&mut self, program: &mut Program) {
         let Program {
-            command, libraries, ..
+            command,
+            libraries,
+            allocator,
+            ..
         } = program;
         let variable = |name: &str| {
             let set = command.get_envs().find(|(set, _)| *set == name);
             set.map_or_else(|| env::var_os(name), |(_, value)| value.map(OsString::from))
         };
         let (others, search) = (variable(PRELOAD), variable(search::VARIABLE));
+        let is_allocator_told = variable(words::ALLOCATOR).is_some();
         self.search = search.unwrap_or_default().into_encoded_bytes();
         if others.is_none_or(|others| others.is_empty()) && is_native(command) {
             let own = path(&self.library);
@@ -125,6 +130,10 @@ impl Shim {
             let all = [own.as_bytes()].into_iter();
             let all: Vec<&[u8]> = all.chain(libraries.iter().map(Vec::as_slice)).collect();
             command.env(PRELOAD, OsStr::from_bytes(&all.join(&b':')));
+            // Which the shim takes out, too.
+            if !allocator.is_empty() && !is_allocator_told {
+                command.env(words::ALLOCATOR, OsStr::from_bytes(allocator));
+            }
         }
     }
 

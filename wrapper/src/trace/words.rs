@@ -17,6 +17,12 @@ pub(super) const SEARCH: &CStr = c"/proc/self/kachefs-search";
 /// to. The watcher answers with a descriptor.
 pub(super) const ATTACH: &[u8] = b"/proc/self/kachefs-shim/";
 
+/// What jemalloc goes by (jemalloc(3), "TUNING").
+pub(super) const ALLOCATOR: &str = "MALLOC_CONF";
+
+/// How that begins where a watched compiler is told it, and nobody else would begin it: what is so already.
+pub const ALLOCATOR_IS_TOLD: &str = "abort_conf:false,narenas:";
+
 /// Where the dynamic linker looks, in each directory, for libraries made for its processor (ld.so(8),
 /// "Hardware capabilities").
 pub(super) const FOR_PROCESSORS: [&[u8]; 6] = [

@@ -10,6 +10,7 @@ use super::*;
 use crate::trace::watcher::Watcher;
 use crate::trace::{Access, Observed, Scope, Unseen, Uses};
 
+mod allocator;
 mod pages;
 mod searched;
 

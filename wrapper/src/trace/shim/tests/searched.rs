@@ -209,9 +209,8 @@ fn who_is_given_its_libraries_need_not_look_for_them() {
         let libraries = libraries(&mut command);
         assert!(libraries.len() > 1, "{libraries:?}");
         Program {
-            command,
             libraries,
-            asked: None,
+            ..Program::from(command)
         }
     };
     let [given, searched, without] = [
@@ -258,9 +257,8 @@ fn who_is_given_others_than_it_would_find_runs_with_those_it_finds() {
     .expect("copies");
     let (_, seen, said) = observe(
         Program {
-            command,
             libraries,
-            asked: None,
+            ..Program::from(command)
         },
         Shim::new,
     );
@@ -303,9 +301,8 @@ fn who_is_given_its_libraries_has_them_in_their_order() {
         let libraries = libraries(&mut command);
         assert_eq!(libraries.len(), 4, "{libraries:?}");
         Program {
-            command,
             libraries,
-            asked: None,
+            ..Program::from(command)
         }
     };
     // The loader itself comes last, or where it is asked for.
