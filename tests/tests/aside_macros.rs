@@ -1,10 +1,12 @@
 //! Crates behind proc macros are written aside, unless a macro could tell.
 
 use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use harness::aside::{assert_none_left, looking, sessions};
 use harness::messages::Messages;
-use harness::{Cmd, Counters, Must, Package, Project, Sandbox};
+use harness::{Cmd, Counters, Must, Package, Project, Sandbox, processes};
 
 /// What a macro says that looks for the directory of outputs among the compiler's arguments, where it finds them by
 /// this expression.
@@ -18,14 +20,30 @@ fn finds_directory(arguments: &str) -> String {
     )
 }
 
+/// Such an expression, that reads the kernel's file and does not hold its name.
+fn by_parts() -> String {
+    by_kernel("[\"//proc/self/cmd\", \"line\"].concat()")
+}
+
+fn by_kernel(path: &str) -> String {
+    format!(
+        "String::from_utf8(std::fs::read({path}).unwrap()).unwrap()\
+         .split('\\0').map(String::from).collect()"
+    )
+}
+
 /// A program that says what a macro made when the library was compiled, and a number.
 fn user_of(sandbox: &Sandbox, macros: &str, made: &str) -> Project {
+    user_in(sandbox.path("project"), macros, made)
+}
+
+fn user_in(path: PathBuf, macros: &str, made: &str) -> Project {
     let macros = Package::new("macros").proc_macro(macros);
     let library = Package::new("library").dep("macros");
     let library = library.lib(&text(made, 1));
     let app = Package::new("app").dep("library");
     let app = app.bin("fn main() { println!(\"{}\", library::said()); }\n");
-    Project::new(sandbox.path("project"), &[macros, library, app])
+    Project::new(path, &[macros, library, app])
 }
 
 /// Its compiler takes long enough for its directory to be seen.
@@ -96,20 +114,13 @@ fn behind_a_macro_that_cannot_tell() {
 /// Whatever a macro sees of arguments is what cargo said, and who was compiled twice for that is not again.
 #[test]
 fn behind_a_macro_that_looks_for_the_directory() {
-    let by_kernel = "String::from_utf8(std::fs::read(\"/proc/self/cmdline\").unwrap()).unwrap()\
-                     .split('\\0').map(String::from).collect()";
-    // Those do not hold the name.
-    let by_parts = by_kernel.replace(
-        "\"/proc/self/cmdline\"",
-        "[\"//proc/self/cmd\", \"line\"].concat()",
-    );
     let by_another = "String::from_utf8(std::process::Command::new(\"cat\")\
          .arg([&format!(\"/proc/{}/cmd\", std::process::id()), \"line\"].concat()).output().unwrap().stdout)\
          .unwrap().split('\\0').map(String::from).collect()";
     for (arguments, twice) in [
         ("std::env::args().collect()", false),
-        (by_kernel, false),
-        (&by_parts, true),
+        (&by_kernel("\"/proc/self/cmdline\""), false),
+        (&by_parts(), true),
         (by_another, true),
     ] {
         let sandbox = Sandbox::new();
@@ -140,9 +151,7 @@ fn behind_a_macro_that_looks_for_the_directory() {
 #[test]
 fn who_is_made_from_it_meanwhile() {
     let sandbox = Sandbox::new();
-    let arguments = "String::from_utf8(std::fs::read([\"/proc/self/cmd\", \"line\"].concat()).unwrap()).unwrap()\
-                     .split('\\0').map(String::from).collect()";
-    let macros = Package::new("macros").proc_macro(&finds_directory(arguments));
+    let macros = Package::new("macros").proc_macro(&finds_directory(&by_parts()));
     let made = "#[inline] pub fn made() -> &'static str { macros::directory!() }\n";
     let library = Package::new("library").dep("macros");
     let library = library.lib(&(text("made()", 1) + made));
@@ -161,6 +170,58 @@ fn who_is_made_from_it_meanwhile() {
     let deps = deps.display();
     let said = sandbox.output_of(project.program("app"));
     assert_eq!(said, format!("{deps} {deps} 1 1\n"));
+}
+
+#[test]
+fn what_is_said_by_a_compiler_that_runs_again() {
+    let sandbox = Sandbox::new();
+    let made = "macros::directory!()";
+    let project = user_of(&sandbox, &finds_directory(&by_parts()), made);
+    let with_more = text(made, 1) + "fn nobody_calls_this() {}\n";
+    project.write("crates/library/src/lib.rs", &with_more);
+    sandbox.mount(project.target());
+    let said = sandbox.cargo(&project, "build").ok().stderr;
+    let warnings = said.matches("`nobody_calls_this` is never used");
+    assert_eq!(warnings.count(), 1, "{said}");
+}
+
+/// What a macro has seen by then does not stand, although nobody can be asked any more.
+#[test]
+fn a_macro_that_looks_for_it_while_the_daemon_dies() {
+    let sandbox = Sandbox::new();
+    let [asked, go_on] = ["asked", "go-on"].map(|name| sandbox.path(name));
+    let arguments = format!(
+        "{{ let all = {}; std::fs::write({asked:?}, \"\").unwrap(); \
+         while !std::path::Path::new({go_on:?}).exists() {{ \
+         std::thread::sleep(std::time::Duration::from_millis(5)) }} all }}",
+        by_parts()
+    );
+    let project = user_of(
+        &sandbox,
+        &finds_directory(&arguments),
+        "macros::directory!()",
+    );
+    sandbox.mount(project.target());
+    let build = sandbox.cargo(&project, "build").spawn();
+    assert!(processes::wait_for(Duration::from_mins(1), || asked.exists()));
+    sandbox.kill_daemon();
+    fs::write(&go_on, "").must("writes");
+    let _ = build.finish().success();
+    assert_none_left(&sandbox);
+    let deps = project.target().join("debug/deps");
+    let said = sandbox.output_of(project.program("app"));
+    assert_eq!(said, format!("{} 1 1\n", deps.display()));
+}
+
+/// Directories are no files of the kernel, whatever they are called.
+#[test]
+fn a_project_in_a_directory_called_like_the_kernels_file() {
+    let sandbox = Sandbox::new();
+    let project = user_in(sandbox.path("cmdline"), BLIND, SEVEN);
+    sandbox.mount(project.target());
+    let cargo = sandbox.cargo(&project, "build");
+    let (is_aside, refused, seen) = refused(&sandbox, cargo, "reads-arguments");
+    assert!(is_aside && refused == 0, "{seen:?}");
 }
 
 /// What is taken away from such compilers, and looked for, is there, too.

@@ -32,23 +32,24 @@ pub(crate) fn compile(argv: &[OsString], run: &Run, stream: &UnixStream) -> Exit
         }
         command
     };
-    let (held, told) = Held::of(run, arguments).unzip();
+    let mut compile = Compile::new(run, stream);
+    let told = compile.write_aside(arguments);
     let told = told.as_deref().unwrap_or(arguments);
-    let is_told_otherwise = held.is_some() && run.scope.arguments;
-    let asked = match is_told_otherwise.then(Asked::new).transpose() {
-        Ok(asked) => asked.map(Arc::new),
-        Err(_) => return become_compiler(argv),
-    };
-    let mut compile = Compile::new(run, stream, held, asked.clone());
+    let asked = compile.asked.clone();
     let hear = |line: &[u8]| compile.hear(line);
-    match run::streamed(|| command(told), run, asked.as_ref(), hear) {
+    let mut ran = run::streamed(|| command(told), run, asked.as_ref(), hear);
+    if matches!(ran, Err(run::Failed::Unwatched)) {
+        compile.write_where_told();
+        ran = run::streamed(|| command(arguments), run, None, |line| compile.hear(line));
+    }
+    match ran {
         Ok(ended) => {
             let status = ended.status;
             if compile.end(ended) == Verdict::Stands {
                 return run::exit_like(status);
             }
         }
-        Err(run::Failed::Again) => {}
+        Err(run::Failed::Again | run::Failed::Unwatched) => {}
         Err(run::Failed::Lost(error)) => {
             say(&format!("kachefs-rustc: lost the compiler: {error}"));
             // It may still write to its directory, and has the lock for as long as nobody gives it up.
@@ -88,7 +89,8 @@ struct Compile<'a> {
     stream: &'a UnixStream,
     /// Where it writes, if not where cargo said.
     held: Option<Held>,
-    /// Whether something may have asked for its arguments, where those are not cargo's.
+    /// Whether something may have asked for its arguments, where those are not cargo's and proc macros may still
+    /// run.
     asked: Option<Arc<Asked>>,
     /// The path of its dep-info, once that is there.
     dep_info: Option<String>,
@@ -97,24 +99,39 @@ struct Compile<'a> {
 }
 
 impl<'a> Compile<'a> {
-    fn new(
-        run: &'a Run,
-        stream: &'a UnixStream,
-        held: Option<Held>,
-        asked: Option<Arc<Asked>>,
-    ) -> Self {
+    fn new(run: &'a Run, stream: &'a UnixStream) -> Self {
         Self {
             run,
             stream,
-            held,
-            asked,
+            held: None,
+            asked: None,
             dep_info: None,
             has_announced: false,
         }
     }
 
+    /// The arguments with which the compiler writes where the daemon wants it, if it is to.
+    fn write_aside(&mut self, arguments: &[OsString]) -> Option<Vec<OsString>> {
+        let (held, told) = Held::of(self.run, arguments)?;
+        if self.run.scope.arguments {
+            self.asked = Some(Arc::new(Asked::new().ok()?));
+        }
+        self.held = Some(held);
+        Some(told)
+    }
+
+    /// It writes where cargo said after all.
+    fn write_where_told(&mut self) {
+        self.held = None;
+        self.asked = None;
+    }
+
     /// Takes note of a line that the compiler says. Whether it is to go on.
     fn hear(&mut self, line: &[u8]) -> bool {
+        // It will run again, and say all again.
+        if self.may_have_asked() {
+            return false;
+        }
         let Some(output) = artifacts::announced(line).next() else {
             return true;
         };
@@ -125,11 +142,15 @@ impl<'a> Compile<'a> {
             }
             "metadata" => {
                 // Nobody is to read that of a compile which will not stand. Dep-info is there: rustc writes it
-                // before it analyses anything; and macros have run.
-                let stands = !self.may_have_asked() && self.looked_for_nothing_removed();
+                // before it analyses anything.
+                let stands = self.looked_for_nothing_removed();
                 let held = self.held.as_mut();
                 let is_ready = stands && held.is_none_or(|held| held.hear(&output, self.stream));
-                self.has_announced |= is_ready;
+                if is_ready {
+                    self.has_announced = true;
+                    // Macros have run, and who asks from now on tells the compiler nothing.
+                    self.asked = None;
+                }
                 is_ready
             }
             _ => true,
@@ -158,7 +179,7 @@ impl<'a> Compile<'a> {
         }
     }
 
-    /// Whether something may have found that it was called otherwise than cargo said.
+    /// Whether a macro may have found that it was called otherwise than cargo said.
     fn may_have_asked(&self) -> bool {
         self.asked.as_ref().is_some_and(|asked| asked.is_set())
     }
@@ -175,6 +196,7 @@ impl<'a> Compile<'a> {
         let report = Report::<&str, _>::Ended {
             outcome,
             aside: held.is_some(),
+            asked: self.may_have_asked(),
         };
         let heard = protocol::send(self.stream, &report);
         if let Ok(Decision::Over(verdict)) = heard.and_then(|()| protocol::decision(self.stream)) {

@@ -143,7 +143,7 @@ impl Script {
         };
         let ended = match run::streamed(command, run, None, |_| true) {
             Ok(ended) => ended,
-            Err(run::Failed::Again) => return self.become_it(),
+            Err(run::Failed::Again | run::Failed::Unwatched) => return self.become_it(),
             Err(run::Failed::Lost(error)) => {
                 client::say(&format!("kachefs: lost the build script: {error}"));
                 return ExitCode::FAILURE;

@@ -198,6 +198,9 @@ pub enum Report<N = String, O = Outcome> {
         outcome: O,
         /// Whether it wrote to [`Run::aside`].
         aside: bool,
+        /// Whether a proc macro may have asked how it was called, where it was not as cargo said. Nothing of it
+        /// stands then.
+        asked: bool,
     },
 }
 
@@ -517,11 +520,12 @@ mod tests {
         let report = Report::<&str, _>::Ended {
             outcome: &outcome,
             aside: true,
+            asked: false,
         };
         send(&one, &report).expect("sends");
         let received: Report = receive(&other).expect("receives");
         assert!(
-            matches!(received, Report::Ended { outcome, aside: true } if outcome.stdout == b"said")
+            matches!(received, Report::Ended { outcome, aside: true, asked: false } if outcome.stdout == b"said")
         );
 
         for decision in [

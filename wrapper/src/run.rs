@@ -29,13 +29,16 @@ pub(crate) struct Ended {
 pub(crate) enum Failed {
     /// It never ran, or its watcher died and all its calls failed: to be run again.
     Again,
+    /// It never ran, for it must be watched and cannot be.
+    Unwatched,
     /// It ran, but its end was not seen.
     Lost(io::Error),
 }
 
 /// Runs a program to its end, as the daemon wants it run. Its output goes to ours as it comes, with the
 /// real ones in place of remapped paths. `hear` gets each line of its standard error first, and says whether
-/// it is to go on. Where arguments are not the caller's, `asked` is set when something may have asked for them.
+/// it is to go on. Where arguments are not the caller's, `asked` is set when something may have asked for them, and
+/// nothing runs that cannot be watched.
 pub(crate) fn streamed(
     command: impl Fn() -> Command,
     run: &Run,
@@ -64,8 +67,9 @@ pub(crate) fn streamed(
             observed: Some(observed).filter(|observed| !is_blind(observed)),
         });
     }
-    // Nobody will know.
-    asked.inspect(|asked| asked.set());
+    if asked.is_some() {
+        return Err(Failed::Unwatched);
+    }
     let started = Unwatched::start(command()).map_err(|_| Failed::Again)?;
     let (status, stdout, stderr) = started.pass_on(edit).map_err(Failed::Lost)?;
     Ok(Ended {

@@ -87,11 +87,10 @@ impl Service {
         if let Some(directories) = &self.aside {
             directories.note_watched(&outcome);
         }
-        let asks = aside.as_ref().and_then(|aside| {
-            let why = aside.why_redo(&outcome);
-            why.inspect(|_| aside.forgo(self))
-        });
-        if let Some(why) = asks.or_else(|| why_redo(prepared, &outcome, placed)) {
+        let leaked = aside
+            .as_ref()
+            .and_then(|aside| aside.why_redo(self, &outcome));
+        if let Some(why) = leaked.or_else(|| why_redo(prepared, &outcome, placed)) {
             self.refused(&Refusal::Named(why), Some(&asked));
             return aside::conclude(stream, aside, Verdict::Redo);
         }

@@ -68,10 +68,7 @@ impl Externs {
         // `extern crate` finds crates there that no argument names, proc macros among them.
         externs.proc_macro |= invocation.searches.iter().any(|search| {
             let place = locate(service, view, roots, cwd, &search.path);
-            let is_system = matches!(&place, Place::Disk(path) if is_system(path));
-            matches!(search.kind, SearchKind::All | SearchKind::Crate)
-                && !is_system
-                && !crates_in(&place).is_empty()
+            holds_unnamed(search.kind, &place)
         });
         if unknown {
             externs.proc_macro = true;
@@ -147,12 +144,7 @@ pub(super) fn libraries(service: &Service, prepared: &Prepared) -> Option<Vec<Li
                 }
             }
             (SearchKind::Dependency, Place::Disk(_)) => return None,
-            (SearchKind::All | SearchKind::Crate, place) => {
-                let is_system = matches!(&place, Place::Disk(path) if is_system(path));
-                if !is_system && !crates_in(&place).is_empty() {
-                    return None;
-                }
-            }
+            (kind, place) if holds_unnamed(kind, &place) => return None,
             _ => {}
         }
     }
@@ -187,6 +179,14 @@ fn crate_stem(path: &[u8]) -> Option<Vec<u8>> {
     let file = file.strip_prefix(b"lib")?;
     let dot = file.iter().rposition(|byte| *byte == b'.')?;
     Some([directory, &file[..dot]].concat())
+}
+
+/// Whether `extern crate` may find crates in a directory that no argument names.
+fn holds_unnamed(kind: SearchKind, place: &Place) -> bool {
+    let is_system = matches!(place, Place::Disk(path) if is_system(path));
+    matches!(kind, SearchKind::All | SearchKind::Crate)
+        && !is_system
+        && !crates_in(place).is_empty()
 }
 
 /// Stems of all crates in a dependency directory.

@@ -142,7 +142,7 @@ fn compile(argv: &[OsString], run: &Run, stream: &UnixStream, watched: bool) -> 
     let part = if watched { Part::begin().ok() } else { None };
     let ended = match run::streamed(command, run, None, |_| true) {
         Ok(ended) => ended,
-        Err(run::Failed::Again) => return become_compiler(argv),
+        Err(run::Failed::Again | run::Failed::Unwatched) => return become_compiler(argv),
         Err(run::Failed::Lost(error)) => {
             client::say(&format!("kachefs-cc: lost the compiler: {error}"));
             return ExitCode::FAILURE;

@@ -366,9 +366,10 @@ fn leads_through_process(path: &[u8]) -> bool {
 }
 
 /// Whether a path may be where the kernel tells how a process was called (proc(5)), wherever that is mounted. Not how
-/// the kernel itself was.
+/// the kernel itself was, and not a directory of that name.
 fn tells_arguments(path: &[u8]) -> bool {
-    path.ends_with(b"/cmdline") && path != b"/proc/cmdline"
+    let is_directory = || Path::new(OsStr::from_bytes(path)).is_dir();
+    path.ends_with(b"/cmdline") && path != b"/proc/cmdline" && !is_directory()
 }
 
 /// `/proc/self/fd/3/name`, but not `/proc/self/fd/3`.
@@ -430,6 +431,10 @@ mod tests {
         for path in ["/proc/cmdline", "/proc/self/cmdlines", "/proc/self/environ"] {
             assert!(!tells_arguments(path.as_bytes()), "{path}");
         }
+        let dir = tempfile::tempdir().expect("tempdir");
+        let project = dir.path().join("cmdline");
+        fs::create_dir(&project).expect("mkdir");
+        assert!(!tells_arguments(project.as_os_str().as_bytes()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use memchr::memmem;
-use object::elf::DT_NEEDED;
+use object::elf::{DT_INIT, DT_NEEDED};
 use object::read::elf::ElfFile64;
 use object::{Object, ObjectSection, ObjectSymbol};
 use parking_lot::Mutex;
@@ -122,14 +122,14 @@ impl Macros {
         if Digest::of(&bytes) != digest {
             return false;
         }
-        let is_blind = is_blind(&bytes).unwrap_or(false);
+        let is_blind = has_no_way(&bytes).unwrap_or(false);
         self.0.lock().put(digest, is_blind);
         is_blind
     }
 }
 
 /// Whether a library has no way to its program's arguments; `None` where that cannot be told.
-fn is_blind(bytes: &[u8]) -> Option<bool> {
+fn has_no_way(bytes: &[u8]) -> Option<bool> {
     // Who reads the kernel's file has its name, as a rule.
     if memmem::find(bytes, b"cmdline").is_some() {
         return Some(false);
@@ -145,10 +145,16 @@ fn is_blind(bytes: &[u8]) -> Option<bool> {
         }
     }
     let starts = elf.section_by_name(".init_array")?;
+    let usual = elf
+        .section_by_name(".init")
+        .map(|section| section.address());
     let dynamic = elf.elf_dynamic_table().ok()?;
     let mut needed = dynamic.iter().filter(|entry| entry.tag == DT_NEEDED);
     let needs_system_alone = needed.all(|entry| dynamic.string(entry).is_ok_and(is_systems));
-    Some(has_keeper && starts.size() <= AT_START && needs_system_alone)
+    let mut initial = dynamic.iter().filter(|entry| entry.tag == DT_INIT);
+    let starts_as_usual =
+        starts.size() <= AT_START && initial.all(|entry| usual == Some(entry.val));
+    Some(has_keeper && starts_as_usual && needs_system_alone)
 }
 
 /// Whether a symbol of this name is there for who asks how the program was called.
@@ -215,10 +221,18 @@ mod tests {
         ];
         for flags in flags {
             for body in blind {
-                assert_eq!(is_blind(&made(body, flags)), Some(true), "{body} {flags:?}");
+                assert_eq!(
+                    has_no_way(&made(body, flags)),
+                    Some(true),
+                    "{body} {flags:?}"
+                );
             }
             for body in sees {
-                assert_ne!(is_blind(&made(body, flags)), Some(true), "{body} {flags:?}");
+                assert_ne!(
+                    has_no_way(&made(body, flags)),
+                    Some(true),
+                    "{body} {flags:?}"
+                );
             }
         }
     }
@@ -226,12 +240,17 @@ mod tests {
     #[test]
     fn what_cannot_be_told_may_see_all() {
         let stripped = made("7", &["-Cstrip=symbols"]);
-        assert_ne!(is_blind(&stripped), Some(true));
+        assert_ne!(has_no_way(&stripped), Some(true));
         for bytes in [&b""[..], b"\x7fELF", &stripped[..stripped.len() / 2]] {
-            assert_ne!(is_blind(bytes), Some(true));
+            assert_ne!(has_no_way(bytes), Some(true));
         }
+        let with_another_start = made(
+            "{ #[unsafe(no_mangle)] extern \"C\" fn starts(_: i32) {} starts as usize }",
+            &["-Clink-arg=-Wl,-init=starts"],
+        );
+        assert_ne!(has_no_way(&with_another_start), Some(true));
         let of_another = made("7", &["-Clink-arg=-Wl,--no-as-needed,-l:libresolv.so.2"]);
-        assert_ne!(is_blind(&of_another), Some(true));
+        assert_ne!(has_no_way(&of_another), Some(true));
     }
 
     #[test]

@@ -10,11 +10,12 @@
 //! A compiler whose daemon dies goes on in its directory, which the next daemon leaves alone for as long
 //! as its wrapper holds a lock on it, and the wrapper copies what was made.
 
+mod eligible;
 mod incremental;
 mod macros;
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::num::NonZeroUsize;
@@ -31,7 +32,6 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 use parking_lot::Mutex;
 use store::StoreDir;
-use wrapper::args::{Invocation, SplitDebuginfo};
 use wrapper::artifacts::{self, PATIENCE};
 use wrapper::aside::{self, Told};
 use wrapper::environment;
@@ -134,7 +134,7 @@ impl Directories {
 
     /// A directory for a compiler; `None` for one that must write where it is told.
     pub fn directory<'a>(&'a self, service: &Service, prepared: &'a Prepared) -> Option<Aside<'a>> {
-        if !may_write_aside(&self.path, prepared) || self.may_ask(service, prepared) {
+        if !eligible::may_write_aside(&self.path, prepared) || self.may_ask(service, prepared) {
             return None;
         }
         self.clear_left();
@@ -157,7 +157,7 @@ impl Directories {
             path: made.ok()??,
             state: None,
             placed: HashSet::new(),
-            is_used: false,
+            has_leaked: false,
             // Until a wrapper hears of it.
             is_over: true,
         };
@@ -256,8 +256,8 @@ pub(super) struct Aside<'a> {
     state: Option<incremental::State<'a>>,
     /// What has its name in the view.
     placed: HashSet<OsString>,
-    /// Whether a compiler wrote there.
-    is_used: bool,
+    /// Whether a proc macro may have learnt of it.
+    has_leaked: bool,
     /// Whether the wrapper has heard what becomes of it all.
     is_over: bool,
 }
@@ -302,24 +302,19 @@ impl<'a> Aside<'a> {
     }
 
     /// Why the compiler must run again where cargo told it to write: a proc macro may have made something of how it
-    /// was called.
-    pub fn why_redo(&self, outcome: &Outcome) -> Option<&'static str> {
-        if !self.is_used || !self.prepared.opaque {
+    /// was called. This crate, and those behind the same proc macros, are written there from now on.
+    pub fn why_redo(&self, service: &Service, outcome: &Outcome) -> Option<&'static str> {
+        if !self.has_leaked {
             return None;
         }
-        let Some(observed) = &outcome.observed else {
-            return Some("not-watched");
-        };
-        let mut unseen = observed.unseen.iter();
-        let may_tell = unseen.any(|unseen| unseen.may_tell_arguments());
-        may_tell.then_some(Unseen::Arguments.name())
-    }
-
-    /// Has this crate, and those behind the same proc macros, written where cargo tells it from now on.
-    pub fn forgo(&self, service: &Service) {
         let crates = &self.directories.twice;
         crates.lock().put(self.prepared.under_way.clone(), ());
+        // Of one that could not be watched nothing is known.
+        if outcome.observed.is_none() {
+            return Some("not-watched");
+        }
         self.directories.macros.suspect(service, self.prepared);
+        Some(Unseen::Arguments.name())
     }
 
     /// Gives a file its name in the view that the compiler says it has made.
@@ -434,14 +429,15 @@ pub(super) fn until_ended(
             Report::Ended {
                 mut outcome,
                 aside: wrote_aside,
+                asked,
             } => {
                 let mut placed = Ok(());
                 if let Some(aside) = aside
                     && wrote_aside
                 {
-                    aside.is_used = true;
+                    aside.has_leaked = asked;
                     aside.forget_way(&mut outcome);
-                    if aside.why_redo(&outcome).is_none() {
+                    if !asked {
                         placed = while_heard(stream, || aside.place_all(&outcome))?;
                     }
                 }
@@ -470,122 +466,10 @@ pub(super) fn conclude(
     Ok(())
 }
 
-fn may_write_aside(place: &Path, prepared: &Prepared) -> bool {
-    let invocation = &prepared.invocation;
-    // What another user makes is not ours to link.
-    let is_ours = prepared.caller.uid == geteuid().as_raw();
-    let named = [Some(&invocation.out_dir), invocation.incremental.as_ref()];
-    let mut named = named.into_iter().flatten();
-    let are_plain = aside::is_plain(place) && named.all(|path| aside::is_plain(path));
-    let remaps = prepared.remaps();
-    let users = invocation.user_remaps.iter();
-    let users = users.filter_map(|remap| Some(remap.rsplit_once('=')?.0));
-    let mut remapped = remaps.iter().map(|(from, _)| *from).chain(users);
-    let place = place.to_string_lossy();
-    !prepared.runs_unknown
-        && !must_write_there(invocation)
-        && is_ours
-        && are_plain
-        && !remapped.any(|from| place.starts_with(from))
-}
-
-/// Whether what a compiler makes may not be told where it is made, or may not be taken over from there.
-fn must_write_there(invocation: &Invocation) -> bool {
-    !is_usual_linker(invocation)
-        || invocation.split_debuginfo != SplitDebuginfo::Off
-        || invocation
-            .target
-            .as_deref()
-            .is_some_and(|target| !is_linux(target))
-}
-
-/// Whether no program links that might make more of where it writes than compilers' drivers and well-known linkers
-/// do.
-fn is_usual_linker(invocation: &Invocation) -> bool {
-    const DRIVERS: [&str; 3] = ["cc", "gcc", "clang"];
-    const LINKERS: [&str; 6] = ["ld", "bfd", "gold", "lld", "mold", "wild"];
-    if !invocation.runs_linker() {
-        return true;
-    }
-    let is_driver = invocation.linker.as_ref().is_none_or(|linker| {
-        let name = linker.file_name().and_then(OsStr::to_str);
-        // `clang-19`, `aarch64-linux-gnu-gcc`.
-        let is_version = |c: char| c.is_ascii_digit() || c == '-' || c == '.';
-        let name = name.map(|name| name.trim_end_matches(is_version));
-        let own = name.and_then(|name| name.rsplit('-').next());
-        own.is_some_and(|own| DRIVERS.contains(&own))
-    });
-    let is_linker = invocation.fuse_ld().is_none_or(|ld| LINKERS.contains(&ld));
-    let mut arguments = invocation.link_args.iter();
-    is_driver && is_linker && !arguments.any(|argument| is_detour(argument))
-}
-
-/// Whether an argument of a compiler's driver has it run other programs than its own.
-fn is_detour(argument: &str) -> bool {
-    let has = |option: &&str| argument.starts_with(option);
-    ["-B", "-wrapper", "-specs", "--specs", "-fplugin"]
-        .iter()
-        .any(has)
-        || argument.contains("--ld-path")
-}
-
-/// Whether debug information for a target is DWARF by all that is known of it: other kinds (`CodeView`) may name the
-/// object that it was in, and with it the directory. A specification of one's own may say anything.
-fn is_linux(target: &str) -> bool {
-    let is_own = Path::new(target).extension().is_some() || target.contains('/');
-    !is_own && target.split('-').any(|part| part == "linux")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use wrapper::args;
-
-    #[test]
-    fn who_may_name_the_directory_writes_where_it_is_told() {
-        let must_write_there = |more: &str| {
-            let argv = format!(
-                "rustc --crate-name x --crate-type lib --emit=dep-info,metadata,link --out-dir /t/deps \
-                 -Cmetadata=1 -Cextra-filename=-1 --error-format=json --json=artifacts x.rs {more}"
-            );
-            let argv: Vec<_> = argv.split_whitespace().map(str::to_owned).collect();
-            let parsed = args::parse(&argv[1..], Path::new("/ws"));
-            must_write_there(&parsed.expect("parses"))
-        };
-        for more in [
-            "",
-            "-Cdebuginfo=2 -Copt-level=3",
-            "--target aarch64-unknown-linux-musl",
-            "-Cincremental=/t/incremental",
-            "--crate-type bin",
-            "--crate-type proc-macro",
-            "--crate-type cdylib",
-            "--crate-type staticlib",
-            "--test",
-            "--test -Clinker=clang-19 -Clink-arg=-fuse-ld=mold",
-            "--crate-type bin -Clinker=/opt/bin/aarch64-linux-gnu-gcc",
-            "-Clinker=flip-link",
-            "--crate-type bin -Clink-arg=-Wl,-O1 -Clink-arg=-fuse-ld=lld",
-        ] {
-            assert!(!must_write_there(more), "{more}");
-        }
-        for more in [
-            "--crate-type bin -Clinker=flip-link",
-            "--test -Clinker=/ws/link.sh",
-            "--test -Clink-arg=-fuse-ld=/ws/link.sh",
-            "--test -Clink-arg=--ld-path=/ws/link.sh",
-            "--test -Clink-args=-B/ws",
-            "--test -Clink-arg=-specs=/ws/specs",
-            "-Csplit-debuginfo=packed",
-            "--target x86_64-pc-windows-gnu",
-            "--target x86_64-unknown-uefi",
-            "--target wasm32-unknown-unknown",
-            "--target targets/x86_64-unknown-linux-gnu.json",
-        ] {
-            assert!(must_write_there(more), "{more}");
-        }
-    }
 
     #[test]
     fn what_is_left_is_cleared_once_nobody_has_it() {
