@@ -12,6 +12,7 @@
 
 use std::fs;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::thread;
 
 use wrapper::trace::ALLOCATOR_IS_TOLD;
@@ -19,8 +20,12 @@ use wrapper::trace::ALLOCATOR_IS_TOLD;
 /// How much memory lies ready, in pieces of each size (proc(5)).
 const READY: &str = "/proc/buddyinfo";
 
+/// Where control groups are, by which memory may be limited (cgroups(7)).
+const GROUPS: &str = "/sys/fs/cgroup";
+
 /// The size of a large page on x86-64, as a power of two of pages: 2 MiB.
 const LARGE: usize = 9;
+const LARGE_SIZE: u64 = 2 << 20;
 
 /// How many large pages are plenty, for each processor: a GiB, which is more than most compiles take.
 const PLENTY: u64 = 512;
@@ -28,8 +33,10 @@ const PLENTY: u64 = 512;
 /// The value of the variable that tells it.
 pub(super) fn told() -> Vec<u8> {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let plenty = PLENTY * processors as u64;
     let ready = fs::read_to_string(READY).map_or(0, |text| large_pages(&text));
-    let pages = if ready >= PLENTY * processors as u64 {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let pages = if ready >= plenty && is_allowed(plenty * LARGE_SIZE, &own, Path::new(GROUPS)) {
         ",thp:always,dirty_decay_ms:-1"
     } else {
         ""
@@ -50,9 +57,69 @@ fn large_pages(ready: &str) -> u64 {
     pieces.fold(0, u64::saturating_add)
 }
 
+/// Whether the control groups of a process, as it is told them, let it have so many bytes more. In a container, what
+/// lies ready is the whole machine's.
+fn is_allowed(bytes: u64, own: &str, groups: &Path) -> bool {
+    let mut limits = own.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        // Of the second version there is one for everything, which names no controllers.
+        let (directory, limit, used) = match parts.next() {
+            Some("") => (groups.to_owned(), "memory.max", "memory.current"),
+            _ => (
+                groups.join("memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            ),
+        };
+        let own = Path::new(parts.next().unwrap_or_default());
+        // One that contains others limits them, and in a container the outermost may be its own.
+        own.ancestors().map(move |group| {
+            let group = directory.join(group.strip_prefix("/").unwrap_or(group));
+            let number = |name| {
+                fs::read_to_string(group.join(name))
+                    .ok()?
+                    .trim()
+                    .parse()
+                    .ok()
+            };
+            // No limit is a word.
+            number(limit).map(|limit: u64| limit.saturating_sub(number(used).unwrap_or(limit)))
+        })
+    });
+    limits.all(|left| left.is_none_or(|left| left >= bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_groups_leave_is_what_there_is() {
+        const GIB: u64 = 1 << 30;
+        let dir = tempfile::tempdir().expect("tempdir");
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().expect("has one")).expect("mkdir");
+            fs::write(path, text).expect("writes");
+        };
+        let allowed = |own: &str| is_allowed(GIB, own, dir.path());
+        let [second, first] = ["0::/a/b\n", "7:cpu:/x\n4:memory:/c/d\n"];
+        assert!(allowed("") && allowed(second) && allowed(first));
+        write("a/b/memory.max", "max\n");
+        write("a/memory.max", "4294967296\n");
+        write("a/memory.current", "1073741824\n");
+        write("memory/c/memory.limit_in_bytes", "9223372036854771712\n");
+        write("memory/c/memory.usage_in_bytes", "1073741824\n");
+        assert!(allowed(second) && allowed(first));
+        write("a/memory.current", "3758096384\n");
+        assert!(!allowed(second) && allowed("0::/b\n"));
+        write("memory/memory.limit_in_bytes", "2147483648\n");
+        write("memory/memory.usage_in_bytes", "2147483648\n");
+        assert!(!allowed(first) && allowed("0::/b\n"));
+        // Who limits and does not tell what is used.
+        write("memory.max", "2147483648\n");
+        assert!(!allowed("0::/b\n"));
+    }
 
     #[test]
     fn only_large_pieces_make_large_pages() {
